@@ -1,0 +1,1 @@
+"""MoRe: named entity and relation extraction with multi-modal retrieval."""
