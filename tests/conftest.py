@@ -111,7 +111,10 @@ def tiny_tokenizer(kind: str) -> Any:
             "xlm-roberta": ("XLMRobertaTokenizer", 250),
             "deberta-v2": ("DebertaV2Tokenizer", 250),
         }[kind]
-        tokenizer = getattr(transformers, name)().train_new_from_iterator(SENTENCES, size, show_progress=False)
+        # real RoBERTa pads with 1, so positions count from 2; an empty tokenizer of this class would pad with 0
+        ids = {token: i for i, token in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))}
+        empty = getattr(transformers, name)(**({"vocab": ids} if kind == "roberta" else {}))
+        tokenizer = empty.train_new_from_iterator(SENTENCES, size, show_progress=False)
     tokenizer.model_max_length = 512
     return tokenizer
 

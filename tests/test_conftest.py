@@ -14,6 +14,7 @@ def test_tiny_encoder_reloads_and_reads(kind: str, tiny_encoder: Callable[[str],
     assert tiny_encoder(kind) == folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
+    assert tokenizer.pad_token_id == model.config.pad_token_id == (1 if "roberta" in kind else tokenizer.pad_token_id)
     assert tokenizer.is_fast and model.config.model_type == kind
     ids = tokenizer(SENTENCES[0]).input_ids
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
