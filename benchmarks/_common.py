@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS_DIR = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "bm25s", "numba", "numpy")

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 # set before any Hugging Face import: no test may reach a network, and a slow look-up must not look like a pass
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
-
 
 ENCODER_KINDS = ("bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")
 
@@ -33,7 +31,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout (or $MORE_SHARED_DATA); skips without it, fails if it must be there."""
+    """The real data beside the checkout (or $MORE_SHARED_DATA); skips without it, fails where it must be there."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("MORE_SHARED_DATA") or default)
     if not folder.is_dir():

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import ENCODER_KINDS, SENTENCES
 from transformers import AutoModel, AutoTokenizer
+
+from conftest import ENCODER_KINDS, SENTENCES
 
 
 @pytest.mark.parametrize("kind", ENCODER_KINDS)
