@@ -1,7 +1,7 @@
 """Shared fixtures: tiny encoders of the real classes with real tokenizers, a real small encoder, the shared data."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
+
+from hub_server import LocalHub, local_hub
 
 ENCODER_KINDS = ("bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")
 
@@ -153,3 +155,10 @@ def tiny_config(kind: str, vocab_size: int, tokenizer: Any) -> Any:
         },
     }
     return AutoConfig.for_model(kind, **shared, **own[kind])
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    """An empty local Hub: `hub.endpoint`, `hub.env` for subprocesses, `hub.files(repo_id, repo_type)`."""
+    with local_hub(tmp_path / "hf_home") as running:
+        yield running
