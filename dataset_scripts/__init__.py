@@ -1,0 +1,52 @@
+"""The data sets: one builder and publisher a module, loaded by name with `load`."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from datasets.exceptions import DatasetGenerationError
+
+NAMES = ("twitter15", "twitter17", "snap", "wikidiverse", "demo")
+RETRIEVALS = ("none", "text", "image")
+
+
+def load(
+    name: str,
+    retrieval: str = "none",
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    **builder_options: Any,
+) -> DatasetDict:
+    """Load a data set: splits "train", "validation", "test" of rows {id, image_id, tokens, ner_tags, knowledge_…}.
+
+    Args:
+        name: one of NAMES.
+        retrieval: "none", or "text" / "image": the rows come with the knowledge that the source holds.
+        data_dir: folder with the raw files or an archive (packed or not), or a zip file; default: download.
+        cache_dir: where downloads and Arrow files are kept; default: that of `datasets`.
+        builder_options: options of the builder, like `other_as_misc=True`.
+
+    Raises:
+        ValueError: unknown name or retrieval, files that can't be read, no knowledge in the source.
+        FileNotFoundError: `data_dir` is not there, or lacks a split.
+        ConnectionError: no `data_dir`, and the archive can't be downloaded.
+    """
+    if name not in NAMES:
+        raise ValueError(f"data set {name!r} is unknown: give one of {', '.join(NAMES)}.")
+    if retrieval not in RETRIEVALS:
+        raise ValueError(f"retrieval {retrieval!r} is unknown: give one of {', '.join(RETRIEVALS)}.")
+    builder_class = importlib.import_module(f"dataset_scripts.{name}").Builder
+    builder = builder_class(
+        config_name=retrieval,
+        data_dir=None if data_dir is None else str(Path(data_dir).expanduser().resolve()),
+        cache_dir=None if cache_dir is None else str(Path(cache_dir).expanduser().resolve()),
+        **builder_options,
+    )
+    try:
+        builder.download_and_prepare()
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError | OSError):  # our own sentence, not datasets' wrapping of it
+            raise error.__cause__ from None
+        raise
+    return builder.as_dataset()

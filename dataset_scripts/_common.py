@@ -1,0 +1,415 @@
+"""What the builders share: finding or downloading the files of a set, reading them, checking what was read."""
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+from datasets.utils import tqdm
+
+from modeling_more import formats, tagging, words
+from modeling_more.formats import KNOWLEDGE_COLUMNS, Row, extract_archive, read_labelled
+from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_DATA_URL = (
+    "https://modelscope.cn/api/v1/datasets/caijiong_sijun/MoRE-processed-data/repo/files?Revision=master&FilePath="
+)
+SPLITS = {"train": ("train",), "validation": ("dev", "valid", "val", "validation"), "test": ("test",)}
+SUFFIXES = (".txt", ".conll", ".json", ".jsonl")
+ARCHIVE_SUFFIX = {"none": "", "text": "-txt", "image": "-img"}
+
+Files = dict[str, Path]  # split -> file
+
+
+# --- files
+
+
+def archive_url(name: str) -> str:
+    """Address of an archive: below $MORE_DATA_URL if that is set, else where the authors published it."""
+    base = os.environ.get("MORE_DATA_URL") or DEFAULT_DATA_URL
+    return f"{base}{name}.zip" if base.endswith(("=", "/")) else f"{base}/{name}.zip"
+
+
+def download(url: str, folder: Path, timeout: float = 30) -> Path:
+    """The file at `url`, fetched once and kept in `folder` under a name of its address.
+
+    Raises:
+        ConnectionError: it can't be fetched; the sentence names the address and --data_dir.
+        ValueError: what came is no zip file.
+    """
+    name = url.rsplit("/", 1)[-1].rsplit("=", 1)[-1]
+    path = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{name}.", dir=path.parent)
+    try:
+        logger.info("Downloading %s", url)
+        with urllib.request.urlopen(url, timeout=timeout) as answer, os.fdopen(handle, "wb") as copy:
+            length = answer.headers.get("Content-Length")
+            expected = int(length) if length else None
+            with tqdm(total=expected, unit="B", unit_scale=True, desc=name) as bar:
+                while block := answer.read(1 << 16):
+                    copy.write(block)
+                    bar.update(len(block))
+        size = os.path.getsize(beside)
+        if expected is not None and size != expected:
+            raise ConnectionError(f"{size} of {expected} bytes came")
+        if not zipfile.is_zipfile(beside):
+            raise ValueError(
+                f"{url}: what came is not a zip file; give --data_dir a folder or zip file with the data."
+            )
+        os.replace(beside, path)
+    except (OSError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConnectionError(
+            f"{name} can't be downloaded from {url} ({reason}); give --data_dir a folder or zip file with the data."
+        ) from None
+    finally:
+        if os.path.exists(beside):
+            os.remove(beside)
+    return path
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """The unpacked archive in `folder`, under a name of its content: another archive of the same name is no hit."""
+    return extract_archive(archive, folder / f"{archive.stem}-{_digest(archive)[:16]}")
+
+
+def _split_of(path: Path) -> tuple[str, bool] | None:
+    """(split, whether the name is just that) of a file by its name, None where it names no split."""
+    stem = path.stem.lower()
+    parts = set(re.split(r"[^a-z]+", stem))
+    named = [split for split, names in SPLITS.items() if parts & set(names)]
+    return (named[0], stem in SPLITS[named[0]]) if len(named) == 1 else None
+
+
+def _choose(paths: Sequence[Path], folder: Path) -> Files:
+    """One file a split: `train.txt` before `twitter.train.txt`; ValueError where two files are equally good."""
+    found: dict[str, dict[bool, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(paths):
+        if named := _split_of(path):
+            found[named[0]][named[1]].append(path)
+    chosen = {}
+    for split, by_exactness in found.items():
+        best = by_exactness.get(True) or by_exactness[False]
+        if len(best) > 1:
+            names = " and ".join(str(path.relative_to(folder)) for path in best[:2])
+            raise ValueError(f"{folder}: {names} both look like the {split} split; give --data_dir a folder with one.")
+        chosen[split] = best[0]
+    return chosen
+
+
+def find_splits(folder: Path, recursive: bool = True) -> Files:
+    """The files of train, dev|valid|val|validation and test (.txt, .conll, .json, .jsonl) in a folder, at any depth.
+
+    Hidden files and `__MACOSX` are passed over; a folder that holds all three comes before files in several folders.
+
+    Raises:
+        ValueError: two files, or two folders, are equally good.
+    """
+    paths = []
+    for path in folder.rglob("*") if recursive else folder.glob("*"):
+        inner = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in inner)
+        if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
+            paths.append(path)
+    complete = []
+    for parent in sorted({path.parent for path in paths}):
+        beside = [path for path in paths if path.parent == parent]
+        if {named[0] for path in beside if (named := _split_of(path))} == set(SPLITS):
+            complete.append(_choose(beside, folder))
+    if len(complete) > 1:
+        names = " and ".join(str(next(iter(files.values())).parent) for files in complete[:2])
+        raise ValueError(f"{folder}: {names} both hold train, dev and test; give --data_dir one of them.")
+    return complete[0] if complete else _choose(paths, folder)
+
+
+def _named(data_dir: Path, names: Sequence[str]) -> Path | None:
+    """The folder or zip file in `data_dir` that has one of the names, whatever the case; the first name wins."""
+    inside = {path.name.lower(): path for path in sorted(data_dir.iterdir())}
+    for name in names:
+        for candidate in (name.lower(), f"{name.lower()}.zip"):
+            path = inside.get(candidate)
+            if path is not None and (path.is_dir() or candidate.endswith(".zip")):
+                return path
+    return None
+
+
+def find_source(data_dir: Path, names: Sequence[str], retrieval: str, archives: Path) -> tuple[Files, Path]:
+    """The files of a set below `data_dir`, and the folder or zip file they are from.
+
+    In this order: `data_dir` is a zip file; it holds the three splits itself; it holds the archive of this retrieval
+    (packed or not), else the bare one; it holds any one zip file; the splits lie somewhere below.
+
+    Args:
+        data_dir: folder or zip file.
+        names: names of the bare archive, the first is the authors'.
+        retrieval: "none", "text" or "image".
+        archives: folder to unpack zip files in.
+
+    Raises:
+        FileNotFoundError: no `data_dir`, or a split is missing.
+        ValueError: more than one choice, or an archive of the other retrieval.
+    """
+    if not data_dir.exists():
+        raise FileNotFoundError(f"{data_dir}: no such folder or zip file; --data_dir should be where the data is.")
+    source = data_dir
+    if data_dir.is_dir() and set(find_splits(data_dir, recursive=False)) != set(SPLITS):
+        wanted = ["", "-txt", "-img"] if retrieval == "none" else [ARCHIVE_SUFFIX[retrieval], ""]
+        zips = [path for path in data_dir.iterdir() if path.suffix.lower() == ".zip"]
+        named = _named(data_dir, [f"{name}{suffix}" for suffix in wanted for name in names])
+        source = named or (zips[0] if len(zips) == 1 else data_dir)
+    kind = {"text": "image", "image": "text"}.get(retrieval, "none")
+    if kind != "none" and source.name.lower().removesuffix(".zip") in [
+        f"{name}{ARCHIVE_SUFFIX[kind]}".lower() for name in names
+    ]:
+        raise ValueError(f"{source}: holds the knowledge of {kind} retrieval; --retrieval {kind} reads it.")
+    if source.is_file():
+        if source.suffix.lower() != ".zip":
+            raise ValueError(f"{source}: neither a folder nor a zip file; --data_dir should be one of them.")
+        folder = unpack(source, archives)
+    else:
+        folder = source
+    files = find_splits(folder)
+    missing = [split for split in SPLITS if split not in files]
+    if missing:
+        looked_for = " or ".join(f"{name}.txt" for name in SPLITS[missing[0]])
+        raise FileNotFoundError(f"{source}: no {missing[0]} split; a file {looked_for} should be in it.")
+    return {split: files[split] for split in SPLITS}, source
+
+
+# --- rows
+
+
+def match_raw(rows: list[Row], raw: Sequence[Row]) -> int:
+    """Give rows without ids the id and image_id of the raw row with the same words; returns how many found one."""
+    by_words: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in reversed(raw):
+        by_words[tuple(row["tokens"])].append(row)
+    matched = 0
+    for row in rows:
+        if same := by_words.get(tuple(row["tokens"])):
+            first = same.pop()  # posts of the same words are taken in their order
+            row["id"], row["image_id"] = first["id"], first["image_id"]
+            matched += 1
+    return matched
+
+
+def knowledge_feature() -> Any:
+    """Feature of a knowledge column: a ranked list of entries."""
+    string, number = datasets.Value("string"), datasets.Value("int32")
+    return datasets.List(
+        {
+            "title": string,
+            "text": string,
+            "score": datasets.Value("float32"),
+            "source": string,
+            "match_start": number,
+            "match_end": number,
+        }
+    )
+
+
+@dataclass
+class NerConfig(datasets.BuilderConfig):
+    """`name` is the retrieval whose knowledge the rows hold.
+
+    Attributes:
+        other_as_misc: write OTHER as MISC, as some copies of Twitter-2015 do.
+        raw_dir: folder of the raw files, from which an archive's posts take id and image_id.
+        style: how raw sentences are split into words (WikiDiverse).
+    """
+
+    other_as_misc: bool = False
+    raw_dir: str | None = None
+    style: str = words.DEFAULT_STYLE
+
+
+class NerBuilder(datasets.GeneratorBasedBuilder):
+    """Posts with entities, from raw files or the authors' archives; a subclass names the set.
+
+    The files are found and read when the builder is made: the cache key holds a digest of them, and of this source, as
+    `datasets` itself would notice neither changed files nor a changed builder.
+    """
+
+    BUILDER_CONFIG_CLASS = NerConfig
+    BUILDER_CONFIGS: ClassVar[list[NerConfig]] = [
+        NerConfig(name="none", version=datasets.Version("1.0.0"), description="posts and entities"),
+        NerConfig(name="text", version=datasets.Version("1.0.0"), description="with knowledge retrieved by text"),
+        NerConfig(name="image", version=datasets.Version("1.0.0"), description="with knowledge retrieved by image"),
+    ]
+    DEFAULT_CONFIG_NAME = "none"
+
+    NAME: ClassVar[str]  # as in `load`
+    ARCHIVE: ClassVar[str]  # of the authors' bare archive
+    TITLE: ClassVar[str]
+    CREDIT: ClassVar[str]  # where the set comes from, and under which terms
+    TYPES: ClassVar[tuple[str, ...] | None]  # None: those of the training split
+    ROWS: ClassVar[tuple[int, int, int]]  # train, validation, test
+    MENTIONS: ClassVar[tuple[int, int, int] | None] = None
+
+    def __init__(
+        self,
+        cache_dir: str | None = None,
+        config_name: str | None = None,
+        hash: str | None = None,
+        data_dir: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._retrieval = config_name or "none"
+        if self._retrieval not in ARCHIVE_SUFFIX:
+            raise ValueError(f"retrieval {self._retrieval!r} is unknown: give one of {', '.join(ARCHIVE_SUFFIX)}.")
+        root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser().resolve()
+        if data_dir is not None:
+            data_dir = str(Path(data_dir).expanduser().resolve())
+        if options.get("raw_dir") is not None:
+            options["raw_dir"] = str(Path(options["raw_dir"]).expanduser().resolve())
+        inputs = self._read(data_dir, root / "more_archives", options)
+        super().__init__(
+            cache_dir=str(root),
+            config_name=self._retrieval,
+            hash=hash or self._source_digest(inputs),
+            data_dir=data_dir,
+            **options,
+        )
+
+    def _read(self, data_dir: str | None, archives: Path, options: dict[str, Any]) -> list[Path]:
+        """Fill `rows` and `types`; returns the files that were read."""
+        if data_dir is None:
+            name = f"{self.ARCHIVE}{ARCHIVE_SUFFIX[self._retrieval]}"
+            files, source = find_source(
+                download(archive_url(name), archives), self._names(), self._retrieval, archives
+            )
+        else:
+            files, source = find_source(Path(data_dir), self._names(), self._retrieval, archives)
+        column = f"knowledge_{self._retrieval}"
+        rows: dict[str, list[Row]] = {}
+        types = self._allowed_types()
+        for split, path in files.items():
+            rows[split] = read_labelled(path, types, options.get("style", words.DEFAULT_STYLE), column, split)
+            if types is None:
+                types = entity_types(tag for row in rows[split] for tag in row["ner_tags"])
+        self.rows = rows
+        inputs = list(files.values()) + self._add_raw_ids(data_dir, source, archives, options)
+        self.types = self._settle_types(source, types or [], bool(options.get("other_as_misc")))
+        self._settle_knowledge(source, column)
+        self._check_counts(source)
+        return inputs
+
+    def _names(self) -> tuple[str, str]:
+        return self.ARCHIVE, self.NAME
+
+    def _allowed_types(self) -> list[str] | None:
+        return None if self.TYPES is None else list(dict.fromkeys([*self.TYPES, "OTHER", "MISC"]))
+
+    def _add_raw_ids(self, data_dir: str | None, source: Path, archives: Path, options: dict[str, Any]) -> list[Path]:
+        """Ids of the raw files at hand for posts without; returns the raw files."""
+        if any(row["image_id"] for rows in self.rows.values() for row in rows):
+            return []
+        given = options.get("raw_dir")
+        raw_dir = Path(given) if given else None
+        if raw_dir is None and data_dir is not None and source != Path(data_dir):
+            raw_dir = _named(Path(data_dir), self._names())
+        if raw_dir is None or raw_dir == source:
+            return []
+        files, _ = find_source(raw_dir, self._names(), "none", archives)
+        matched = 0
+        for split, path in files.items():
+            matched += match_raw(self.rows[split], read_labelled(path, self._allowed_types(), id_prefix=split))
+        total = sum(map(len, self.rows.values()))
+        log = logger.info if matched == total else logger.warning
+        log("%s: %d of %d posts have the words, and take the ids, of one in %s.", source, matched, total, raw_dir)
+        return list(files.values())
+
+    def _settle_types(self, source: Path, types: list[str], other_as_misc: bool) -> list[str]:
+        """The types in their order; the fourth one has two names, of which a copy uses one."""
+        if other_as_misc:
+            for rows in self.rows.values():
+                for row in rows:
+                    row["ner_tags"] = [re.sub("^([BI])-OTHER$", r"\1-MISC", tag) for tag in row["ner_tags"]]
+            types = list(dict.fromkeys("MISC" if type_ == "OTHER" else type_ for type_ in types))
+        if self.TYPES is None:
+            return types
+        seen = set(entity_types(tag for rows in self.rows.values() for row in rows for tag in row["ner_tags"]))
+        fourth = [name for name in ("OTHER", "MISC") if name in seen]
+        if len(fourth) == 2:
+            raise ValueError(
+                f"{source}: the labels hold OTHER and MISC, which are one type; other_as_misc joins them."
+            )
+        default = "MISC" if other_as_misc else self.TYPES[-1]
+        return [*self.TYPES[:-1], fourth[0] if fourth else default]
+
+    def _settle_knowledge(self, source: Path, column: str) -> None:
+        rows = [row for split in self.rows.values() for row in split]
+        if self._retrieval != "none":
+            without = sum(not row.get(column) for row in rows)
+            if without == len(rows):
+                raise ValueError(
+                    f"{source}: the posts hold no knowledge; give --knowledge with the files to retrieve it from, or"
+                    f" --data_dir with {self.ARCHIVE}{ARCHIVE_SUFFIX[self._retrieval]}."
+                )
+            if without:
+                logger.warning("%s: %d of %d posts come without knowledge.", source, without, len(rows))
+        for row in rows:
+            for name in KNOWLEDGE_COLUMNS:
+                if name != column:
+                    row.pop(name, None)
+            if self._retrieval != "none":
+                row.setdefault(column, [])
+
+    def _check_counts(self, source: Path) -> None:
+        checks = [("posts", self.ROWS, [len(rows) for rows in self.rows.values()])]
+        if self.MENTIONS is not None:
+            mentions = [sum(len(tags_to_spans(row["ner_tags"])) for row in rows) for rows in self.rows.values()]
+            checks.append(("mentions", self.MENTIONS, mentions))
+        for what, expected, found in checks:
+            if list(expected) != found:
+                logger.warning(
+                    "%s: %s %s in train / validation / test, where %s has %s: this is another copy, or a part.",
+                    source,
+                    " / ".join(map(str, found)),
+                    what,
+                    self.TITLE,
+                    " / ".join(map(str, expected)),
+                )
+
+    def _source_digest(self, inputs: Sequence[Path]) -> str:
+        builder = sys.modules[type(self).__module__]
+        sources = [Path(str(module.__file__)) for module in (sys.modules[__name__], builder, formats, tagging, words)]
+        return hashlib.sha256("\n".join(_digest(path) for path in [*sources, *inputs]).encode()).hexdigest()
+
+    def _info(self) -> datasets.DatasetInfo:
+        features: dict[str, Any] = {
+            "id": datasets.Value("string"),
+            "image_id": datasets.Value("string"),
+            "tokens": datasets.List(datasets.Value("string")),
+            "ner_tags": datasets.List(datasets.ClassLabel(names=bio_labels(self.types))),
+        }
+        if self._retrieval != "none":
+            features[f"knowledge_{self._retrieval}"] = knowledge_feature()
+        return datasets.DatasetInfo(description=f"{self.TITLE}. {self.CREDIT}", features=datasets.Features(features))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in SPLITS]
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Row]]:
+        yield from enumerate(self.rows[split])

@@ -1,0 +1,29 @@
+"""SNAP.
+
+python dataset_scripts/snap.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path, the repository is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset_scripts._common import NerBuilder
+
+
+class Builder(NerBuilder):
+    """SNAP."""
+
+    NAME = "snap"
+    ARCHIVE = "snap"
+    TITLE = "SNAP"
+    CREDIT = ""
+    TYPES = ("PER", "LOC", "ORG", "MISC")
+    ROWS = (4290, 1432, 1459)
+
+
+if __name__ == "__main__":
+    from dataset_scripts._publish import main
+
+    sys.exit(main("snap"))

@@ -1,0 +1,29 @@
+"""Twitter-2017.
+
+python dataset_scripts/twitter17.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path, the repository is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset_scripts._common import NerBuilder
+
+
+class Builder(NerBuilder):
+    """Twitter-2017."""
+
+    NAME = "twitter17"
+    ARCHIVE = "twitter2017"
+    TITLE = "Twitter-2017"
+    CREDIT = ""
+    TYPES = ("PER", "LOC", "ORG", "MISC")
+    ROWS = (3373, 723, 723)
+
+
+if __name__ == "__main__":
+    from dataset_scripts._publish import main
+
+    sys.exit(main("twitter17"))

@@ -1,0 +1,29 @@
+"""WikiDiverse.
+
+python dataset_scripts/wikidiverse.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path, the repository is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset_scripts._common import NerBuilder
+
+
+class Builder(NerBuilder):
+    """WikiDiverse."""
+
+    NAME = "wikidiverse"
+    ARCHIVE = "WikiDiverseNER"
+    TITLE = "WikiDiverse"
+    CREDIT = ""
+    TYPES = None
+    ROWS = (6312, 755, 757)
+
+
+if __name__ == "__main__":
+    from dataset_scripts._publish import main
+
+    sys.exit(main("wikidiverse"))
