@@ -1,0 +1,171 @@
+"""The scripts' arguments: dataclasses read from the command line, from a recipe of the paper, or from a YAML file."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from .training import TrainingArguments
+
+RETRIEVALS = ("none", "text", "image")
+
+
+@dataclass
+class DataArguments:
+    """Which posts, and which knowledge they are read with."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "a set by name (twitter15, twitter17, snap, wikidiverse, demo), a folder of Parquet or a Hub id"
+        },
+    )
+    retrieval: str = field(
+        default="none", metadata={"help": "knowledge that is read with the post", "choices": list(RETRIEVALS)}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder or .zip with the named set's files; default: downloaded"}
+    )
+    train_file: str | None = field(default=None, metadata={"help": "your own posts: CoNLL or JSONL"})
+    validation_file: str | None = field(default=None, metadata={"help": "likewise, to choose the best epoch"})
+    test_file: str | None = field(default=None, metadata={"help": "likewise, scored once at the end"})
+    predict_file: str | None = field(
+        default=None,
+        metadata={"help": "posts without labels (JSONL with text or tokens, CoNLL, or .txt), for --do_predict"},
+    )
+    knowledge: list[str] = field(
+        default_factory=list,
+        metadata={"help": "corpus to retrieve from: JSONL, JSONL.gz or Parquet files, a saved corpus, or a Hub id"},
+    )
+    top_k: int = field(default=10, metadata={"help": "entries of knowledge retrieved and read"})
+    knowledge_words: int | None = field(
+        default=None, metadata={"help": "words read of each entry, around its matched sentence; default: all"}
+    )
+    shuffle_knowledge: bool = field(
+        default=False, metadata={"help": "control: every post gets another post's knowledge (same split)"}
+    )
+    max_length: int = field(default=512, metadata={"help": "sub-tokens of a post with its knowledge"})
+    overflow: str = field(
+        default="cut",
+        metadata={"help": "knowledge past max_length: cut its end, or skip whole entries", "choices": ["cut", "skip"]},
+    )
+    splitter: str = field(
+        default="twitter17",
+        metadata={"help": "how raw text becomes words", "choices": ["twitter17", "twitter15", "whitespace"]},
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first so many posts"})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "score on the first so many posts of a split"}
+    )
+    holdout_fraction: float = field(
+        default=0.0, metadata={"help": "training posts kept unseen, for a gate to learn from later (chosen by id)"}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "for data, corpora and downloads"})
+
+
+@dataclass
+class ModelArguments:
+    """Which encoder or expert, and which head and loss."""
+
+    model_name_or_path: str = field(
+        default="FacebookAI/xlm-roberta-large", metadata={"help": "encoder, or a saved expert: folder or Hub id"}
+    )
+    model_revision: str = field(default="main", metadata={"help": "branch, tag or commit of the model on the Hub"})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flash_attention_2 … (default: the library's choice)"}
+    )
+    head: str = field(default="crf", metadata={"help": "layer over the words", "choices": ["crf", "softmax"]})
+    two_views: str = field(
+        default="off",
+        metadata={"help": "loss that ties the views with and without knowledge", "choices": ["off", "crf_kl", "kl"]},
+    )
+    kl_temperature: float = field(default=1.0, metadata={"help": "softens both sides of that loss"})
+    nll_weight: float = field(default=0.5, metadata={"help": "lambda: weight of the likelihoods; KL weighs the rest"})
+    kl_target_transitions: bool = field(
+        default=False, metadata={"help": "let the KL's target move the transitions, as the authors' code does"}
+    )
+    head_dropout: float = field(default=0.0, metadata={"help": "on the word representations"})
+    word_dropout: float = field(default=0.0, metadata={"help": "zero a word's whole representation"})
+
+
+@dataclass
+class RunArguments:
+    """What to do, and where to publish it."""
+
+    do_train: bool = field(default=True, metadata={"help": "train (with --no_do_train: only score the given expert)"})
+    do_predict: bool = field(
+        default=False, metadata={"help": "tag --predict_file; alone, without --dataset, only that"}
+    )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "upload model, scores, predictions and card at the end"}
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "ORG/NAME to upload to"})
+    hub_private: bool = field(default=False, metadata={"help": "create that repository private"})
+
+
+Arguments = tuple[DataArguments, ModelArguments, TrainingArguments, RunArguments]
+
+
+def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
+    """Read the arguments: command line over YAML file (`run_ner.py my.yaml --seed 1`) over the recipe of `--dataset`
+    and `--retrieval` over the defaults.
+
+    Raises:
+        SystemExit: with one sentence, for arguments that can't be.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        [DataArguments, ModelArguments, TrainingArguments, RunArguments], description=description
+    )
+    own: dict[str, Any] = {}
+    try:
+        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+            own = read_options(Path(argv.pop(0)))
+            _set_defaults(parser, own)
+        known, _ = parser.parse_known_args(argv)
+        recipe = read_recipe(known.dataset, known.retrieval)
+        _set_defaults(parser, recipe | own)
+        return parser.parse_args_into_dataclasses(argv)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def read_recipe(dataset: str | None, retrieval: str) -> dict[str, Any]:
+    """The options of the paper for a data set and a retrieval; empty where the paper has none."""
+    path = files("modeling_more") / "recipes" / f"{dataset}_{retrieval}.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Options of a YAML (or JSON) file: a mapping of argument names.
+
+    Raises:
+        FileNotFoundError: when the file is missing.
+        ValueError: when it is no such mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no options file {path}")
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold a mapping of options, like `learning_rate: 1e-5`")
+    return options
+
+
+def _set_defaults(parser: HfArgumentParser, options: dict[str, Any]) -> None:
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in options.items():
+        if name not in actions:
+            raise ValueError(f"option {name!r} is unknown, see --help for the names")
+        # YAML reads 1e-5 as a string: argparse converts what is a string as it does on the command line
+        if not isinstance(value, bool | list | None.__class__):
+            value = str(value)
+        parser.set_defaults(**{name: value})

@@ -1,0 +1,64 @@
+"""Configuration of one MoRe expert: an encoder and a task head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+HEADS = ("crf", "softmax")
+TWO_VIEWS = ("off", "crf_kl", "kl")
+
+
+class MoReConfig(PreTrainedConfig):
+    """One expert: any `AutoModel` encoder that reads `[words ; separator ; knowledge]`, and a head over the words.
+
+    Args:
+        encoder_config: configuration of the encoder (an object or its dictionary).
+        head: `"crf"` (linear-chain CRF over the words) or `"softmax"` (every word on its own).
+        two_views: loss between the view with knowledge and the view without: `"crf_kl"` (KL of the CRF's
+            marginals), `"kl"` (KL of the softmax of the emissions) or `"off"`. Paper, section 3.4.
+        kl_temperature: T, softens both distributions of the KL term.
+        nll_weight: lambda, weight of the likelihood terms; the KL term weighs 1 - lambda.
+        kl_target_transitions: let the KL term move the CRF's transitions through its target too, as the authors'
+            code does; off: the target has no gradient at all.
+        head_dropout: dropout on the word representations.
+        word_dropout: probability with which a word's whole representation is zeroed in training.
+        constrained_decoding: exclude tag sequences that BIOES forbids when decoding.
+        id2label: BIOES labels, `{0: "O", 1: "B-PER", …}`.
+
+    Raises:
+        ValueError: for an unknown head or two-view loss, or a value out of its range.
+    """
+
+    model_type = "more"
+    sub_configs_defaults = {"encoder_config": SubConfigSpec(AutoConfig, model_type="xlm-roberta")}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    head: str = "crf"
+    two_views: str = "off"
+    kl_temperature: float = 1.0
+    nll_weight: float = 0.5
+    kl_target_transitions: bool = False
+    head_dropout: float = 0.0
+    word_dropout: float = 0.0
+    constrained_decoding: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.head not in HEADS:
+            raise ValueError(f"head is {self.head!r}, it must be one of {', '.join(HEADS)}")
+        if self.two_views not in TWO_VIEWS:
+            raise ValueError(f"two_views is {self.two_views!r}, it must be one of {', '.join(TWO_VIEWS)}")
+        if self.two_views == "crf_kl" and self.head != "crf":
+            raise ValueError('two_views="crf_kl" needs head="crf"; with a softmax head choose "kl"')
+        if self.kl_temperature <= 0:
+            raise ValueError(f"kl_temperature is {self.kl_temperature}, it must be above 0")
+        if not 0 <= self.nll_weight <= 1:
+            raise ValueError(f"nll_weight is {self.nll_weight}, it must lie between 0 and 1")
+        super().__post_init__(**kwargs)
+        if self.id2label and not self.label2id:
+            self.label2id = {label: index for index, label in self.id2label.items()}
+
+
+AutoConfig.register(MoReConfig.model_type, MoReConfig)

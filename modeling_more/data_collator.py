@@ -1,0 +1,122 @@
+"""Batches: encoded posts padded to tensors, and a sampler that puts posts of like length together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from .processing_more import MoReProcessor
+
+TEXT_ONLY = "text_only_"
+
+
+class MoReDataCollator:
+    """Pads a list of encoded posts; adds `labels` and the second view (`text_only_*`) where the posts have them.
+
+    `index` [B], the row of each post in its data set, travels along so that results can be put in order again.
+    """
+
+    def __init__(self, processor: MoReProcessor):
+        self.processor = processor
+
+    def __call__(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.processor.pad(posts)
+        batch["index"] = torch.tensor([post["index"] for post in posts])
+        if "labels" in posts[0]:
+            labels = torch.zeros_like(batch["word_positions"])
+            for row, post in enumerate(posts):
+                labels[row, : len(post["labels"])] = torch.tensor(post["labels"])
+            batch["labels"] = labels
+        if TEXT_ONLY + "input_ids" in posts[0]:
+            fields = ("input_ids", "word_rows", "word_positions")
+            view = self.processor.pad([{field: post[TEXT_ONLY + field] for field in fields} for post in posts])
+            for field in ("input_ids", "attention_mask", "word_positions"):
+                batch[TEXT_ONLY + field] = view[field]
+        return batch
+
+
+class LengthBatchSampler(Sampler[list[int]]):
+    """Shuffled batches of rows of like length: the order depends on the seed and the epoch alone.
+
+    The rows are shuffled, sorted by length inside pools of `pool` batches, cut in batches, and the batches shuffled.
+
+    Args:
+        lengths: sub-tokens of each row.
+        batch_size: rows of a batch, unless `max_tokens` is given.
+        max_tokens: padded sub-tokens of a batch (rows × longest row); a longer row is a batch of its own.
+        seed: of the order.
+        by_length: False gives plain shuffled batches.
+        pool: batches that are sorted together.
+        multiple_of: batches are repeated until their number is a multiple of this (one for each process).
+    """
+
+    drop_last = False
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        by_length: bool = True,
+        pool: int = 50,
+        multiple_of: int = 1,
+    ):
+        if not lengths:
+            raise ValueError("there are no rows to make batches of")
+        self.lengths = lengths
+        # read by accelerate, which fills up the last batch of each process by it
+        self.batch_size = batch_size if max_tokens is None else None
+        self.rows_per_batch = batch_size
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self.by_length = by_length
+        self.pool = pool
+        self.multiple_of = multiple_of
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The batches of this epoch."""
+        self.epoch = epoch
+        self.batches = self._make_batches(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def batches_in(self, epochs: int) -> list[int]:
+        """The number of batches of each of the first `epochs` epochs (they differ under a token budget)."""
+        if self.max_tokens is None:
+            return [len(self)] * epochs
+        return [len(self._make_batches(epoch)) for epoch in range(epochs)]
+
+    def _make_batches(self, epoch: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.by_length:
+            size = self.pool * self.rows_per_batch
+            pools = [order[i : i + size] for i in range(0, len(order), size)]
+            order = [row for pool in pools for row in sorted(pool, key=lambda row: self.lengths[row])]
+        batches = self._cut(order)
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        lacking = -len(shuffled) % self.multiple_of
+        return shuffled + shuffled[:lacking]
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        if self.max_tokens is None:
+            return [order[i : i + self.rows_per_batch] for i in range(0, len(order), self.rows_per_batch)]
+        batches: list[list[int]] = []
+        longest = 0
+        for row in order:
+            longest = max(longest, self.lengths[row])
+            if batches and longest * (len(batches[-1]) + 1) <= self.max_tokens:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+                longest = self.lengths[row]
+        return batches

@@ -1,0 +1,75 @@
+"""Scores of the field as `evaluate.Metric` modules: micro precision, recall and F1 over exact entities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+from seqeval.metrics import classification_report
+
+from .tagging import Span, tags_to_spans
+
+
+def entity_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Entity scores of tagged sentences (BIO or BIOES), computed by seqeval.
+
+    Gold is read as seqeval reads it (a stray I- opens an entity); `strict_f1` takes only gold entities that a B- opens.
+
+    Returns:
+        f1, precision, recall, strict_f1 in percent, and f1_per_type: {type: {precision, recall, f1, support}}.
+
+    Raises:
+        ValueError: when a prediction is not as long as its reference.
+    """
+    for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        if len(prediction) != len(reference):
+            raise ValueError(f"sentence {index} has {len(reference)} tags and {len(prediction)} predictions")
+    # the report can't be made for sentences without any entity
+    report = {}
+    if any(tag != "O" for sentence in (*predictions, *references) for tag in sentence):
+        report = classification_report(references, predictions, output_dict=True, zero_division=0)
+    total = report.pop("micro avg", {"precision": 0.0, "recall": 0.0, "f1-score": 0.0})
+    per_type = {
+        type_: {
+            "precision": 100 * float(row["precision"]),
+            "recall": 100 * float(row["recall"]),
+            "f1": 100 * float(row["f1-score"]),
+            "support": int(row["support"]),
+        }
+        for type_, row in report.items()
+        if not type_.endswith(" avg")
+    }
+    return {
+        "f1": 100 * float(total["f1-score"]),
+        "precision": 100 * float(total["precision"]),
+        "recall": 100 * float(total["recall"]),
+        "strict_f1": _strict_f1(predictions, references),
+        "f1_per_type": per_type,
+    }
+
+
+def _strict_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
+    gold = _numbered([tags_to_spans(tags, strict=True) for tags in references])
+    found = _numbered([tags_to_spans(tags) for tags in predictions])
+    return 200 * len(gold & found) / (len(gold) + len(found)) if gold or found else 0.0
+
+
+def _numbered(sentences: Sequence[Sequence[Span]]) -> set[tuple[int, Span]]:
+    return {(index, span) for index, spans in enumerate(sentences) for span in spans}
+
+
+class EntityF1(evaluate.Metric):
+    """`EntityF1().compute(predictions=[["B-PER", "O"]], references=[["B-PER", "O"]])`, see `entity_scores`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        tags = datasets.Sequence(datasets.Value("string"))
+        return evaluate.MetricInfo(
+            description="Micro precision, recall and F1 (percent) over exact (start, end, type).",
+            citation="@misc{seqeval, title={seqeval}, author={Hiroki Nakayama}, year={2018}}",
+            features=datasets.Features({"predictions": tags, "references": tags}),
+        )
+
+    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, Any]:
+        return entity_scores(predictions, references)

@@ -1,0 +1,254 @@
+"""The task models of MoRe: an encoder that reads a post with its knowledge, and a head over the post's words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoModel, AutoModelForTokenClassification, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+
+from .configuration_more import MoReConfig
+from .crf import LinearChainCRF
+from .tagging import allowed_transitions
+
+
+@dataclass
+class MoReTokenClassifierOutput(ModelOutput):
+    """What `MoReForTokenClassification` returns. B posts, N words, L labels.
+
+    Attributes:
+        loss: scalar, when labels are given.
+        logits: emissions [B, N, L] of the view that `input_ids` holds.
+        text_only_logits: emissions [B, N, L] of the words read alone, when `text_only_input_ids` is given.
+        nll_loss: scalar, the likelihood terms (of both views, where there are two).
+        kl_loss: scalar, the KL term between the views, before its weight.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    text_only_logits: Tensor | None = None
+    nll_loss: Tensor | None = None
+    kl_loss: Tensor | None = None
+
+
+class MoRePreTrainedModel(PreTrainedModel):
+    """Base of the task models: builds the encoder, loads it from a plain encoder checkpoint, initialises the head."""
+
+    config_class = MoReConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # scores of a path are sums over words: the CRF stays in float32 also in a half-precision model
+    _keep_in_fp32_modules_strict = ["crf"]
+
+    def __init__(self, config: MoReConfig):
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder_config, **_no_pooler(config.encoder_config))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LinearChainCRF):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_encoder_pretrained(cls, name_or_path: str, *, encoder_options: dict[str, Any] | None = None, **config):
+        """A task model with a fresh head on a pretrained encoder (a folder or a Hub id).
+
+        Args:
+            name_or_path: checkpoint of any `AutoModel` encoder, with or without a task head of its own.
+            encoder_options: passed to `AutoModel.from_pretrained` (`attn_implementation`, `revision`, `token`,
+                `dtype` (default float32) …).
+            config: fields of `MoReConfig` (`id2label`, `two_views` …).
+
+        Raises:
+            ValueError: when the checkpoint lacks weights of the encoder, which would stay random.
+        """
+        options: dict[str, Any] = {"dtype": torch.float32} | (encoder_options or {})
+        encoder_config = MoReConfig.sub_configs_defaults["encoder_config"].config_class.from_pretrained(
+            name_or_path, **{key: value for key, value in options.items() if key in ("revision", "token", "cache_dir")}
+        )
+        encoder, report = AutoModel.from_pretrained(
+            name_or_path, **options, **_no_pooler(encoder_config), output_loading_info=True
+        )
+        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+        if missing:
+            raise ValueError(
+                f"{name_or_path} lacks {len(missing)} weights of its encoder ({', '.join(missing[:3])} …): "
+                "they would stay random. Is it a checkpoint of this architecture?"
+            )
+        model = cls(MoReConfig(encoder_config=encoder.config, **config))
+        model.encoder = encoder
+        return model
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Encoder states [B, N, H] at the sub-tokens `positions` [B, N] of the rows `rows` [B, N] of `input_ids`
+        [R, T]. Without `rows`, post b is row b; a post cut in windows names the row of each of its words."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if rows is None:
+            rows = torch.arange(len(positions), device=positions.device)[:, None]
+        return states[rows, positions]
+
+
+class MoReForTokenClassification(MoRePreTrainedModel):
+    """Named entities: the words of a post, read together with its knowledge, tagged by a CRF (or a softmax).
+
+        processor = MoReProcessor.from_pretrained("ORG/NAME")
+        model = MoReForTokenClassification.from_pretrained("ORG/NAME")
+        predict(model, processor, [{"text": "Ada in Paris", "knowledge_text": entries}])
+
+    Source: Wang et al. 2022, section 3.3 (task model) and 3.4 (two views).
+    """
+
+    def __init__(self, config: MoReConfig):
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
+        self.crf = LinearChainCRF(config.num_labels) if config.head == "crf" else None
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        word_positions: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        word_rows: Tensor | None = None,
+        labels: Tensor | None = None,
+        text_only_input_ids: Tensor | None = None,
+        text_only_attention_mask: Tensor | None = None,
+        text_only_word_positions: Tensor | None = None,
+    ) -> MoReTokenClassifierOutput:
+        """Emissions of every word and, with labels, the loss.
+
+        Args:
+            input_ids, attention_mask: [R, T] sub-tokens; R = B unless posts are cut in windows.
+            word_positions: [B, N] position of each word's first sub-token in its row.
+            word_mask: [B, N] True where there is a word (a prefix of each row).
+            word_rows: [B, N] row of each word; default: post b is row b.
+            labels: [B, N] label ids; values under `word_mask` False are ignored.
+            text_only_input_ids, text_only_attention_mask, text_only_word_positions: the same posts without knowledge
+                (view o). With labels, a model whose config has two views on adds the terms of this view.
+
+        Raises:
+            ValueError: when word positions or mask are missing, or the second view is missing in training.
+        """
+        if word_positions is None or word_mask is None:
+            raise ValueError("word_positions and word_mask are needed: MoReProcessor makes them with the input ids")
+        logits = self._emissions(input_ids, attention_mask, word_positions, word_rows)
+        output = MoReTokenClassifierOutput(logits=logits)
+        if text_only_input_ids is not None:
+            if text_only_word_positions is None:
+                raise ValueError("text_only_input_ids needs text_only_word_positions")
+            output.text_only_logits = self._emissions(
+                text_only_input_ids, text_only_attention_mask, text_only_word_positions
+            )
+        if labels is None:
+            return output
+
+        labels = labels.masked_fill(~word_mask, 0)
+        output.nll_loss = -self._log_likelihood(logits, labels, word_mask).mean()
+        output.loss = output.nll_loss
+        if self.config.two_views == "off":
+            return output
+        if output.text_only_logits is None:
+            if self.training:
+                raise ValueError("two views are on, but the batch holds only one: text_only_input_ids is missing")
+            return output
+        output.nll_loss = output.nll_loss - self._log_likelihood(output.text_only_logits, labels, word_mask).mean()
+        output.kl_loss = self._kl_loss(logits, output.text_only_logits, word_mask)
+        output.loss = self.config.nll_weight * output.nll_loss + (1 - self.config.nll_weight) * output.kl_loss
+        return output
+
+    def _emissions(
+        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        words = self.dropout(self.encode(input_ids, attention_mask, positions, rows))
+        if self.training and self.config.word_dropout > 0:
+            kept = torch.rand(words.shape[:2], device=words.device) >= self.config.word_dropout
+            words = words * kept.unsqueeze(-1)
+        return self.classifier(words)
+
+    def _log_likelihood(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """log p(y|x) [B]."""
+        if self.crf is not None:
+            return self.crf.log_likelihood(emissions, labels, mask)
+        scores = _log_softmax(emissions).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        return (scores * mask).sum(1)
+
+    def _kl_loss(self, target_emissions: Tensor, emissions: Tensor, mask: Tensor) -> Tensor:
+        """KL(q_r || q_o) · T², summed over words, mean over posts; the target gives no gradient (METHOD, L_KL)."""
+        temperature = self.config.kl_temperature
+        if self.config.two_views == "crf_kl":
+            with torch.set_grad_enabled(self.config.kl_target_transitions and torch.is_grad_enabled()):
+                target = self.crf.log_marginals(target_emissions.detach(), mask)
+            log_q = self.crf.log_marginals(emissions, mask)
+        else:
+            target, log_q = _log_softmax(target_emissions.detach()), _log_softmax(emissions)
+        target, log_q = _log_softmax(target / temperature), _log_softmax(log_q / temperature)
+        divergence = (target.exp() * (target - log_q)).sum(-1)
+        return divergence.masked_fill(~mask, 0.0).sum(1).mean() * temperature**2
+
+    def log_marginals(self, logits: Tensor, word_mask: Tensor) -> Tensor:
+        """log q(y_i) [B, N, L] of each word, from emissions [B, N, L]."""
+        return self.crf.log_marginals(logits, word_mask) if self.crf is not None else _log_softmax(logits)
+
+    @torch.no_grad()
+    def decode(self, logits: Tensor, word_mask: Tensor, constrained: bool | None = None) -> list[list[int]]:
+        """Best label ids of each post: Viterbi over emissions [B, N, L], under the BIOES constraints when
+        `constrained` (default: `config.constrained_decoding`)."""
+        constrained = self.config.constrained_decoding if constrained is None else constrained
+        allowed = None
+        if constrained:
+            labels = [self.config.id2label[index] for index in range(self.config.num_labels)]
+            allowed = tuple(torch.tensor(part, device=logits.device) for part in allowed_transitions(labels))
+        paths, _ = self._chain().viterbi(logits, word_mask, allowed)
+        lengths = word_mask.sum(1).tolist()
+        return [path[:length] for path, length in zip(paths.tolist(), lengths, strict=True)]
+
+    @torch.no_grad()
+    def span_scores(
+        self, logits: Tensor, word_mask: Tensor, spans: Sequence[Sequence[tuple[int, int, Sequence[int]]]]
+    ) -> list[Tensor]:
+        """Probability of each span (start word, end word exclusive, label ids of its words), one tensor a post."""
+        return self._chain().span_scores(logits, word_mask, spans)
+
+    def _chain(self) -> LinearChainCRF:
+        """The CRF to decode with; a softmax head is one whose transitions are all 0."""
+        if self.crf is not None:
+            return self.crf
+        chain = LinearChainCRF(self.config.num_labels).to(self.device).requires_grad_(False)
+        for parameter in chain.parameters():
+            parameter.zero_()
+        return chain
+
+
+def _no_pooler(encoder_config: Any) -> dict[str, bool]:
+    """`add_pooling_layer=False` for the encoders that take it: the pooler is never used, and DDP trips over it."""
+    model_class = MODEL_MAPPING[type(encoder_config)]
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+
+
+def _log_softmax(scores: Tensor) -> Tensor:
+    # float32 at least: half-precision log-probabilities lose the small ones
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(-1)
+
+
+AutoModelForTokenClassification.register(MoReConfig, MoReForTokenClassification)

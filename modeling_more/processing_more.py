@@ -1,0 +1,294 @@
+"""From a post's words and its knowledge to model inputs; saved with the model as `processor_config.json`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+from .configuration_more import MoReConfig
+from .words import STYLES, split_words
+
+Entry = Mapping[str, Any]
+
+
+class MoReProcessor(ProcessorMixin):
+    """Writes `[words ; separator ; knowledge]` as sub-tokens and keeps where each word begins.
+
+    Args:
+        tokenizer: a fast tokenizer with class and separator tokens.
+        knowledge_column: which column of a data set this expert reads, `"knowledge_text"` or `"knowledge_image"`;
+            None for an expert without retrieval.
+        top_k: entries read, in their order.
+        knowledge_words: at most this many words of each entry's text, centred on its matched sentence; None: all.
+        max_length: sub-tokens of a row, special tokens included.
+        overflow: `"cut"`: knowledge is cut at its end; `"skip"`: an entry that does not fit whole is left out.
+        splitter: how raw text becomes words: `"twitter17"`, `"twitter15"` or `"whitespace"` (`words.py`).
+
+    Raises:
+        ValueError: for a tokenizer or an option that can't be used.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        knowledge_column: str | None = "knowledge_text",
+        top_k: int = 10,
+        knowledge_words: int | None = None,
+        max_length: int = 512,
+        overflow: str = "cut",
+        splitter: str = "twitter17",
+    ):
+        super().__init__(tokenizer)
+        if overflow not in ("cut", "skip"):
+            raise ValueError(f'overflow is {overflow!r}, it must be "cut" or "skip"')
+        if splitter not in STYLES:
+            raise ValueError(f"splitter is {splitter!r}, it must be one of {', '.join(STYLES)}")
+        if max_length < 4:
+            raise ValueError(f"max_length is {max_length}, it must be at least 4")
+        _check_tokenizer(tokenizer)
+        self.knowledge_column = knowledge_column
+        self.top_k = top_k
+        self.knowledge_words = knowledge_words
+        self.max_length = max_length
+        self.overflow = overflow
+        self.splitter = splitter
+
+    @classmethod
+    def from_encoder_pretrained(cls, name_or_path: str, *, tokenizer_options: dict[str, Any] | None = None, **options):
+        """A processor for a plain encoder checkpoint; `max_length` is lowered to what its tokenizer allows."""
+        load = dict(tokenizer_options or {})
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **load)
+        if not _reads_words_alike(tokenizer):
+            # byte-level tokenizers glue words otherwise
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, add_prefix_space=True, **load)
+        # a tokenizer without a limit says 10^30
+        options["max_length"] = min(options.get("max_length", 512), tokenizer.model_max_length)
+        return cls(tokenizer, **options)
+
+    def __call__(
+        self,
+        words: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        knowledge: Sequence[Entry] | Sequence[Sequence[Entry]] | None = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Model inputs for one post or several, given as words or as raw text.
+
+        Args:
+            words: the words of a post, or of several posts.
+            knowledge: the ranked entries {title, text, score} of that post, or of each; None: read without knowledge.
+            text: raw text instead of words; it is split by `self.splitter`.
+            return_tensors: only `"pt"`.
+
+        Returns:
+            input_ids, attention_mask [R, T]; word_positions, word_mask [B, N]; word_rows [B, N] where a post takes
+            several rows.
+        """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f'return_tensors is {return_tensors!r}, only "pt" is supported')
+        if (words is None) == (text is None):
+            raise ValueError("give either words or text")
+        if text is not None:
+            texts = [text] if isinstance(text, str) else text
+            words = [[word for word, _, _ in split_words(one, self.splitter)] for one in texts]
+            single = isinstance(text, str)
+        else:
+            single = bool(words) and isinstance(words[0], str)
+            words = [words] if single else words
+        if knowledge is not None and single:
+            knowledge = [knowledge]
+        return BatchFeature(self.pad(self.encode(words, knowledge)))
+
+    def encode(
+        self,
+        words: Sequence[Sequence[str]],
+        knowledge: Sequence[Sequence[Entry] | None] | None = None,
+        truncate: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Sub-tokens of posts, not padded.
+
+        A post whose words alone pass max_length is cut in overlapping windows, one row each (`truncate=False`), or
+        after the last word that fits (`truncate=True`, for training).
+
+        Returns:
+            per post: input_ids (rows of ids), word_rows and word_positions (one a kept word), cut_words (words that no
+            row holds), cut_knowledge (sub-tokens of knowledge left out).
+        """
+        if knowledge is not None and len(knowledge) != len(words):
+            raise ValueError(f"{len(words)} posts, but knowledge for {len(knowledge)}")
+        for index, post in enumerate(words):
+            if not post:
+                raise ValueError(f"post {index} has no words")
+        pieces = self._tokenize_words(words)
+        entries = self._tokenize_knowledge(knowledge or [None] * len(words))
+        return [self._lay_out(*post, truncate=truncate) for post in zip(pieces, entries, strict=True)]
+
+    def pad(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch of encoded posts as tensors (see `__call__`), the longest row deciding the width."""
+        rows = [row for post in posts for row in post["input_ids"]]
+        batch = {
+            "input_ids": _pad(rows, self.tokenizer.pad_token_id),
+            "attention_mask": _pad([[1] * len(row) for row in rows], 0),
+            "word_positions": _pad([post["word_positions"] for post in posts], 0),
+            "word_mask": _pad([[1] * len(post["word_positions"]) for post in posts], 0).bool(),
+        }
+        if len(rows) > len(posts):
+            first = 0
+            word_rows = []
+            for post in posts:
+                word_rows.append([first + row for row in post["word_rows"]])
+                first += len(post["input_ids"])
+            batch["word_rows"] = _pad(word_rows, 0)
+        return batch
+
+    def entry_text(self, entry: Entry) -> str:
+        """An entry as it is read: `[ title ] text`, the text cut to `knowledge_words` around its matched sentence."""
+        text = entry["text"]
+        if self.knowledge_words is not None:
+            spans = [match.span() for match in re.finditer(r"\S+", text)]
+            if len(spans) > self.knowledge_words:
+                start, end = entry.get("match_start") or 0, entry.get("match_end") or 0
+                matched = [i for i, (a, b) in enumerate(spans) if a < end and b > start] or [0]
+                first = (matched[0] + matched[-1] + 1 - self.knowledge_words) // 2
+                if len(matched) > self.knowledge_words:
+                    first = matched[0]  # a sentence longer than the limit is read from its beginning
+                first = max(0, min(first, len(spans) - self.knowledge_words))
+                last = first + self.knowledge_words - 1
+                text = text[spans[first][0] : spans[last][1]]
+        title = entry.get("title")
+        return f"[ {title} ] {text}" if title else text
+
+    def _tokenize_words(self, words: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Sub-tokens of every word of every post; a word without any is one unknown token."""
+        encoded = self.tokenizer(
+            [list(post) for post in words],
+            is_split_into_words=True,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        result = []
+        for index, post in enumerate(words):
+            pieces: list[list[int]] = [[] for _ in post]
+            for id_, word in zip(encoded["input_ids"][index], encoded.word_ids(index), strict=True):
+                if word is not None:
+                    pieces[word].append(id_)
+            result.append([word or [self.tokenizer.unk_token_id] for word in pieces])
+        return result
+
+    def _tokenize_knowledge(self, knowledge: Sequence[Sequence[Entry] | None]) -> list[list[list[int]]]:
+        """Sub-tokens of every entry of every post."""
+        texts = [[self.entry_text(entry) for entry in (post or ())[: self.top_k]] for post in knowledge]
+        flat = [text for post in texts for text in post]
+        if not flat:
+            return [[] for _ in knowledge]
+        ids = iter(
+            self.tokenizer(
+                flat,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_attention_mask=False,
+                verbose=False,
+            )["input_ids"]
+        )
+        return [[next(ids) for _ in post] for post in texts]
+
+    def _lay_out(self, words: list[list[int]], entries: list[list[int]], truncate: bool) -> dict[str, Any]:
+        begin, separator = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        room = self.max_length - 2
+        windows = _windows([min(len(word), room) for word in words], room)
+        if truncate:
+            windows = windows[:1]
+        rows, word_rows, word_positions = [], [], []
+        for row, (first, last, kept_from, kept_to) in enumerate(windows):
+            if truncate:
+                kept_to = last
+            ids = [begin]
+            for word in range(first, last):
+                if kept_from <= word < kept_to:
+                    word_rows.append(row)
+                    word_positions.append(len(ids))
+                ids += words[word][:room]
+            rows.append([*ids, separator])
+
+        all_knowledge = sum(map(len, entries))
+        read: list[int] = []
+        if len(windows) == 1 and len(word_positions) == len(words):
+            # one more separator closes the row
+            free = self.max_length - len(rows[0]) - 1
+            for entry in entries:
+                if self.overflow == "cut":
+                    read += entry[: max(0, free - len(read))]
+                elif len(read) + len(entry) <= free:
+                    read += entry
+            if read:
+                rows[0] += [*read, separator]
+        return {
+            "input_ids": rows,
+            "word_rows": word_rows,
+            "word_positions": word_positions,
+            "cut_words": len(words) - len(word_positions),
+            "cut_knowledge": all_knowledge - len(read),
+        }
+
+
+def _windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int]]:
+    """Cut words of these lengths into windows of at most `room` sub-tokens that overlap by about a quarter.
+
+    Returns (first, last, kept_from, kept_to) per window, ends exclusive: the words it holds, and those that are read
+    from it: each word belongs to the window in which it stands farther from a border.
+    """
+    spans = []
+    first = 0
+    while True:
+        last, used = first, 0
+        while last < len(lengths) and used + lengths[last] <= room:
+            used += lengths[last]
+            last += 1
+        spans.append((first, last))
+        if last == len(lengths):
+            break
+        overlap, start = 0, last
+        while start - 1 > first and overlap + lengths[start - 1] <= room // 4:
+            start -= 1
+            overlap += lengths[start]
+        first = start
+    windows, kept_from = [], 0
+    for index, (first, last) in enumerate(spans):
+        kept_to = last if index + 1 == len(spans) else (spans[index + 1][0] + last + 1) // 2
+        windows.append((first, last, kept_from, kept_to))
+        kept_from = kept_to
+    return windows
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def _reads_words_alike(tokenizer: Any) -> bool:
+    """Whether a word has the same sub-tokens at the beginning and later: byte-level tokenizers may glue words."""
+    try:
+        ids = tokenizer([["word", "word"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
+    except (ValueError, AssertionError):  # some byte-level tokenizers refuse words without add_prefix_space
+        return False
+    return len(ids) % 2 == 0 and ids[: len(ids) // 2] == ids[len(ids) // 2 :]
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: words can't be aligned with sub-tokens")
+    needed = ("cls_token", "sep_token", "pad_token", "unk_token")
+    lacking = [name for name in needed if getattr(tokenizer, f"{name}_id") is None]
+    if lacking:
+        raise ValueError(f"{type(tokenizer).__name__} has no {', '.join(lacking)}, which MoRe's input is built with")
+    if not _reads_words_alike(tokenizer):
+        raise ValueError(f"{type(tokenizer).__name__} glues words together: load it with add_prefix_space=True")
+
+
+AutoProcessor.register(MoReConfig, MoReProcessor)

@@ -1,0 +1,279 @@
+"""The Accelerate loop both scripts share: train, evaluate after every epoch, keep the best, checkpoint, resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, get_scheduler
+
+from .data_collator import LengthBatchSampler, MoReDataCollator
+from .processing_more import MoReProcessor
+
+logger = logging.getLogger(__name__)
+
+LAST, BEST, STATE = "last", "best", "training_state.json"
+
+
+@dataclass
+class TrainingArguments:
+    """How to train. The defaults are the paper's; a recipe of the data set sets the rest."""
+
+    output_dir: str = field(default="out", metadata={"help": "folder for model, processor, scores, predictions, card"})
+    seed: int = field(default=42, metadata={"help": "of the head's initialisation, the batches and the dropout"})
+    seeds: list[int] = field(
+        default_factory=list, metadata={"help": "train once with each of these seeds; reports mean and deviation"}
+    )
+    num_train_epochs: int = field(default=10, metadata={"help": "epochs"})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "posts of a batch on each device"})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "posts of a batch when not training"})
+    max_tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "batches hold at most so many padded sub-tokens, instead of so many posts"}
+    )
+    group_by_length: bool = field(default=True, metadata={"help": "batch posts of like length together"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches of one optimizer step"})
+    learning_rate: float = field(default=1e-5, metadata={"help": "of the encoder and the linear layer"})
+    crf_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the CRF's parameters; default: the learning rate"}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "of AdamW"})
+    warmup_ratio: float = field(default=0.0, metadata={"help": "share of the steps in which the rates rise from 0"})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients to this norm; 0: no clipping"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many epochs without a better dev score"}
+    )
+    bf16: bool = field(default=False, metadata={"help": "compute in bfloat16 (weights and CRF stay float32)"})
+    use_cpu: bool = field(default=False, metadata={"help": "stay on the CPU even where a GPU is"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for a third more time"})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "'latest', or the folder of a checkpoint of the same run"}
+    )
+    save_checkpoints: bool = field(
+        default=True, metadata={"help": "write the optimizer's state after each epoch, so that the run can resume"}
+    )
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "trackers, e.g. tensorboard trackio wandb; logs go to OUTPUT_DIR/logs"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
+                     "gradient_accumulation_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}, it must be at least 1")
+
+
+@dataclass
+class TrainingResult:
+    """What a run of `train` leaves: the row of each epoch, the best dev score and its epoch (from 1)."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_score: float = -math.inf
+    best_epoch: int = 0
+
+
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    """The Accelerator of these arguments; what `accelerate launch` configured holds where they are silent."""
+    return Accelerator(
+        cpu=args.use_cpu,
+        mixed_precision="bf16" if args.bf16 else None,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=args.report_to or None,
+        project_dir=str(Path(args.output_dir) / "logs"),
+    )
+
+
+def train(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: MoReProcessor,
+    posts: Sequence[dict[str, Any]],
+    evaluate: Callable[[torch.nn.Module], float],
+    args: TrainingArguments,
+    seed: int,
+) -> tuple[PreTrainedModel, TrainingResult]:
+    """Train on encoded posts; returns the model of the best epoch by `evaluate(model)`, and what happened.
+
+    After each epoch a checkpoint (weights, optimizer, schedule, random states) replaces the one before, whole or not
+    at all; `resume_from_checkpoint` goes on from it exactly as the unbroken run would have.
+
+    Raises:
+        FileNotFoundError: when the checkpoint to resume from is not there.
+    """
+    folder = Path(args.output_dir) / "checkpoints"
+    model_class = type(model)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    sampler = LengthBatchSampler(
+        [sum(map(len, post["input_ids"])) for post in posts],
+        args.per_device_train_batch_size,
+        args.max_tokens_per_batch,
+        seed=seed,
+        by_length=args.group_by_length,
+        multiple_of=accelerator.num_processes,
+    )
+    loader = DataLoader(posts, batch_sampler=sampler, collate_fn=MoReDataCollator(processor))  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(parameter_groups(model, args), weight_decay=args.weight_decay)
+    steps = sum(
+        math.ceil(batches / accelerator.num_processes / args.gradient_accumulation_steps)
+        for batches in sampler.batches_in(args.num_train_epochs)
+    )
+    # not prepared by accelerate, which would step it once for each process: it steps here, once an optimizer step
+    schedule = get_scheduler("linear", optimizer, round(args.warmup_ratio * steps), steps)
+    accelerator.register_for_checkpointing(schedule)
+    model_, optimizer_, loader_ = accelerator.prepare(model, optimizer, loader)
+    set_seed(seed, device_specific=True)  # from here on each process draws its own dropout
+
+    result, first_epoch = TrainingResult(), 0
+    if args.resume_from_checkpoint:
+        checkpoint = _find_checkpoint(folder, args.resume_from_checkpoint)
+        if checkpoint is None:
+            logger.warning("%s holds no checkpoint yet: training starts from the beginning", folder)
+        else:
+            if not (folder / BEST).exists() and (folder / f"{BEST}.outgoing").exists():
+                os.replace(folder / f"{BEST}.outgoing", folder / BEST)
+            accelerator.load_state(str(checkpoint))
+            state = json.loads((checkpoint / STATE).read_text())
+            first_epoch = state.pop("epoch")
+            result = TrainingResult(**state)
+            logger.info("resumed from %s after epoch %d", checkpoint, first_epoch)
+    elif accelerator.is_main_process and folder.exists():
+        shutil.rmtree(folder)  # of an earlier run in the same folder: it must not be resumed by mistake
+    accelerator.wait_for_everyone()
+
+    for epoch in range(first_epoch, args.num_train_epochs):
+        patience = args.early_stopping_patience
+        if patience is not None and result.history and epoch - result.best_epoch >= patience:
+            logger.info("stopped after epoch %d: no better dev score for %d epochs", epoch, patience)
+            break
+        sampler.set_epoch(epoch)
+        began = time.perf_counter()
+        losses = _train_epoch(accelerator, model_, optimizer_, schedule, loader_, args, epoch)
+        seconds = time.perf_counter() - began
+        score = evaluate(model_)
+        row = {"epoch": epoch + 1, **losses, "dev_f1": score, "seconds": round(seconds, 1)}
+        result.history.append(row)
+        logger.info("epoch %d: loss %.4f, dev F1 %.2f, %.0f s", epoch + 1, losses["loss"], score, seconds)
+        accelerator.log({key: value for key, value in row.items() if key != "epoch"}, step=epoch + 1)
+        if score > result.best_score:
+            result.best_score, result.best_epoch = score, epoch + 1
+            with replacing(folder / BEST, accelerator) as target:
+                save_model(accelerator, model_, target)
+        if args.save_checkpoints:
+            with replacing(folder / LAST, accelerator) as target:
+                accelerator.save_state(str(target))
+                if accelerator.is_main_process:
+                    (target / STATE).write_text(json.dumps({"epoch": epoch + 1, **vars(result)}))
+
+    accelerator.free_memory(model_, optimizer_, loader_)
+    # through the code that users load with, whatever accelerate did to the module in training
+    best = model_class.from_pretrained(folder / BEST, dtype=torch.float32)
+    return best.to(accelerator.device), result
+
+
+def parameter_groups(model: torch.nn.Module, args: TrainingArguments) -> list[dict[str, Any]]:
+    """The CRF's parameters under their own learning rate; encoder and linear layer under the other."""
+    crf = [parameter for name, parameter in model.named_parameters() if name.startswith("crf.")]
+    others = [p for name, p in model.named_parameters() if not name.startswith("crf.") and p.requires_grad]
+    groups = [{"params": others, "lr": args.learning_rate}]
+    if crf:
+        rate = args.learning_rate if args.crf_learning_rate is None else args.crf_learning_rate
+        groups.append({"params": crf, "lr": rate})
+    return groups
+
+
+def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
+    """Write the unwrapped model as safetensors and config; every process calls this (sharded weights are gathered)."""
+    core: PreTrainedModel = accelerator.unwrap_model(model)
+    state = accelerator.get_state_dict(model)
+    core.save_pretrained(folder, state_dict=state, is_main_process=accelerator.is_main_process)
+
+
+@contextmanager
+def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
+    """A folder to write into that becomes `target` when the block ends well, and leaves nothing when it does not."""
+    incoming = target.with_name(target.name + ".incoming")
+    if accelerator.is_main_process:
+        shutil.rmtree(incoming, ignore_errors=True)
+        incoming.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    yield incoming
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        outgoing = target.with_name(target.name + ".outgoing")
+        if target.exists():
+            os.replace(target, outgoing)
+        os.replace(incoming, target)
+        shutil.rmtree(outgoing, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside the file, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    os.replace(file.name, path)
+
+
+def _train_epoch(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: Any,
+    schedule: Any,
+    loader: Any,
+    args: TrainingArguments,
+    epoch: int,
+) -> dict[str, float]:
+    """One pass over the batches; the mean of each loss over the batches of every process."""
+    model.train()
+    sums: dict[str, torch.Tensor] = {}
+    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_train_epochs}", disable=not accelerator.is_main_process)
+    for step, batch in enumerate(bar):
+        del batch["index"]
+        with accelerator.accumulate(model):
+            output = model(**batch)
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients and args.max_grad_norm > 0:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                schedule.step()
+        for key in ("loss", "nll_loss", "kl_loss"):
+            if output.get(key) is not None:
+                sums[key] = sums.get(key, 0) + output[key].detach().float()
+        if step % 20 == 0 or step + 1 == len(loader):
+            loss = sums["loss"].item()  # not finite as soon as one batch was not
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}, by batch {step + 1}")
+            bar.set_postfix(loss=f"{loss / (step + 1):.3f}")
+    return {key: accelerator.reduce(value / len(loader), "mean").item() for key, value in sums.items()}
+
+
+def _find_checkpoint(folder: Path, wanted: str) -> Path | None:
+    """The checkpoint to resume from; None when 'latest' is wanted and there is none yet."""
+    if wanted != "latest":
+        if not (Path(wanted) / STATE).is_file():
+            raise FileNotFoundError(f"{wanted} is no checkpoint of this library: {STATE} is missing there")
+        return Path(wanted)
+    # a crash between the two renames leaves the older checkpoint under the second name
+    for name in (LAST, LAST + ".outgoing"):
+        if (folder / name / STATE).is_file():
+            return folder / name
+    return None

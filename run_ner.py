@@ -1,0 +1,324 @@
+#!/usr/bin/env python
+"""Named entities with retrieved knowledge: train, score, predict, publish.
+
+accelerate launch run_ner.py --dataset twitter17 --retrieval text
+
+accelerate launch run_ner.py --train_file train.jsonl --validation_file dev.jsonl --retrieval text --knowledge wiki.jsonl
+
+python run_ner.py --model_name_or_path out --do_predict --predict_file posts.jsonl --output_dir predicted
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import Dataset
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
+
+import dataset_scripts
+from modeling_more.arguments import Arguments, DataArguments, ModelArguments, parse_arguments
+from modeling_more.configuration_more import MoReConfig
+from modeling_more.data import Posts, add_knowledge, describe, knowledge_column, load_posts, split_holdout
+from modeling_more.formats import read_posts
+from modeling_more.metrics import entity_scores
+from modeling_more.modeling_more import MoReForTokenClassification
+from modeling_more.prediction import encode_posts, entities, predict, predict_tags
+from modeling_more.processing_more import MoReProcessor
+from modeling_more.tagging import bioes_labels
+from modeling_more.training import TrainingResult, make_accelerator, train, write_json
+
+logger = logging.getLogger("run_ner")
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run with these arguments (default: the command line's); returns what `all_results.json` holds."""
+    args = parse_arguments(argv, description=str(__doc__))
+    data, model, training, run = args
+    accelerator = make_accelerator(training)
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    command = " ".join(["run_ner.py", *map(shlex.quote, sys.argv[1:] if argv is None else argv)])
+    try:
+        return _run(args, accelerator, command)
+    except KeyboardInterrupt:
+        raise SystemExit(
+            f"\ninterrupted; the last complete epoch is kept: add --resume_from_checkpoint latest to go on "
+            f"(in {training.output_dir})"
+        ) from None
+
+
+def _run(args: Arguments, accelerator: Accelerator, command: str) -> dict[str, Any]:
+    data, model_args, training, run = args
+    try:
+        _check(args)
+        splits: dict[str, Posts] = {}
+        types: list[str] = []
+        report: dict[str, Any] = {}
+        to_predict: Posts = []
+        if data.dataset is not None or data.train_file is not None or data.test_file is not None:
+            with accelerator.main_process_first():
+                splits, types, report = load_posts(data, dataset_scripts.load, dataset_scripts.NAMES)
+            for name in ("train", "validation", "test"):
+                limit = data.max_train_samples if name == "train" else data.max_eval_samples
+                if name in splits and limit is not None:
+                    splits[name] = splits[name][:limit]
+            logger.info("posts: %s; types: %s", describe(splits), ", ".join(types))
+            for split in ("train", "validation"):
+                if run.do_train and split not in splits:
+                    raise ValueError(f"training needs a {split} split; there is {describe(splits)}")
+        if run.do_predict:
+            to_predict = _posts_to_predict(data, model_args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error if logger.isEnabledFor(logging.DEBUG) else None
+
+    if not splits:
+        expert, processor = _load_expert(model_args, accelerator)
+        _write_predictions(Path(training.output_dir), expert, processor, to_predict, training, accelerator)
+        return {}
+    output = Path(training.output_dir)
+    all_results: list[dict[str, Any]] = []
+    seeds = training.seeds or [training.seed]
+    for seed in seeds:
+        folder = output / f"seed-{seed}" if len(seeds) > 1 else output
+        one = replace(training, seed=seed, output_dir=str(folder))
+        all_results.append(run_seed((data, model_args, one, run), splits, types, report, to_predict, command, seed))
+    results = all_results[0] if len(seeds) == 1 else _over_seeds(all_results, seeds)
+    if accelerator.is_main_process:
+        write_json(output / "all_results.json", results)
+        _print_results(results)
+    return results
+
+
+def run_seed(
+    args: Arguments,
+    splits: dict[str, Posts],
+    types: list[str],
+    report: dict[str, Any],
+    to_predict: Posts,
+    command: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Train (unless told not to), score dev and test with and without knowledge, write everything of one seed."""
+    data, model_args, training, run = args
+    accelerator = make_accelerator(training)
+    output = Path(training.output_dir)
+    set_seed(seed)
+    try:
+        model, processor = _load_model(data, model_args, types, accelerator)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    label2id = model.config.label2id
+    two_views = model.config.two_views != "off" and processor.knowledge_column is not None
+    results: dict[str, Any] = {"seed": seed, "dataset": data.dataset or data.train_file, "retrieval": data.retrieval}
+    trained = TrainingResult()
+    if report:
+        results["retrieval_report"] = report
+
+    encoded = {
+        split: encode_posts(posts, processor, progress=accelerator.is_main_process)
+        for split, posts in splits.items()
+        if split != "train"
+    }
+    if run.do_train:
+        posts, held_out = split_holdout(splits["train"], data.holdout_fraction)
+        training_posts = encode_posts(
+            posts, processor, label2id, two_views=two_views, truncate=True, progress=accelerator.is_main_process
+        )
+        results |= _what_was_cut(training_posts) | {"train_posts": len(posts), "held_out_posts": len(held_out)}
+        if accelerator.is_main_process:
+            write_json(output / "holdout_ids.json", [post["id"] for post in held_out])
+        gold = [post["ner_tags"] for post in splits["validation"]]
+
+        def dev_score(candidate: torch.nn.Module) -> float:
+            found = predict_tags(
+                candidate, encoded["validation"], processor, accelerator, training.per_device_eval_batch_size, "dev"
+            )
+            return float(entity_scores([tags for tags, _ in found], gold)["f1"])
+
+        if training.report_to:
+            flat = {key: value for part in args for key, value in asdict(part).items()}
+            accelerator.init_trackers(
+                "more", {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat.items()}
+            )
+        model, trained = train(accelerator, model, processor, training_posts, dev_score, training, seed)
+        accelerator.end_training()
+        results |= {"best_epoch": trained.best_epoch, "history": trained.history}
+    else:
+        model.to(accelerator.device)
+
+    for split, name in (("validation", "dev"), ("test", "test")):
+        if split not in splits:
+            continue
+        found = predict_tags(
+            model, encoded[split], processor, accelerator, training.per_device_eval_batch_size, f"score {name}"
+        )
+        gold = [post["ner_tags"] for post in splits[split]]
+        scores = entity_scores([tags for tags, _ in found], gold)
+        results |= {f"{name}_{key}": value for key, value in scores.items()}
+        results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded[split])
+        if accelerator.is_main_process:
+            _write_jsonl(
+                output / "predictions" / f"{name}.jsonl",
+                [
+                    {"id": post["id"], "tokens": post["tokens"], "tags": tags, "gold": post["ner_tags"],
+                     "entities": entities(post["tokens"], tags, span_scores)}
+                    for post, (tags, span_scores) in zip(splits[split], found, strict=True)
+                ],
+            )  # fmt: skip
+        if processor.knowledge_column is not None:
+            alone = encode_posts(splits[split], processor, use_knowledge=False)
+            found = predict_tags(
+                model, alone, processor, accelerator, training.per_device_eval_batch_size, f"score {name} without"
+            )
+            scores = entity_scores([tags for tags, _ in found], gold)
+            results |= {f"{name}_no_knowledge_{key}": scores[key] for key in ("f1", "precision", "recall")}
+
+    if to_predict:
+        _write_predictions(output, model, processor, to_predict, training, accelerator)
+    if accelerator.is_main_process:
+        model.save_pretrained(output)
+        processor.save_pretrained(output)
+        write_json(output / "all_results.json", results)
+    accelerator.wait_for_everyone()
+    return results
+
+
+def _check(args: Arguments) -> None:
+    data, _, training, run = args
+    given = data.dataset or data.train_file or data.test_file
+    if not given and not run.do_predict:
+        raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
+    if run.do_predict and data.predict_file is None:
+        raise ValueError("--do_predict needs --predict_file")
+    if run.push_to_hub and run.hub_model_id is None:
+        raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME")
+    if training.resume_from_checkpoint and training.resume_from_checkpoint != "latest" and training.seeds:
+        raise ValueError("with --seeds only --resume_from_checkpoint latest is clear")
+
+
+def _load_model(
+    data: DataArguments, args: ModelArguments, types: list[str], accelerator: Accelerator
+) -> tuple[MoReForTokenClassification, MoReProcessor]:
+    """A saved expert as it is, or a fresh head on an encoder."""
+    source = {"revision": args.model_revision}
+    config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
+    if isinstance(config, MoReConfig):
+        expert, processor = _load_expert(args, accelerator)
+        unknown = sorted(set(bioes_labels(types)) - set(expert.config.label2id))
+        if unknown:
+            raise ValueError(f"{args.model_name_or_path} does not know the labels {', '.join(unknown)} of the data")
+        return expert, processor
+    options = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    labels = bioes_labels(types)
+    with accelerator.main_process_first():
+        processor = MoReProcessor.from_encoder_pretrained(
+            args.model_name_or_path,
+            tokenizer_options=source,
+            knowledge_column=knowledge_column(data.retrieval),
+            top_k=data.top_k,
+            knowledge_words=data.knowledge_words,
+            max_length=data.max_length,
+            overflow=data.overflow,
+            splitter=data.splitter,
+        )
+        model = MoReForTokenClassification.from_encoder_pretrained(
+            args.model_name_or_path,
+            encoder_options={**source, **options},
+            id2label=dict(enumerate(labels)),
+            head=args.head,
+            # one view is all there is without knowledge
+            two_views="off" if data.retrieval == "none" else args.two_views,
+            kl_temperature=args.kl_temperature,
+            nll_weight=args.nll_weight,
+            kl_target_transitions=args.kl_target_transitions,
+            head_dropout=args.head_dropout,
+            word_dropout=args.word_dropout,
+        )
+    return model, processor
+
+
+def _load_expert(args: ModelArguments, accelerator: Accelerator) -> tuple[MoReForTokenClassification, MoReProcessor]:
+    with accelerator.main_process_first():
+        processor = MoReProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+        model = MoReForTokenClassification.from_pretrained(
+            args.model_name_or_path, revision=args.model_revision, dtype=torch.float32
+        )
+    return model.to(accelerator.device), processor
+
+
+def _posts_to_predict(data: DataArguments, model_args: ModelArguments) -> Posts:
+    posts = read_posts(str(data.predict_file), style=data.splitter)
+    if data.retrieval == "text" and data.knowledge:
+        rows = Dataset.from_list([{"id": post["id"], "tokens": post["tokens"]} for post in posts])
+        attached, _ = add_knowledge(data, {"predict": rows})
+        for post, row in zip(posts, attached["predict"], strict=True):
+            post["knowledge_text"] = row["knowledge_text"]
+    return posts
+
+
+def _write_predictions(
+    output: Path, model: Any, processor: MoReProcessor, posts: Posts, training: Any, accelerator: Accelerator
+) -> None:
+    found = predict(model, processor, posts, training.per_device_eval_batch_size, accelerator)
+    if accelerator.is_main_process:
+        path = output / "predictions" / "predict.jsonl"
+        _write_jsonl(path, found)
+        logger.info("%d posts tagged: %s", len(found), path)
+
+
+def _what_was_cut(posts: Posts) -> dict[str, int]:
+    cut = {
+        "train_cut_words": sum(post["cut_words"] for post in posts),
+        "train_cut_knowledge": sum(post["cut_knowledge"] for post in posts),
+    }
+    if cut["train_cut_words"]:
+        logger.warning(
+            "%d words of training posts lie past max_length and are not learned from", cut["train_cut_words"]
+        )
+    if cut["train_cut_knowledge"]:
+        logger.info("%d sub-tokens of knowledge lie past max_length and are not read", cut["train_cut_knowledge"])
+    return cut
+
+
+def _over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+    """Mean and sample deviation of every score over the seeds, and each seed's own."""
+    merged: dict[str, Any] = {"seeds": seeds}
+    for key, value in results[0].items():
+        if isinstance(value, float) and key.startswith(("dev_", "test_")):
+            values = [row[key] for row in results]
+            merged[key] = statistics.mean(values)
+            merged[f"{key}_std"] = statistics.stdev(values)
+    return merged | {"runs": results}
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    for key in ("dev_f1", "test_f1", "test_strict_f1", "test_no_knowledge_f1"):
+        if key in results:
+            spread = f" ± {results[key + '_std']:.2f}" if key + "_std" in results else ""
+            logger.info("%s %.2f%s", key, results[key], spread)
+
+
+def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(file.name, path)
+
+
+if __name__ == "__main__":
+    main()
