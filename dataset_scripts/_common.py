@@ -301,7 +301,7 @@ class NerBuilder(datasets.GeneratorBasedBuilder):
             )
         else:
             files, source = find_source(Path(data_dir), self._names(), self._retrieval, archives)
-        column = f"knowledge_{self._retrieval}"
+        column = "knowledge_image" if self._retrieval == "image" else "knowledge_text"
         rows: dict[str, list[Row]] = {}
         types = self._allowed_types()
         for split, path in files.items():
@@ -371,7 +371,7 @@ class NerBuilder(datasets.GeneratorBasedBuilder):
                 logger.warning("%s: %d of %d posts come without knowledge.", source, without, len(rows))
         for row in rows:
             for name in KNOWLEDGE_COLUMNS:
-                if name != column:
+                if name != column or self._retrieval == "none":
                     row.pop(name, None)
             if self._retrieval != "none":
                 row.setdefault(column, [])

@@ -1,4 +1,4 @@
-"""SNAP.
+"""SNAP: tweets with images, entities PER, LOC, ORG and MISC; the larger copy behind Twitter-2017.
 
 python dataset_scripts/snap.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
 """
@@ -13,12 +13,15 @@ from dataset_scripts._common import NerBuilder
 
 
 class Builder(NerBuilder):
-    """SNAP."""
+    """SNAP, configurations none, text and image."""
 
     NAME = "snap"
     ARCHIVE = "snap"
     TITLE = "SNAP"
-    CREDIT = ""
+    CREDIT = (
+        "Lu, Neves, Carvalho, Zhang and Ji, ACL 2018. Bring your own copy or the authors' archive; what you "
+        "publish of it needs the consent of its providers."
+    )
     TYPES = ("PER", "LOC", "ORG", "MISC")
     ROWS = (4290, 1432, 1459)
 

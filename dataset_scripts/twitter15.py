@@ -1,4 +1,4 @@
-"""Twitter-2015.
+"""Twitter-2015: tweets with images, entities PER, LOC, ORG and OTHER (MISC in some copies).
 
 python dataset_scripts/twitter15.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
 """
@@ -13,12 +13,15 @@ from dataset_scripts._common import NerBuilder
 
 
 class Builder(NerBuilder):
-    """Twitter-2015."""
+    """Twitter-2015, configurations none, text and image."""
 
     NAME = "twitter15"
     ARCHIVE = "twitter2015"
     TITLE = "Twitter-2015"
-    CREDIT = ""
+    CREDIT = (
+        "Zhang, Fu, Liu and Huang, AAAI 2018; raw files as in jefferyYu/UMT. No licence is stated: using the "
+        "tweets means accepting the copyrights of Twitter and of the data set's providers."
+    )
     TYPES = ("PER", "LOC", "ORG", "OTHER")
     ROWS = (4000, 1000, 3257)
 

@@ -1,4 +1,4 @@
-"""Twitter-2017.
+"""Twitter-2017: tweets with images, entities PER, LOC, ORG and MISC.
 
 python dataset_scripts/twitter17.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
 """
@@ -13,12 +13,15 @@ from dataset_scripts._common import NerBuilder
 
 
 class Builder(NerBuilder):
-    """Twitter-2017."""
+    """Twitter-2017, configurations none, text and image."""
 
     NAME = "twitter17"
     ARCHIVE = "twitter2017"
     TITLE = "Twitter-2017"
-    CREDIT = ""
+    CREDIT = (
+        "Lu, Neves, Carvalho, Zhang and Ji, ACL 2018; raw files as in jefferyYu/UMT. No licence is stated: "
+        "using the tweets means accepting the copyrights of Twitter and of the data set's providers."
+    )
     TYPES = ("PER", "LOC", "ORG", "MISC")
     ROWS = (3373, 723, 723)
 
