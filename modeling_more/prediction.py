@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -74,8 +75,13 @@ def predict_tags(
     """
     core: MoReForTokenClassification = accelerator.unwrap_model(model)
     by_length = sorted(encoded, key=lambda post: -sum(map(len, post["input_ids"])))
-    loader = accelerator.prepare_data_loader(
-        DataLoader(by_length, batch_size=batch_size, collate_fn=MoReDataCollator(processor))  # type: ignore[arg-type]
+    # not through the accelerator, whose checkpoints would keep a sampler for every evaluation
+    loader = prepare_data_loader(
+        DataLoader(by_length, batch_size=batch_size, collate_fn=MoReDataCollator(processor)),  # type: ignore[arg-type]
+        accelerator.device,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        put_on_device=True,
     )
     model.eval()
     found: dict[int, tuple[list[str], list[float]]] = {}
