@@ -1,0 +1,646 @@
+"""Knowledge corpora: articles split into paragraphs (what is retrieved) and sentences (what is searched), as Arrow.
+
+METHOD, section 1: the key of text retrieval is a sentence of an article, the value the paragraph that holds it. Each
+paragraph is stored once; a sentence is three numbers (paragraph, start, end), so a corpus costs little more than its
+text, and both tables are memory-mapped.
+"""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sentencex
+from datasets import Dataset, Features, List, Value
+from huggingface_hub import HfApi, constants, snapshot_download
+
+
+logger = logging.getLogger(__name__)
+
+#: one ranked list of knowledge entries, best first; match_start/match_end: characters of text that were matched
+KNOWLEDGE_FEATURE = List(
+    {
+        "title": Value("string"),
+        "text": Value("string"),
+        "score": Value("float32"),
+        "source": Value("string"),
+        "match_start": Value("int32"),
+        "match_end": Value("int32"),
+    }
+)
+
+FORMAT_VERSION = 1
+META_FILE = "knowledge.json"
+INDEX_FOLDER = "bm25"
+COLUMNS = ("id", "title", "text")
+_PARAGRAPHS = pa.schema([("id", pa.string()), ("title", pa.string()), ("value", pa.string())])
+_SENTENCES = pa.schema([("paragraph", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
+_BATCH = 10_000  # paragraphs a record batch
+_SHARD_BYTES = 500_000_000
+_LINE_BREAKS = re.compile(r"[\r\n]+")
+_WORD = re.compile(r"\w")
+
+Article = tuple[str, str, str]  # id, title, text
+
+
+def default_cache_dir() -> Path:
+    """$MORE_CACHE, or the folder "more" in the cache of Hugging Face."""
+    return Path(os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """What `knowledge.json` says of a corpus; `fingerprint` is the digest of its content and of its key design."""
+
+    fingerprint: str
+    articles: int
+    empty: int  # articles without text, left out
+    paragraphs: int
+    sentences: int
+    title_in_key: bool
+    language: str
+    splitter: str
+    format_version: int = FORMAT_VERSION
+
+
+class KnowledgeCorpus:
+    """Articles as a searchable corpus: `len()` sentences (keys), each in one of the paragraphs (values).
+
+    Build one with `from_files`, load one with `from_pretrained`. `corpus[i]` is the i-th key as
+    {id, title, key, value}; `table` gives the same as a `datasets.Dataset` that is computed as it is read.
+    """
+
+    def __init__(self, folder: str | Path, index_dir: str | Path | None = None) -> None:
+        """Open a built corpus (memory-mapped Arrow); `index_dir`: where its saved BM25 index lies, if it has one."""
+        self.folder = Path(folder)
+        self.info = _read_info(self.folder)
+        self.index_dir = Path(index_dir) if index_dir is not None else None
+        self.paragraphs = Dataset.from_file(str(self.folder / "paragraphs.arrow"))
+        self.sentences = Dataset.from_file(str(self.folder / "sentences.arrow"))
+        _check_rows(self.folder, self.info, len(self.paragraphs), len(self.sentences))
+        #: int32 [sentences]: row of the paragraph that holds the sentence, and the sentence's characters in it
+        self.sentence_paragraph, self.sentence_start, self.sentence_end = (
+            _numpy(self.sentences.data.column(name)) for name in _SENTENCES.names
+        )
+        self._columns = [self.paragraphs.data.column(name).chunks for name in _PARAGRAPHS.names]
+        self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in self._columns[0]])
+
+    @property
+    def fingerprint(self) -> str:
+        return self.info.fingerprint
+
+    def __len__(self) -> int:
+        return self.info.sentences
+
+    def __repr__(self) -> str:
+        return f"KnowledgeCorpus({self.info.paragraphs} paragraphs, {len(self)} sentences, {self.fingerprint[:12]})"
+
+    def paragraph(self, row: int) -> tuple[str, str, str]:
+        """(id of the article, its title, the paragraph)."""
+        chunk = int(np.searchsorted(self._chunk_starts, row, side="right")) - 1
+        inside = row - int(self._chunk_starts[chunk])
+        article, title, value = (column[chunk][inside].as_py() for column in self._columns)
+        return article, title, value
+
+    def __getitem__(self, row: int) -> dict[str, str]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"Row {row} of a corpus with {len(self)} sentences.")
+        article, title, value = self.paragraph(int(self.sentence_paragraph[row]))
+        sentence = value[self.sentence_start[row] : self.sentence_end[row]]
+        return {"id": article, "title": title, "key": self._key(title, sentence), "value": value}
+
+    def keys(self) -> Iterator[str]:
+        """The keys in row order, read paragraph by paragraph."""
+        current, title, value = -1, "", ""
+        for row in range(len(self)):
+            paragraph = int(self.sentence_paragraph[row])
+            if paragraph != current:
+                current = paragraph
+                _, title, value = self.paragraph(paragraph)
+            yield self._key(title, value[self.sentence_start[row] : self.sentence_end[row]])
+
+    @property
+    def table(self) -> Dataset:
+        """One row a sentence: id, title, key, value; each row is computed when it is read, none is stored."""
+
+        def view(batch: dict[str, list[int]]) -> dict[str, list[str]]:
+            rows: dict[str, list[str]] = {"id": [], "title": [], "key": [], "value": []}
+            for paragraph, start, end in zip(batch["paragraph"], batch["start"], batch["end"], strict=True):
+                article, title, value = self.paragraph(paragraph)
+                rows["id"].append(article)
+                rows["title"].append(title)
+                rows["key"].append(self._key(title, value[start:end]))
+                rows["value"].append(value)
+            return rows
+
+        return self.sentences.with_transform(view)
+
+    def _key(self, title: str, sentence: str) -> str:
+        return f"{title} {sentence}" if self.info.title_in_key else sentence
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: str | Path | Sequence[str | Path],
+        cache_dir: str | Path | None = None,
+        title_in_key: bool = False,
+        language: str = "en",
+    ) -> "KnowledgeCorpus":
+        """Build a corpus from files, or open the one that was built from the same content before.
+
+        Args:
+            paths: JSONL, JSONL.gz or Parquet files with the columns id, title and text; others are ignored. A text is
+                split into paragraphs at line breaks. An article without text is left out, counted and reported.
+            cache_dir: default `default_cache_dir()`.
+            title_in_key: search "title sentence" instead of the sentence alone (the paper's key is the sentence).
+            language: of the sentence splitter.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file of another format, a line that is not a JSON object, a column missing or of a wrong
+                type, no text at all.
+        """
+        files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        if not files:
+            raise ValueError("No knowledge file is given: name at least one JSONL, JSONL.gz or Parquet file.")
+        splitter = f"sentencex {metadata.version('sentencex')}"
+        digest = hashlib.sha256(json.dumps([FORMAT_VERSION, splitter, title_in_key, language]).encode())
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"The knowledge file {file} does not exist.")
+            digest.update(f"{_kind(file)} {_file_digest(file)}".encode())
+        folder = _corpora(cache_dir) / digest.hexdigest()[:32]
+
+        def build(into: Path) -> None:
+            info = _build(into, _read_articles(files), title_in_key, language, splitter, ", ".join(map(str, files)))
+            if info.empty:
+                logger.warning("%d of %d knowledge articles have no text and are left out.", info.empty, info.articles)
+
+        return cls(_build_once(folder, build))
+
+    @classmethod
+    def concatenate(
+        cls, corpora: Sequence["KnowledgeCorpus"], cache_dir: str | Path | None = None
+    ) -> "KnowledgeCorpus":
+        """One corpus with the paragraphs of all, in order.
+
+        Raises:
+            ValueError: none given, or the keys of some hold the title and those of others do not.
+        """
+        if not corpora:
+            raise ValueError("No knowledge corpus is given: name at least one.")
+        if len(corpora) == 1:
+            return corpora[0]
+        if len({corpus.info.title_in_key for corpus in corpora}) > 1:
+            raise ValueError(
+                "Some of the knowledge corpora have the title in their keys and some not: build all alike."
+            )
+        digest = hashlib.sha256(json.dumps([FORMAT_VERSION, *(c.fingerprint for c in corpora)]).encode())
+        infos = [corpus.info for corpus in corpora]
+
+        def build(into: Path) -> None:
+            tables = [pa.Table.from_batches(c.paragraphs.data.to_batches(), schema=_PARAGRAPHS) for c in corpora]
+            _write_stream(into / "paragraphs.arrow", _PARAGRAPHS, (b for table in tables for b in table.to_batches()))
+            offsets = np.cumsum([0] + [info.paragraphs for info in infos[:-1]])
+            columns = [
+                np.concatenate([c.sentence_paragraph + np.int32(o) for c, o in zip(corpora, offsets, strict=True)]),
+                np.concatenate([c.sentence_start for c in corpora]),
+                np.concatenate([c.sentence_end for c in corpora]),
+            ]
+            _write_sentences(into, columns)
+            _finish(
+                into,
+                articles=sum(info.articles for info in infos),
+                empty=sum(info.empty for info in infos),
+                title_in_key=infos[0].title_in_key,
+                language=" ".join(dict.fromkeys(info.language for info in infos)),
+                splitter=", ".join(dict.fromkeys(info.splitter for info in infos)),
+            )
+
+        return cls(_build_once(_corpora(cache_dir) / digest.hexdigest()[:32], build))
+
+    def save_pretrained(
+        self, folder: str | Path, license: str | None = None, description: str = "", index: bool = True
+    ) -> Path:
+        """Write Parquet, the BM25 index (built if need be), `knowledge.json` and a README card; returns the folder.
+
+        Args:
+            license: of the texts, as the Hub spells it ("cc-by-sa-4.0").
+            description: where the texts come from, for the card.
+            index: leave the BM25 index out with False.
+        """
+        from .text import BM25Retriever  # the index is optional, and text.py imports this module
+
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            files = {}
+            for name, data in (("paragraphs", self.paragraphs), ("sentences", self.sentences)):
+                (beside / name).mkdir()
+                shards = max(1, -(-data.data.nbytes // _SHARD_BYTES))
+                for number in range(shards):
+                    file = f"{name}/train-{number:05d}-of-{shards:05d}.parquet"
+                    data.shard(shards, number, contiguous=True).to_parquet(str(beside / file))
+                    files[file] = _file_digest(beside / file)
+            if index:
+                BM25Retriever.from_corpus(self).save(beside / INDEX_FOLDER)
+            (beside / "README.md").write_text(_card(self.info, license, description), encoding="utf-8")
+            meta = json.dumps({**asdict(self.info), "files": files}, indent=2) + "\n"
+            (beside / META_FILE).write_text(meta, encoding="utf-8")
+            _move_into(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, cache_dir: str | Path | None = None, revision: str | None = None
+    ) -> "KnowledgeCorpus":
+        """Load what `save_pretrained` wrote, from a folder or a data set repository of the Hub.
+
+        Raises:
+            FileNotFoundError: the folder holds no corpus.
+            ValueError: its files are not those that were saved (digest or number of rows).
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(name_or_path), repo_type="dataset", revision=revision))
+        info = _read_info(folder)
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        files: dict[str, str] = meta.get("files", {})
+        for name, digest in files.items():
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"The knowledge corpus in {folder} lacks its file {name}.")
+            if _file_digest(folder / name) != digest:
+                raise ValueError(f"{folder / name} is not the file that {META_FILE} names: its digest differs.")
+
+        def build(into: Path) -> None:
+            for name, schema in (("paragraphs", _PARAGRAPHS), ("sentences", _SENTENCES)):
+                parts = [pq.ParquetFile(folder / file) for file in sorted(files) if file.startswith(f"{name}/")]
+                batches = (b for part in parts for b in part.iter_batches(_BATCH, columns=schema.names))
+                tables = (pa.Table.from_batches([batch]).cast(schema) for batch in batches)
+                if name == "paragraphs":
+                    _write_stream(into / "paragraphs.arrow", schema, (b for t in tables for b in t.to_batches()))
+                else:
+                    table = pa.concat_tables(tables)
+                    _write_sentences(into, [_numpy(table.column(column)) for column in schema.names])
+            _finish(into, info.articles, info.empty, info.title_in_key, info.language, info.splitter)
+            built = _read_info(into)
+            _check_rows(folder, info, built.paragraphs, built.sentences)
+            if built.fingerprint != info.fingerprint:
+                raise ValueError(f"The content of {folder} is not what its {META_FILE} names: the digest differs.")
+
+        if not files:
+            raise ValueError(f"{folder / META_FILE} names no files: it is not a corpus written by save_pretrained.")
+        built = _build_once(_corpora(cache_dir) / f"saved-{info.fingerprint}", build)
+        index_dir = folder / INDEX_FOLDER
+        return cls(built, index_dir if index_dir.is_dir() else None)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        license: str | None = None,
+        description: str = "",
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to a data set repository, made if need be; returns the commit's address."""
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.save_pretrained(Path(scratch) / "corpus", license, description)
+            repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                repo_type="dataset",
+                commit_message=f"Knowledge corpus {self.fingerprint[:12]}",
+                delete_patterns=["paragraphs/*", "sentences/*", f"{INDEX_FOLDER}/*"],
+            )
+        return str(commit.commit_url)
+
+
+def load_knowledge(
+    specs: Sequence[str | Path], cache_dir: str | Path | None = None, title_in_key: bool | None = None
+) -> KnowledgeCorpus:
+    """The corpus that `--knowledge` names: files, saved folders and Hub ids in any mixture, joined in that order.
+
+    Args:
+        title_in_key: key design of corpora built from files (default: the sentence alone); saved ones keep theirs.
+    """
+    corpora: list[KnowledgeCorpus] = []
+    files: list[Path] = []
+    for spec in [specs] if isinstance(specs, str | Path) else specs:
+        path = Path(spec)
+        if path.is_dir() or not (path.exists() or path.is_absolute() or path.suffix in _SUFFIXES):
+            if files:
+                corpora.append(KnowledgeCorpus.from_files(files, cache_dir, bool(title_in_key)))
+                files = []
+            if not path.is_dir() and str(spec).count("/") > 1:
+                raise FileNotFoundError(
+                    f"The knowledge {spec} is neither a file nor a folder nor a Hub id (ORG/NAME)."
+                )
+            corpora.append(KnowledgeCorpus.from_pretrained(spec, cache_dir))
+        else:
+            files.append(path)
+    if files:
+        corpora.append(KnowledgeCorpus.from_files(files, cache_dir, bool(title_in_key)))
+    return KnowledgeCorpus.concatenate(corpora, cache_dir)
+
+
+# ---------------------------------------------------------------- reading
+
+_SUFFIXES = (".jsonl", ".gz", ".parquet")
+
+
+def _kind(file: Path) -> str:
+    name = file.name.lower()
+    for ending, kind in ((".jsonl", "jsonl"), (".jsonl.gz", "jsonl.gz"), (".parquet", "parquet")):
+        if name.endswith(ending):
+            return kind
+    raise ValueError(f"The knowledge file {file} is of an unknown kind: .jsonl, .jsonl.gz and .parquet are read.")
+
+
+def _read_articles(files: Iterable[Path]) -> Iterator[Article]:
+    for file in files:
+        yield from _read_parquet(file) if _kind(file) == "parquet" else _read_jsonl(file)
+
+
+def _read_jsonl(file: Path) -> Iterator[Article]:
+    with gzip.open(file, "rb") if _kind(file) == "jsonl.gz" else open(file, "rb") as stream:
+        number = 0
+        try:
+            for number, line in enumerate(stream, 1):  # bytes: a line ends at \n only, not at U+2028
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except ValueError as error:
+                    raise ValueError(
+                        f"{file}, line {number}: not JSON ({error}); one object a line is read."
+                    ) from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{file}, line {number}: not a JSON object with id, title and text.")
+                yield _article(row, f"{file}, line {number}")
+        except (EOFError, OSError, zlib.error) as error:  # what a cut or damaged gzip raises
+            raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
+
+
+def _read_parquet(file: Path) -> Iterator[Article]:
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} is not a Parquet file ({error}).") from None
+    missing = [column for column in COLUMNS if column not in parquet.schema_arrow.names]
+    if missing:
+        raise ValueError(f"{file} lacks the column {missing[0]}: id, title and text are required.")
+    number = 0
+    for batch in parquet.iter_batches(_BATCH, columns=list(COLUMNS)):
+        for row in batch.to_pylist():
+            number += 1
+            yield _article(row, f"{file}, row {number}")
+
+
+def _article(row: dict[str, Any], where: str) -> Article:
+    fields = []
+    for column in COLUMNS:
+        if column not in row:
+            raise ValueError(f"{where}: the column {column} is missing; id, title and text are required.")
+        value = row[column]
+        if column == "text" and value is None:
+            value = ""
+        if column == "id" and isinstance(value, int):
+            value = str(value)
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: {column} is {type(value).__name__}, not a string.")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: {column} holds half a surrogate pair, which is no character.") from None
+        fields.append(value)
+    return fields[0], fields[1], fields[2]
+
+
+# ---------------------------------------------------------------- building
+
+
+def split_paragraphs(text: str) -> list[str]:
+    """Paragraphs end at a line break; blank ones are dropped."""
+    return [part.strip() for part in _LINE_BREAKS.split(text) if part.strip()]
+
+
+def split_sentences(paragraph: str, language: str = "en") -> list[tuple[int, int]]:
+    """(start, end) of each sentence that holds a word, without the white space around it."""
+    spans, position = [], 0
+    for sentence in sentencex.segment(language, paragraph):
+        bare = sentence.strip()
+        start = paragraph.find(bare, position)
+        if start < 0:  # a splitter that changes characters would shift every offset after it
+            return [(0, len(paragraph))] if _WORD.search(paragraph) else []
+        position = start + len(bare)
+        if _WORD.search(bare):
+            spans.append((start, position))
+    return spans
+
+
+def _build(
+    into: Path, articles: Iterable[Article], title_in_key: bool, language: str, splitter: str, source: str
+) -> CorpusInfo:
+    counts = {"articles": 0, "empty": 0}
+    columns = array("i"), array("i"), array("i")
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        rows: list[Article] = []
+        number = 0
+        for article, title, text in articles:
+            counts["articles"] += 1
+            paragraphs = split_paragraphs(text)
+            counts["empty"] += not paragraphs
+            for value in paragraphs:
+                for start, end in split_sentences(value, language):
+                    for column, entry in zip(columns, (number, start, end), strict=True):
+                        column.append(entry)
+                rows.append((article, title, value))
+                number += 1
+                if len(rows) == _BATCH:
+                    yield _record_batch(rows)
+                    rows = []
+        if rows:
+            yield _record_batch(rows)
+
+    _write_stream(into / "paragraphs.arrow", _PARAGRAPHS, batches())
+    if not columns[0]:
+        raise ValueError(f"The knowledge in {source} holds no text: no article has a word in its column text.")
+    _write_sentences(into, [np.frombuffer(column, dtype=np.int32) for column in columns])
+    return _finish(into, counts["articles"], counts["empty"], title_in_key, language, splitter)
+
+
+def _record_batch(rows: list[Article]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=_PARAGRAPHS)
+
+
+def _write_stream(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    # the features travel in the schema, so that `datasets` reads the same types back
+    described = Features.from_arrow_schema(schema).arrow_schema
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, described) as writer:
+        for batch in batches:
+            writer.write_batch(pa.record_batch(batch.columns, schema=described))
+
+
+def _write_sentences(into: Path, columns: Sequence[np.ndarray]) -> None:
+    # one record batch: its columns are read back as memory-mapped arrays without a copy
+    batch = pa.record_batch([pa.array(column, pa.int32()) for column in columns], schema=_SENTENCES)
+    _write_stream(into / "sentences.arrow", _SENTENCES, [batch])
+
+
+def _finish(into: Path, articles: int, empty: int, title_in_key: bool, language: str, splitter: str) -> CorpusInfo:
+    tables = [Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")]
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, title_in_key]).encode())
+    for table in tables:
+        for column in table.columns:
+            digest.update(_column_digest(column))
+    info = CorpusInfo(
+        fingerprint=digest.hexdigest()[:32],
+        articles=articles,
+        empty=empty,
+        paragraphs=tables[0].num_rows,
+        sentences=tables[1].num_rows,
+        title_in_key=title_in_key,
+        language=language,
+        splitter=splitter,
+    )
+    (into / META_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+    return info
+
+
+def _column_digest(column: pa.ChunkedArray) -> bytes:
+    """Digest of the values, whatever the chunks they are stored in."""
+    lengths, values = hashlib.sha256(), hashlib.sha256()
+    for chunk in column.chunks:
+        if pa.types.is_string(chunk.type):
+            offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            lengths.update(np.diff(offsets).tobytes())
+            values.update(memoryview(chunk.buffers()[2] or b"")[offsets[0] : offsets[-1]])
+        else:
+            values.update(chunk.to_numpy().tobytes())
+    return lengths.digest() + values.digest()
+
+
+def _build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
+    """Run `build` in a folder beside and rename it: a killed run leaves nothing that looks whole."""
+    if (folder / META_FILE).is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        build(beside)
+        try:
+            os.rename(beside, folder)
+        except OSError:
+            if not (folder / META_FILE).is_file():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _move_into(beside: Path, folder: Path) -> None:
+    """Replace the corpus in `folder`; its knowledge.json goes first and comes last, so no mixture looks whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / META_FILE).unlink(missing_ok=True)
+    for name in ("paragraphs", "sentences", INDEX_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for entry in sorted(beside.iterdir(), key=lambda path: path.name == META_FILE):
+        os.replace(entry, folder / entry.name)
+
+
+def _corpora(cache_dir: str | Path | None) -> Path:
+    return (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "corpora"
+
+
+def _read_info(folder: Path) -> CorpusInfo:
+    file = folder / META_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no knowledge corpus: {META_FILE}, written by save_pretrained, is missing."
+        )
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        info = CorpusInfo(**{name: meta[name] for name in CorpusInfo.__dataclass_fields__})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} does not describe a knowledge corpus ({error!r}).") from None
+    if info.format_version != FORMAT_VERSION:
+        raise ValueError(f"{file} is of format {info.format_version}, this version reads {FORMAT_VERSION}.")
+    return info
+
+
+def _check_rows(folder: Path, info: CorpusInfo, paragraphs: int, sentences: int) -> None:
+    if (paragraphs, sentences) != (info.paragraphs, info.sentences):
+        raise ValueError(
+            f"The corpus in {folder} has {paragraphs} paragraphs and {sentences} sentences, "
+            f"its {META_FILE} names {info.paragraphs} and {info.sentences}."
+        )
+
+
+def _numpy(column: pa.ChunkedArray) -> np.ndarray:
+    if column.num_chunks == 1:
+        return column.chunk(0).to_numpy()  # a view of the mapped file
+    return column.to_numpy()
+
+
+def _file_digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _card(info: CorpusInfo, license: str | None, description: str) -> str:
+    head = ["---", "tags:", "- knowledge-corpus", "- modeling-more", "configs:"]
+    for name, default in (("paragraphs", True), ("sentences", False)):
+        head += [f"- config_name: {name}", f"  data_files: {name}/*.parquet"]
+        head += ["  default: true"] if default else []
+    head += [f"license: {license}"] if license else []
+    key = "title and sentence" if info.title_in_key else "sentence"
+    body = f"""---
+
+# Knowledge corpus
+
+{description or "Texts to retrieve knowledge from, for named entity and relation extraction."}
+
+| | |
+|---|---|
+| articles | {info.articles - info.empty} ({info.empty} more had no text) |
+| paragraphs (values) | {info.paragraphs} |
+| sentences (keys) | {info.sentences} |
+| key | {key} |
+| sentence splitter | {info.splitter}, language {info.language} |
+| licence of the texts | {license or "not stated"} |
+| fingerprint | `{info.fingerprint}` |
+
+`paragraphs` holds id, title and value, one row a paragraph; `sentences` the row of the paragraph and the characters
+`start` to `end` of each sentence; `{INDEX_FOLDER}/` a BM25 index over the sentences.
+
+```python
+from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
+
+retriever = BM25Retriever.from_corpus(KnowledgeCorpus.from_pretrained("ORG/NAME"))
+retriever.search(["a post's words"], top_k=3)
+```
+"""
+    return "\n".join(head) + "\n" + body
