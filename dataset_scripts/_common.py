@@ -1,6 +1,7 @@
 """What the builders share: finding or downloading the files of a set, reading them, checking what was read."""
 
 import hashlib
+import http.client
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import datasets
 from datasets.utils import tqdm
@@ -56,32 +57,34 @@ def download(url: str, folder: Path, timeout: float = 30) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{name}.", dir=path.parent)
+    elsewhere = "give --data_dir a folder or zip file with the data"
     try:
-        logger.info("Downloading %s", url)
-        with urllib.request.urlopen(url, timeout=timeout) as answer, os.fdopen(handle, "wb") as copy:
-            length = answer.headers.get("Content-Length")
-            expected = int(length) if length else None
-            with tqdm(total=expected, unit="B", unit_scale=True, desc=name) as bar:
-                while block := answer.read(1 << 16):
-                    copy.write(block)
-                    bar.update(len(block))
-        size = os.path.getsize(beside)
-        if expected is not None and size != expected:
-            raise ConnectionError(f"{size} of {expected} bytes came")
+        with os.fdopen(handle, "wb") as copy:
+            try:
+                _fetch(url, copy, name, timeout)
+            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not an address at all
+                reason = f"HTTP {error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else error
+                raise ConnectionError(f"{name} can't be downloaded from {url} ({reason}); {elsewhere}.") from None
         if not zipfile.is_zipfile(beside):
-            raise ValueError(
-                f"{url}: what came is not a zip file; give --data_dir a folder or zip file with the data."
-            )
+            raise ValueError(f"{url}: what came is no zip file; {elsewhere}.")
         os.replace(beside, path)
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ConnectionError(
-            f"{name} can't be downloaded from {url} ({reason}); give --data_dir a folder or zip file with the data."
-        ) from None
     finally:
         if os.path.exists(beside):
             os.remove(beside)
     return path
+
+
+def _fetch(url: str, copy: BinaryIO, name: str, timeout: float) -> None:
+    logger.info("Downloading %s", url)
+    with urllib.request.urlopen(url, timeout=timeout) as answer:
+        length = answer.headers.get("Content-Length")
+        expected = int(length) if length else None
+        with tqdm(total=expected, unit="B", unit_scale=True, desc=name) as bar:
+            while block := answer.read(1 << 16):
+                copy.write(block)
+                bar.update(len(block))
+    if expected is not None and copy.tell() != expected:
+        raise ConnectionError(f"{copy.tell()} of {expected} bytes came")
 
 
 def _digest(path: Path) -> str:

@@ -153,7 +153,7 @@ def test_tokens_and_tags(tmp_path: Path) -> None:
             "ner_tags": ["B-PER", "O"],
             "knowledge_text": knowledge,
         },
-        {"tokens": ["Oslo"], "tags": ["S-LOC"]},
+        {"tokens": ["Oslo"], "ner_tags": ["S-LOC"]},
     )
     entry = {"title": "Ada", "text": "Ada was …", "score": 2.5, "source": "", "match_start": 0, "match_end": 0}
     assert read_labelled(path) == [
