@@ -4,7 +4,6 @@ from .attach import AttachReport, TitleRecall, attach_text_knowledge, title_reca
 from .corpus import KNOWLEDGE_FEATURE, CorpusInfo, KnowledgeCorpus, load_knowledge
 from .text import BM25Retriever
 
-
 __all__ = [
     "KNOWLEDGE_FEATURE",
     "AttachReport",

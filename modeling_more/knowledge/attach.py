@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from tqdm.auto import tqdm
 
@@ -18,7 +19,6 @@ from modeling_more.tagging import tags_to_spans
 
 from .corpus import KNOWLEDGE_FEATURE, default_cache_dir
 from .leakage import Entry, search_without_leaks
-
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +91,9 @@ def attach_text_knowledge(
         if "tokens" not in split.column_names:
             raise ValueError(f"The posts have no column tokens, only {', '.join(split.column_names)}.")
         files, report = _retrieve(split, retriever, top_k, cache, query, shard_size, name or "posts")
-        tables = [pq.read_table(file, columns=["knowledge"]) for file in files]
-        features = Features({column: KNOWLEDGE_FEATURE})
-        table = pa.concat_tables(tables) if tables else pa.table({"knowledge": []})
-        table = table.rename_columns([column]).cast(features.arrow_schema)
-        knowledge = Dataset(table, split=split.split, fingerprint=_digest([str(file.stem) for file in files]))
+        # the shards stay memory-mapped: neither the posts nor the knowledge need fit into memory
+        knowledge = concatenate_datasets([Dataset.from_file(str(file)) for file in files] or [_empty_shard()])
+        knowledge = knowledge.remove_columns("dropped").rename_column("knowledge", column)
         result[name] = concatenate_datasets([split, knowledge], axis=1)
         total += report
     logger.info("Knowledge attached: %s", total)
@@ -122,12 +120,12 @@ def _retrieve(
             posts = [post_text(row) for row in rows]
             queries = [query(row) for row in rows]
             settings = [ATTACH_VERSION, retriever.fingerprint, top_k]
-            file = cache / f"{_digest([*settings, queries, posts])}.parquet"
-            cached = _is_whole(file, len(rows))
-            if not cached:
-                _write(file, *search_without_leaks(retriever.search, queries, posts, top_k))
-            shard = pq.read_table(file)
-            counts = [len(entries) for entries in shard.column("knowledge")]
+            file = cache / f"{_digest([*settings, queries, posts])}.arrow"
+            shard = _open(file, len(rows))
+            cached = shard is not None
+            if shard is None:
+                shard = _write(file, *search_without_leaks(retriever.search, queries, posts, top_k))
+            counts = pc.list_value_length(shard.column("knowledge")).to_pylist()
             report += AttachReport(
                 posts=len(rows),
                 entries=sum(counts),
@@ -140,21 +138,39 @@ def _retrieve(
     return files, report
 
 
-def _write(file: Path, knowledge: list[list[Entry]], dropped: list[int]) -> None:
-    table = pa.Table.from_pydict({"knowledge": knowledge, "dropped": dropped}, schema=_SHARD.arrow_schema)
+def _write(file: Path, knowledge: list[list[Entry]], dropped: list[int]) -> pa.Table:
+    entries = [entry for found in knowledge for entry in found]
+    offsets = np.cumsum([0] + [len(found) for found in knowledge])
+    fields = list(_SHARD.arrow_schema.field("knowledge").type.value_type)
+    columns = [pa.array([entry[field.name] for entry in entries], field.type) for field in fields]
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(columns, fields=fields))
+    table = pa.Table.from_arrays([lists, pa.array(dropped, pa.int32())], schema=_SHARD.arrow_schema)
     beside = file.with_suffix(f".tmp{os.getpid()}")
     try:
-        pq.write_table(table, beside)
+        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
         os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
+    return table
 
 
-def _is_whole(file: Path, rows: int) -> bool:
+def _open(file: Path, rows: int) -> pa.Table | None:
+    if not file.is_file():
+        return None
     try:
-        return file.is_file() and pq.ParquetFile(file).metadata.num_rows == rows
-    except pa.ArrowInvalid:  # damaged from outside, for writing is atomic: searched again
-        return False
+        with pa.memory_map(str(file)) as source:
+            table = pa.ipc.open_stream(source).read_all()
+    except pa.ArrowInvalid:
+        table = None
+    if table is None or table.schema != _SHARD.arrow_schema or table.num_rows != rows:
+        logger.warning("%s is damaged: its posts are searched again.", file)  # not by us: writing is atomic
+        return None
+    return table
+
+
+def _empty_shard() -> Dataset:
+    return Dataset.from_dict({"knowledge": [], "dropped": []}, features=_SHARD)
 
 
 def _digest(parts: object) -> str:

@@ -10,8 +10,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import bm25s
@@ -20,7 +21,6 @@ from numba import njit
 
 from .corpus import INDEX_FOLDER, KnowledgeCorpus, default_cache_dir
 from .leakage import WORDS, Entry, search_without_leaks
-
 
 logger = logging.getLogger(__name__)
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG at import
@@ -110,8 +110,8 @@ class BM25Retriever:
         """The k best paragraphs of each query, by their best sentence.
 
         Returns:
-            int32 [queries, k] rows of the sentences, filled up with -1, and float32 [queries, k] their BM25 scores, all
-            above 0, falling; equal scores in the order of the corpus.
+            int32 [queries, k] rows of the sentences, filled up with -1, and float32 [queries, k] their BM25 scores,
+            all above 0, falling; equal scores in the order of the corpus.
         """
         if k < 1:
             raise ValueError(f"At least one result must be asked for, not {k}.")
@@ -156,36 +156,32 @@ class BM25Retriever:
         while pending:
             rows, scores = self.search_paragraphs([queries[row] for row in pending], fetch)
             again = []
-            for query, found, values in zip(pending, rows.tolist(), scores.tolist(), strict=True):
-                results[query] = self._entries(found, values, top_k)
+            for query, found, entries in zip(pending, rows, self._entries(rows, scores, top_k), strict=True):
+                results[query] = entries
                 # fewer than asked for although every slot was filled: the same text stood in several rows
-                if len(results[query]) < top_k and len(found) == fetch and found[-1] >= 0:
+                if len(entries) < top_k and len(found) == fetch and found[-1] >= 0:
                     again.append(query)
             pending, fetch = again, fetch * 4
         return results
 
-    def _entries(self, rows: list[int], scores: list[float], top_k: int) -> list[Entry]:
+    def _entries(self, rows: np.ndarray, scores: np.ndarray, top_k: int) -> Iterator[list[Entry]]:
         corpus = self.corpus
-        entries: list[Entry] = []
-        seen = set()
-        for row, score in zip(rows, scores, strict=True):
-            if row < 0 or len(entries) == top_k:
-                break
-            source, title, text = corpus.paragraph(int(corpus.sentence_paragraph[row]))
-            if (title, text) in seen:
-                continue
-            seen.add((title, text))
-            entries.append(
-                {
-                    "title": title,
-                    "text": text,
-                    "score": score,
-                    "source": source,
-                    "match_start": int(corpus.sentence_start[row]),
-                    "match_end": int(corpus.sentence_end[row]),
-                }
-            )
-        return entries
+        counts = (rows >= 0).sum(axis=1).tolist()
+        hits = rows[rows >= 0]
+        distinct, place = np.unique(corpus.sentence_paragraph[hits], return_inverse=True)
+        paragraphs = corpus.read_paragraphs(distinct)
+        starts, ends = corpus.sentence_start[hits].tolist(), corpus.sentence_end[hits].tolist()
+        found = zip(place.tolist(), scores[rows >= 0].tolist(), starts, ends, strict=True)
+        for count in counts:
+            entries: list[Entry] = []
+            seen = set()
+            for at, score, start, end in islice(found, count):
+                source, title, text = paragraphs[at]
+                if len(entries) < top_k and (title, text) not in seen:
+                    seen.add((title, text))
+                    entry = {"title": title, "text": text, "score": score, "source": source}
+                    entries.append({**entry, "match_start": start, "match_end": end})
+            yield entries
 
 
 @njit(nogil=True, cache=True)
