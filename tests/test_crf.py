@@ -1,0 +1,516 @@
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import NamedTuple
+
+import pytest
+import torch
+import torchcrf
+from torch import Tensor
+
+from modeling_more import crf as crf_module
+from modeling_more.crf import LinearChainCRF
+from modeling_more.tagging import allowed_transitions, bioes_labels, tags_to_spans
+
+NAMES = ("start_transitions", "transitions", "end_transitions")
+
+
+class Problem(NamedTuple):
+    crf: LinearChainCRF
+    emissions: Tensor
+    mask: Tensor
+    tags: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.emissions, *(getattr(self.crf, name) for name in NAMES)
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.mask.sum(1).tolist()
+
+
+def make(
+    num_tags: int = 4,
+    lengths: tuple[int, ...] = (6, 1, 3, 5, 2, 4),
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> Problem:
+    """Scores uniform within ±scale."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return ((torch.rand(*shape, generator=generator) * 2 - 1) * scale).to(dtype)
+
+    crf = LinearChainCRF(num_tags).to(dtype)
+    with torch.no_grad():
+        for parameter in crf.parameters():
+            parameter.copy_(uniform(*parameter.shape))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    tags = torch.randint(num_tags, mask.shape, generator=generator)
+    return Problem(crf, uniform(*mask.shape, num_tags).requires_grad_(), mask, tags)
+
+
+class Enumeration:
+    """Everything about one sentence from the list of all its paths, in float64."""
+
+    def __init__(self, problem: Problem, row: int) -> None:
+        self.length = problem.lengths[row]
+        emissions = problem.emissions[row, : self.length].double()
+        start, transitions, end = (getattr(problem.crf, name).double() for name in NAMES)
+        tags = emissions.shape[1]
+        self.paths = torch.tensor(list(product(range(tags), repeat=self.length)))
+        self.scores = start[self.paths[:, 0]] + end[self.paths[:, -1]]
+        self.scores = self.scores + emissions[torch.arange(self.length), self.paths].sum(1)
+        self.scores = self.scores + transitions[self.paths[:, :-1], self.paths[:, 1:]].sum(1)
+        self.log_z = self.scores.logsumexp(0)
+        has = self.paths.unsqueeze(-1) == torch.arange(tags)
+        self.log_q = self.scores[:, None, None].masked_fill(~has, float("-inf")).logsumexp(0) - self.log_z
+        self.best = torch.argsort(self.scores, descending=True).tolist()
+
+    def log_likelihood(self, tags: Tensor) -> Tensor:
+        return self.scores[(self.paths == tags[: self.length]).all(1)].squeeze(0) - self.log_z
+
+    def span(self, start: int, end: int, tag_ids: list[int]) -> Tensor:
+        has = (self.paths[:, start:end] == torch.tensor(tag_ids)).all(1)
+        return (self.scores[has] - self.log_z).exp().sum()
+
+
+def rows(problem: Problem) -> Iterator[tuple[int, Enumeration]]:
+    for row in range(len(problem.mask)):
+        yield row, Enumeration(problem, row)
+
+
+def gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, inputs, retain_graph=True, materialize_grads=True)
+
+
+def assert_all_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], atol: float) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), atol=atol, rtol=0)
+
+
+@pytest.fixture(params=["matrix products", "elementwise"])
+def recursion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to run the recursions; the second is the one for far-apart transitions and for other devices."""
+    if request.param == "elementwise":
+        monkeypatch.setattr(crf_module, "_matmul_is_exact", lambda transitions: False)
+    else:
+        monkeypatch.setattr(crf_module, "_matmul_is_exact", lambda transitions: True)
+    return request.param
+
+
+@pytest.mark.parametrize("num_tags", [2, 3, 4, 5])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_values_and_gradients_equal_enumeration(recursion: str, num_tags: int, scale: float) -> None:
+    problem = make(num_tags, scale=scale, seed=num_tags)
+    crf, emissions, mask, tags = problem
+    weights = torch.arange(1.0, len(mask) + 1, dtype=torch.float64)
+    weight_q = torch.randn(emissions.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+    likelihood, partition = crf.log_likelihood(emissions, tags, mask), crf.log_partition(emissions, mask)
+    log_q, q = crf.log_marginals(emissions, mask), crf.marginals(emissions, mask)
+    enumerations = [enumeration for _, enumeration in rows(problem)]
+    expected_likelihood = torch.stack([e.log_likelihood(tags[row]) for row, e in enumerate(enumerations)])
+    expected_partition = torch.stack([e.log_z for e in enumerations])
+    assert_all_close((likelihood, partition), (expected_likelihood, expected_partition), 1e-11)
+    for row, length in enumerate(problem.lengths):
+        torch.testing.assert_close(log_q[row, :length], enumerations[row].log_q, atol=1e-11, rtol=1e-12)
+        torch.testing.assert_close(q[row, :length], enumerations[row].log_q.exp(), atol=1e-12, rtol=0)
+
+    for actual, expected in ((likelihood, expected_likelihood), (partition, expected_partition)):
+        assert_all_close(
+            gradients((actual * weights).sum(), problem.inputs),
+            gradients((expected * weights).sum(), problem.inputs),
+            1e-11,
+        )
+    # A linear and a curved function of the marginals, and one of their logarithms, tiny ones included.
+    functions: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda log_q, w: (log_q.exp() * w).sum(),
+        lambda log_q, w: (log_q.exp() ** 2 * log_q * w).sum(),
+        lambda log_q, w: (log_q * w).sum(),
+    ]
+    for function in functions:
+        actual = torch.stack([function(log_q[r, :n], weight_q[r, :n]) for r, n in enumerate(problem.lengths)]).sum()
+        expected = torch.stack(
+            [function(enumerations[r].log_q, weight_q[r, :n]) for r, n in enumerate(problem.lengths)]
+        ).sum()
+        assert_all_close(
+            gradients(actual, problem.inputs),
+            gradients(expected, problem.inputs),
+            1e-9 * max(1.0, actual.abs().item()),
+        )
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("method", ["log_likelihood", "log_partition", "log_marginals"])
+def test_gradcheck(method: str, scale: float) -> None:
+    problem = make(3, lengths=(4, 1, 3), scale=scale)
+
+    def function(emissions: Tensor, *parameters: Tensor) -> Tensor:
+        # The parameters that gradcheck perturbs are the module's own, in place.
+        if method == "log_likelihood":
+            return problem.crf.log_likelihood(emissions, problem.tags, problem.mask)
+        return getattr(problem.crf, method)(emissions, problem.mask)
+
+    assert torch.autograd.gradcheck(function, problem.inputs)
+
+
+@pytest.mark.parametrize(
+    ("recursion", "scale"),
+    [("matrix products", 1.0), ("elementwise", 1.0), ("elementwise", 1e3)],
+    indirect=["recursion"],
+)
+def test_float32_is_within_rounding_of_float64(recursion: str, scale: float) -> None:
+    for seed, lengths in enumerate([(6, 1, 3, 5, 2, 4), (40, 17, 1, 33)]):
+        single = make(5, lengths, scale, torch.float32, seed)
+        double = Problem(single.crf, single.emissions.detach().double(), single.mask, single.tags)
+        crf, emissions, mask, tags = single
+        with torch.no_grad():
+            best, exact_best = crf.viterbi(emissions, mask)[1], crf.viterbi(double.emissions, mask)[1]
+            largest = exact_best.abs().max().item()
+            for actual, expected in (
+                (crf.log_partition(emissions, mask), crf.log_partition(double.emissions, mask)),
+                (crf.log_likelihood(emissions, tags, mask), crf.log_likelihood(double.emissions, tags, mask)),
+                (best, exact_best),
+            ):
+                assert actual.dtype == torch.float32 and expected.dtype == torch.float64
+                assert (actual - expected).abs().max().item() <= 1e-6 * largest
+            difference = crf.marginals(emissions, mask) - crf.marginals(double.emissions, mask)
+        assert difference.abs().max().item() <= (1e-5 if scale == 1.0 else 2e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e3])
+def test_float32_gradients_stay_close(scale: float) -> None:
+    single = make(5, (12, 3, 40), scale, torch.float32)
+    double = make(5, (12, 3, 40), scale, torch.float64)
+    with torch.no_grad():
+        for one, other in zip(double.inputs, single.inputs, strict=True):
+            one.copy_(other)
+    weight = torch.randn(single.emissions.shape, generator=torch.Generator().manual_seed(1))
+    found = []
+    for crf, emissions, mask, tags in (single, double):
+        value = (crf.log_marginals(emissions, mask) * weight.to(emissions.dtype)).sum()
+        value = value + crf.log_likelihood(emissions, tags, mask).sum()
+        found.append(gradients(value, (emissions, *(getattr(crf, name) for name in NAMES))))
+    for actual, expected in zip(*found, strict=True):
+        assert (actual - expected).abs().max() <= (1e-5 if scale == 1.0 else 5e-3) * expected.abs().max()
+
+
+def test_best_paths_and_n_best_equal_enumeration() -> None:
+    for num_tags, seed in product([2, 3, 4, 5], range(3)):
+        problem = make(num_tags, seed=seed)
+        crf, emissions, mask, _ = problem
+        paths, scores = crf.viterbi(emissions, mask)
+        lists = crf.n_best(emissions, mask, 7)
+        for row, enumeration in rows(problem):
+            expected = [enumeration.paths[i].tolist() for i in enumeration.best[:7]]
+            expected_scores = enumeration.scores[enumeration.best[:7]]
+            assert paths[row, : enumeration.length].tolist() == expected[0]
+            assert not paths[row, enumeration.length :].any()
+            torch.testing.assert_close(scores[row], expected_scores[0].detach(), atol=1e-12, rtol=0)
+            assert [path for path, _ in lists[row]] == expected
+            torch.testing.assert_close(
+                [score for _, score in lists[row]], expected_scores.tolist(), atol=1e-12, rtol=0
+            )
+        assert not scores.requires_grad
+
+
+def test_decoding_under_bioes_equals_enumeration() -> None:
+    labels = bioes_labels(["A"])
+    allowed = tuple(torch.tensor(part) for part in allowed_transitions(labels))
+    start, follows, end = allowed
+    changed = 0
+    for seed in range(5):
+        problem = make(len(labels), seed=seed, scale=2.0)
+        crf, emissions, mask, _ = problem
+        paths, scores = crf.viterbi(emissions, mask, allowed)
+        changed += int((paths != crf.viterbi(emissions, mask)[0]).any(1).sum())
+        lists = crf.n_best(emissions, mask, 10, allowed)
+        for row, enumeration in rows(problem):
+            legal = start[enumeration.paths[:, 0]] & end[enumeration.paths[:, -1]]
+            legal &= follows[enumeration.paths[:, :-1], enumeration.paths[:, 1:]].all(1)
+            expected = [i for i in enumeration.best if legal[i]][:10]
+            assert paths[row, : enumeration.length].tolist() == enumeration.paths[expected[0]].tolist()
+            torch.testing.assert_close(scores[row], enumeration.scores[expected[0]].detach(), atol=1e-12, rtol=0)
+            # A sentence of one word has two legal paths, O and S-A, and no third is made up.
+            assert [path for path, _ in lists[row]] == [enumeration.paths[i].tolist() for i in expected]
+            for path, _ in lists[row]:
+                tags = [labels[tag] for tag in path]
+                assert tags_to_spans(tags) == tags_to_spans(tags, strict=True)
+    assert changed  # else the constraint was never put to the test
+
+
+def test_decoding_without_a_path_is_an_error() -> None:
+    problem = make(2)
+    nothing = (torch.zeros(2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool), torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no path"):
+        problem.crf.viterbi(problem.emissions, problem.mask, nothing)
+
+
+@pytest.mark.parametrize(
+    ("recursion", "scale"),
+    [("matrix products", 1.0), ("elementwise", 1.0), ("elementwise", 100.0)],
+    indirect=["recursion"],
+)
+def test_span_scores_equal_enumeration(recursion: str, scale: float) -> None:
+    problem = make(3, lengths=(5, 1, 4, 2), scale=scale)
+    spans: list[list[tuple[int, int, list[int]]]] = [
+        [
+            (start, end, list(tag_ids))
+            for start in range(length)
+            for end in range(start + 1, length + 1)
+            for tag_ids in list(product(range(3), repeat=end - start))[::2]
+        ]
+        for length in problem.lengths
+    ]
+    spans[2] = []
+    actual = problem.crf.span_scores(problem.emissions, problem.mask, spans)
+    assert [len(scores) for scores in actual] == [len(row_spans) for row_spans in spans]
+    for row, enumeration in rows(problem):
+        for score, span in zip(actual[row], spans[row], strict=True):
+            torch.testing.assert_close(score, enumeration.span(*span).detach(), atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("span", [(0, 3, [0, 0, 0]), (1, 1, []), (-1, 1, [0, 0]), (0, 2, [0]), (0, 1, [3])])
+def test_a_span_outside_its_sentence_is_an_error(span: tuple[int, int, list[int]]) -> None:
+    problem = make(3, lengths=(2, 4))
+    with pytest.raises(ValueError, match="span"):
+        problem.crf.span_scores(problem.emissions, problem.mask, [[span], []])
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_agrees_with_pytorch_crf(scale: float) -> None:
+    problem = make(7, lengths=(30, 1, 17, 29), scale=scale)
+    crf, emissions, mask, tags = problem
+    reference = torchcrf.CRF(7, batch_first=True).double()
+    reference.load_state_dict(crf.state_dict())
+    expected = reference(emissions, tags, mask, reduction="none")
+    actual = crf.log_likelihood(emissions, tags, mask)
+    torch.testing.assert_close(actual, expected, atol=0, rtol=1e-12)
+    others = (emissions, *(getattr(reference, name) for name in NAMES))
+    assert_all_close(gradients(actual.sum(), problem.inputs), gradients(expected.sum(), others), 1e-10)
+    paths, _ = crf.viterbi(emissions, mask)
+    assert [path[:n] for path, n in zip(paths.tolist(), problem.lengths, strict=True)] == reference.decode(
+        emissions, mask
+    )
+
+
+def test_forbidden_transitions_and_large_scores_stay_finite() -> None:
+    labels = bioes_labels(["A", "B"])
+    start, follows, end = (~torch.tensor(part) for part in allowed_transitions(labels))
+    for scale in (1.0, 1e3):
+        problem = make(len(labels), lengths=(40, 1, 2, 23), scale=scale, dtype=torch.float32)
+        crf, emissions, mask, tags = problem
+        with torch.no_grad():
+            for parameter, forbidden in zip(crf.parameters(), (start, follows, end), strict=True):
+                parameter.masked_fill_(forbidden, -1e4)
+        log_q = crf.log_marginals(emissions, mask)
+        likelihood = crf.log_likelihood(emissions, tags, mask)
+        values = (log_q, likelihood, crf.log_partition(emissions, mask), crf.viterbi(emissions, mask)[1])
+        target = torch.rand(log_q.shape, generator=torch.Generator().manual_seed(2))
+        grads = [*gradients(likelihood.sum(), problem.inputs), *gradients((log_q * target).sum(), problem.inputs)]
+        grads += gradients((target * crf.marginals(emissions, mask)).sum(), problem.inputs)
+        for value in (*values, *grads):
+            assert value.isfinite().all()
+        assert log_q.min() < -1e3 and likelihood.min() < -1e4  # the forbidden was in play
+        torch.testing.assert_close(log_q.exp().sum(-1), torch.ones(mask.shape), atol=1e-5, rtol=0)
+        paths = crf.viterbi(emissions, mask)[0]
+        assert not follows[paths[0, :-1], paths[0, 1:]].any()
+
+
+def test_gradients_at_vanishing_marginals_equal_enumeration() -> None:
+    problem = make(3, lengths=(4, 2), scale=1.0)
+    crf, emissions, mask, _ = problem
+    with torch.no_grad():
+        emissions[:, :, 0] += 500.0
+        crf.transitions[0, 1] = -1e4
+    log_q = crf.log_marginals(emissions, mask)
+    assert log_q.exp().min() == 0.0
+    expected = sum(enumeration.log_q.sum() for _, enumeration in rows(problem))
+    assert isinstance(expected, Tensor)
+    assert_all_close(gradients(log_q[mask].sum(), problem.inputs), gradients(expected, problem.inputs), 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_half_precision_input_and_autocast_compute_in_float32(scale: float) -> None:
+    problem = make(5, scale=scale, dtype=torch.float32)
+    crf, mask, tags = problem.crf, problem.mask, problem.tags
+    low = problem.emissions.detach().to(torch.bfloat16).requires_grad_()
+    full = low.detach().float().requires_grad_()
+    spans = [[(0, length, [0] * length)] for length in problem.lengths]
+
+    def run(emissions: Tensor) -> list[Tensor]:
+        log_q = crf.log_marginals(emissions, mask)
+        likelihood = crf.log_likelihood(emissions, tags, mask)
+        parameters = tuple(crf.parameters())
+        found = [log_q, likelihood, crf.log_partition(emissions, mask), *crf.viterbi(emissions, mask)]
+        found += crf.span_scores(emissions, mask, spans)
+        for value in ((log_q * log_q.exp()).sum(), likelihood.sum()):  # apart: their sum would be one in bfloat16
+            found += gradients(value, (emissions, *parameters))
+        return found
+
+    expected = run(full)
+    for emissions in (low, full):
+        for enabled in (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                actual = run(emissions)
+            for one, other in zip(actual, expected, strict=True):
+                if one.dtype == torch.bfloat16:  # only the gradient of bfloat16 emissions
+                    assert one.shape == low.shape
+                    other = other.to(torch.bfloat16)
+                assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+def test_half_precision_parameters_compute_in_float32() -> None:
+    problem = make(5, dtype=torch.float32)
+    crf = problem.crf.to(torch.bfloat16)
+    expected = LinearChainCRF(5)
+    expected.load_state_dict(crf.state_dict())
+    actual = crf.log_likelihood(problem.emissions, problem.tags, problem.mask)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected.log_likelihood(problem.emissions, problem.tags, problem.mask))
+
+
+def test_reduced_matmul_precision_is_not_used() -> None:
+    before = torch.get_float32_matmul_precision()
+    parameter = torch.zeros(3, 3)
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert crf_module._matmul_is_exact(parameter)
+        assert not crf_module._matmul_is_exact(parameter.index_fill(0, torch.tensor([1]), -1e4))
+        torch.set_float32_matmul_precision("medium")
+        assert not crf_module._matmul_is_exact(parameter)
+        assert crf_module._matmul_is_exact(parameter.double())
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[True, True, True], [False, False, False]],
+        [[True, True, True], [False, True, True]],
+        [[True, False, True], [True, True, True]],
+        [[], []],
+    ],
+)
+def test_empty_rows_and_holes_are_errors(mask: list[list[bool]]) -> None:
+    crf, rows_ = LinearChainCRF(3), torch.tensor(mask, dtype=torch.bool)
+    emissions, tags = torch.zeros(*rows_.shape, 3), torch.zeros(rows_.shape, dtype=torch.long)
+    for call in (
+        lambda: crf.log_likelihood(emissions, tags, rows_),
+        lambda: crf.log_partition(emissions, rows_),
+        lambda: crf.log_marginals(emissions, rows_),
+        lambda: crf.viterbi(emissions, rows_),
+        lambda: crf.n_best(emissions, rows_, 2),
+        lambda: crf.span_scores(emissions, rows_, [[], []]),
+    ):
+        with pytest.raises(ValueError, match="every row of mask"):
+            call()
+
+
+def test_shapes_and_tags_that_do_not_fit_are_errors() -> None:
+    crf, emissions, mask, tags = make(3)
+    with pytest.raises(ValueError, match="emissions must be"):
+        crf.log_partition(emissions[:, :-1], mask)
+    with pytest.raises(ValueError, match="emissions must be"):
+        crf.log_partition(emissions[..., :-1], mask)
+    with pytest.raises(ValueError, match="tags must be"):
+        crf.log_likelihood(emissions, tags[:, :-1], mask)
+    with pytest.raises(ValueError, match="between 0 and 2"):
+        crf.log_likelihood(emissions, tags.index_fill(1, torch.tensor([0]), -100), mask)
+    with pytest.raises(ValueError, match="n must be"):
+        crf.n_best(emissions, mask, 0)
+    with pytest.raises(ValueError, match="num_tags"):
+        LinearChainCRF(0)
+
+
+def test_padding_is_never_read(recursion: str) -> None:
+    problem = make(5, dtype=torch.float32)
+    crf, emissions, mask, tags = problem
+    count = int(mask.shape[1])
+    more = torch.nn.functional.pad(emissions.detach(), (0, 0, 0, 3))
+    more_mask, more_tags = torch.nn.functional.pad(mask, (0, 3)), torch.nn.functional.pad(tags, (0, 3))
+    more = more.masked_fill(~more_mask.unsqueeze(-1), float("nan")).requires_grad_()
+    more_tags = more_tags.masked_fill(~more_mask, -100)
+    spans = [[(0, length, [1] * length)] for length in problem.lengths]
+    found = []
+    for e, m, t in ((emissions, mask, tags), (more, more_mask, more_tags)):
+        log_q, likelihood = crf.log_marginals(e, m), crf.log_likelihood(e, t, m)
+        grads = gradients(log_q.square()[m].sum() + likelihood.sum(), (e, *crf.parameters()))
+        torch.testing.assert_close(log_q.exp().sum(-1), torch.ones(m.shape))
+        assert not grads[0][~m].any()
+        paths, scores = crf.viterbi(e, m)
+        found.append(
+            (log_q[:, :count][mask], likelihood, paths[:, :count], scores, *crf.span_scores(e, m, spans))
+            + (grads[0][:, :count], *grads[1:])
+        )
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert torch.equal(found[0][1], found[1][1])
+    # Sentence by sentence it is the same as in the batch.
+    for row, length in enumerate(problem.lengths):
+        alone = crf.log_marginals(emissions[row : row + 1, :length], mask[row : row + 1, :length])
+        torch.testing.assert_close(alone[0], crf.log_marginals(emissions, mask)[row, :length], atol=1e-5, rtol=0)
+
+
+def test_marginals_alone_train_emissions_and_parameters() -> None:
+    problem = make(4, dtype=torch.float32)
+    crf, emissions, mask, _ = problem
+    target = torch.softmax(torch.randn(emissions.shape, generator=torch.Generator().manual_seed(3)), -1)
+    loss = -(target * crf.log_marginals(emissions, mask))[mask].sum()
+    for gradient in gradients(loss, problem.inputs):
+        assert gradient.abs().max() > 1e-3
+    loss = -(target * crf.log_marginals(emissions, mask, transitions_grad=False))[mask].sum()
+    only, *none = gradients(loss, problem.inputs)
+    torch.testing.assert_close(
+        only, gradients(-(target * crf.log_marginals(emissions, mask))[mask].sum(), (emissions,))[0]
+    )
+    assert not any(gradient.any() for gradient in none)
+
+
+def test_the_graph_does_not_grow_with_the_sentence() -> None:
+    def nodes(value: Tensor) -> int:
+        seen, waiting = set(), [value.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting += [following for following, _ in node.next_functions]
+        return len(seen)
+
+    for method in ("log_partition", "log_marginals"):
+        sizes = []
+        for length in (2, 30):
+            problem = make(3, lengths=(length, 1))
+            sizes.append(nodes(getattr(problem.crf, method)(problem.emissions, problem.mask)))
+        assert sizes[0] == sizes[1]
+
+
+def test_evaluation_needs_no_gradient_and_gives_the_same_value() -> None:
+    problem = make(4, dtype=torch.float32)
+    crf, emissions, mask, tags = problem
+    expected = crf.log_likelihood(emissions, tags, mask)
+    with torch.no_grad():
+        without = crf.log_likelihood(emissions, tags, mask)
+    with torch.inference_mode():
+        inference = crf.log_likelihood(emissions, tags, mask)
+    for actual in (without, inference):
+        assert not actual.requires_grad
+        torch.testing.assert_close(actual, expected.detach(), atol=1e-5, rtol=0)
+
+
+def test_initialisation() -> None:
+    crf = LinearChainCRF(17)
+    assert not list(crf.buffers())
+    assert [name for name, _ in crf.named_parameters()] == list(NAMES)
+    for parameter in crf.parameters():
+        assert 0.0 < parameter.detach().abs().max() <= 0.1
+    before = crf.transitions.detach().clone()
+    crf.transitions._is_hf_initialized = True  # as transformers marks what it has loaded
+    crf.reset_parameters()
+    assert torch.equal(crf.transitions, before)
+    crf.transitions._is_hf_initialized = False
+    crf.reset_parameters()
+    assert not torch.equal(crf.transitions, before)
