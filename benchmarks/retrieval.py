@@ -55,7 +55,7 @@ def measure(name: str, files: list[Path], title_in_key: bool, tweets: Dataset, s
     start = time.perf_counter()
     corpus = KnowledgeCorpus.from_files(files, cache, title_in_key)
     built = time.perf_counter()
-    retriever = BM25Retriever.from_corpus(corpus, cache_dir=cache)
+    retriever = BM25Retriever.from_corpus(corpus)
     indexed = time.perf_counter()
     queries = [" ".join(tokens) for tokens in tweets["tokens"]]
 

@@ -91,10 +91,7 @@ def attach_text_knowledge(
         if "tokens" not in split.column_names:
             raise ValueError(f"The posts have no column tokens, only {', '.join(split.column_names)}.")
         files, report = _retrieve(split, retriever, top_k, cache, query, shard_size, name or "posts")
-        # the shards stay memory-mapped: neither the posts nor the knowledge need fit into memory
-        knowledge = concatenate_datasets([Dataset.from_file(str(file)) for file in files] or [_empty_shard()])
-        knowledge = knowledge.remove_columns("dropped").rename_column("knowledge", column)
-        result[name] = concatenate_datasets([split, knowledge], axis=1)
+        result[name] = _with_column(split, files, column)
         total += report
     logger.info("Knowledge attached: %s", total)
     return (DatasetDict(result) if isinstance(dataset, DatasetDict) else result[""]), total
@@ -114,7 +111,7 @@ def _retrieve(
         visible = visible.select_columns(["tokens"])
     cache.mkdir(parents=True, exist_ok=True)
     files, report = [], AttachReport()
-    with tqdm(total=len(split), desc=f"Retrieving for {name}", unit="posts", leave=False) as bar:
+    with tqdm(total=len(split), desc=f"Retrieving for {name}", unit="posts", disable=None) as bar:
         for first in range(0, len(split), shard_size):
             rows: list[Row] = visible.select(range(first, min(first + shard_size, len(split)))).to_list()
             posts = [post_text(row) for row in rows]
@@ -169,8 +166,14 @@ def _open(file: Path, rows: int) -> pa.Table | None:
     return table
 
 
-def _empty_shard() -> Dataset:
-    return Dataset.from_dict({"knowledge": [], "dropped": []}, features=_SHARD)
+def _with_column(split: Dataset, files: list[Path], column: str) -> Dataset:
+    if not files:  # `datasets` joins no tables without rows
+        features = Features({**split.features, column: KNOWLEDGE_FEATURE})
+        return Dataset.from_dict({name: [] for name in features}, features, split=split.split)
+    # the shards stay memory-mapped: neither the posts nor the knowledge need fit into memory
+    knowledge = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    knowledge = knowledge.remove_columns("dropped").rename_column("knowledge", column)
+    return concatenate_datasets([split, knowledge], axis=1)
 
 
 def _digest(parts: object) -> str:

@@ -19,7 +19,7 @@ import bm25s
 import numpy as np
 from numba import njit
 
-from .corpus import INDEX_FOLDER, KnowledgeCorpus, default_cache_dir
+from .corpus import INDEX_FOLDER, KnowledgeCorpus
 from .leakage import WORDS, Entry, search_without_leaks
 
 logger = logging.getLogger(__name__)
@@ -90,17 +90,16 @@ class BM25Retriever:
         """Open the index of the corpus; where there is none, build and save it first.
 
         Args:
-            index_dir: default: the index saved with the corpus, else a folder in the cache by the corpus' content.
+            index_dir: default: the index saved with the corpus, else one in `cache_dir`.
             n_threads: threads of a search; the results do not depend on it.
+            cache_dir: default: beside the tables of the corpus, which lie in its own cache.
         """
-        if index_dir is None:
-            index_dir = corpus.index_dir
-        if index_dir is None:
-            cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-            index_dir = cache / INDEX_FOLDER / f"{corpus.fingerprint}-{INDEX_VERSION}"
-        if not (Path(index_dir) / META_FILE).is_file():
-            _build(corpus, Path(index_dir))
-        return cls(corpus, index_dir, n_threads)
+        folder = Path(index_dir or corpus.index_dir or corpus.folder / INDEX_FOLDER)
+        if index_dir is None and corpus.index_dir is None and cache_dir is not None:
+            folder = Path(cache_dir) / INDEX_FOLDER / f"{corpus.fingerprint}-{INDEX_VERSION}"
+        if not (folder / META_FILE).is_file():
+            _build(corpus, folder)
+        return cls(corpus, folder, n_threads)
 
     def save(self, folder: str | Path) -> None:
         """Copy the index into a folder."""

@@ -1,0 +1,518 @@
+"""Knowledge by text: corpora, BM25 against brute force, and attaching it to posts."""
+
+import gzip
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
+
+from modeling_more.knowledge import (
+    KNOWLEDGE_FEATURE,
+    AttachReport,
+    BM25Retriever,
+    KnowledgeCorpus,
+    attach_text_knowledge,
+    load_knowledge,
+    title_recall,
+)
+from modeling_more.knowledge import attach as attach_module
+from modeling_more.knowledge import corpus as corpus_module
+from modeling_more.knowledge.corpus import split_paragraphs, split_sentences
+from modeling_more.knowledge.leakage import search_without_leaks
+
+ARTICLES = [
+    {
+        "id": "a1",
+        "title": "Acme",
+        "text": "Acme is a company in Oslo. It was founded by Dr. K. Lund in 1990.\n\nIts anvils are heavy.",
+        "aliases": ["Acme Corp"],
+        "description": "company",
+    },
+    {"id": "a2", "title": "Oslo", "text": "Oslo is a city. Oslo lies by the sea.\r\nOslo has a harbour."},
+    {"id": "a3", "title": "Nothing", "text": " \n "},
+    {"id": "a4", "title": "Zürich", "text": "Zürich ist nicht Oslo! 東京 is far away."},
+]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def random_rows(seed: int, articles: int = 60, vocabulary: int = 25) -> list[dict[str, str]]:
+    """Articles of few words, so that scores tie often and sentences of one paragraph rank together."""
+    rng = random.Random(seed)
+
+    def sentence() -> str:
+        words = [f"w{min(rng.randrange(vocabulary), rng.randrange(vocabulary))}" for _ in range(rng.randint(1, 7))]
+        return " ".join(words).capitalize() + "."
+
+    rows = []
+    for number in range(articles):
+        lines = [" ".join(sentence() for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(1, 3))]
+        rows.append({"id": str(number), "title": f"T{number}", "text": "\n".join(lines)})
+    return rows
+
+
+def make(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> BM25Retriever:
+    corpus = KnowledgeCorpus.from_files(write_jsonl(tmp_path / "made.jsonl", rows), tmp_path / "cache", **options)
+    return BM25Retriever.from_corpus(corpus)
+
+
+def brute_force(keys: list[str], query: str) -> np.ndarray:
+    """METHOD's formula in float64: a score per key."""
+    docs = [re.findall(r"\w+", key.lower()) for key in keys]
+    average = sum(map(len, docs)) / len(docs)
+    scores = np.zeros(len(docs))
+    for word in re.findall(r"\w+", query.lower()):
+        df = sum(word in doc for doc in docs)
+        idf = math.log(1 + (len(docs) - df + 0.5) / (df + 0.5))
+        for row, doc in enumerate(docs):
+            tf = doc.count(word)
+            scores[row] += idf * tf / (tf + 1.2 * (1 - 0.75 + 0.75 * len(doc) / average))
+    return scores
+
+
+def posts(*texts: str, tags: list[list[int]] | None = None) -> Dataset:
+    rows = [text.split(" ") for text in texts]
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-LOC", "I-LOC"]))})
+    return Dataset.from_dict({"tokens": rows, "ner_tags": tags or [[0] * len(row) for row in rows]}, features)
+
+
+# ---------------------------------------------------------------- corpora
+
+
+def test_paragraphs_and_sentences() -> None:
+    assert split_paragraphs(" one\n\n\ntwo \r\nthree\n \n") == ["one", "two", "three"]
+    text = "It was founded by Dr. K. Lund in the U.S. in 1990, e.g. in Oslo.  Zürich 東京 came later! Really?"
+    sentences = [text[start:end] for start, end in split_sentences(text)]
+    assert sentences[0] == "It was founded by Dr. K. Lund in the U.S. in 1990, e.g. in Oslo."
+    assert sentences[1] == "Zürich 東京 came later!"
+    assert all(sentence == sentence.strip() and re.search(r"\w", sentence) for sentence in sentences)
+    assert split_sentences("… !") == []
+
+
+def test_corpus_rows_and_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = KnowledgeCorpus.from_files(write_jsonl(tmp_path / "k.jsonl", ARTICLES), tmp_path / "cache")
+    assert (corpus.info.articles, corpus.info.empty) == (4, 1)
+    assert "1 of 4 knowledge articles have no text" in caplog.text
+    assert (corpus.info.paragraphs, corpus.info.sentences, len(corpus)) == (5, 8, 8)
+    assert corpus[1] == {
+        "id": "a1",
+        "title": "Acme",
+        "key": "It was founded by Dr. K. Lund in 1990.",
+        "value": "Acme is a company in Oslo. It was founded by Dr. K. Lund in 1990.",
+    }
+    assert list(corpus.keys()) == [corpus[row]["key"] for row in range(len(corpus))]
+    assert [corpus.table[row] for row in range(8)] == [corpus[row] for row in range(8)]
+    assert corpus.table[:8]["key"] == list(corpus.keys())
+    assert corpus[7]["key"] == "東京 is far away."
+    with pytest.raises(IndexError):
+        corpus[8]
+
+
+def test_title_in_key_changes_keys_and_fingerprint(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "k.jsonl", ARTICLES)
+    plain = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    titled = KnowledgeCorpus.from_files(file, tmp_path / "cache", title_in_key=True)
+    assert titled[2]["key"] == "Acme Its anvils are heavy." and plain[2]["key"] == "Its anvils are heavy."
+    assert titled.fingerprint != plain.fingerprint
+    with pytest.raises(ValueError, match="build all alike"):
+        KnowledgeCorpus.concatenate([plain, titled], tmp_path / "cache")
+
+
+def test_every_format_gives_the_same_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows(0)
+    plain = write_jsonl(tmp_path / "k.jsonl", rows)
+    zipped = tmp_path / "k.jsonl.gz"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    parquet = tmp_path / "k.parquet"
+    pq.write_table(pa.Table.from_pylist([{**row, "aliases": ["x"]} for row in rows]), parquet)
+    halves = [write_jsonl(tmp_path / "1.jsonl", rows[:20]), write_jsonl(tmp_path / "2.jsonl", rows[20:])]
+    monkeypatch.setattr(corpus_module, "_BATCH", 7)  # many record batches, unlike ones
+    made = [KnowledgeCorpus.from_files(f, tmp_path / "cache") for f in (plain, zipped, parquet, halves)]
+    monkeypatch.undo()
+    made.append(KnowledgeCorpus.from_files([*halves], tmp_path / "other cache"))
+    parts = [KnowledgeCorpus.from_files(half, tmp_path / "cache") for half in halves]
+    made.append(KnowledgeCorpus.concatenate(parts, tmp_path / "cache"))
+    assert len({corpus.fingerprint for corpus in made}) == 1
+    assert all(list(corpus.keys()) == list(made[0].keys()) for corpus in made)
+    changed = KnowledgeCorpus.from_files(write_jsonl(tmp_path / "3.jsonl", rows[1:]), tmp_path / "cache")
+    assert changed.fingerprint != made[0].fingerprint
+
+
+def test_a_corpus_is_built_once_and_again_when_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jsonl(tmp_path / "k.jsonl", ARTICLES)
+    first = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    calls = []
+    build = corpus_module._build
+    monkeypatch.setattr(corpus_module, "_build", lambda *args: calls.append(1) or build(*args))
+    assert KnowledgeCorpus.from_files(file, tmp_path / "cache").fingerprint == first.fingerprint
+    assert not calls
+    write_jsonl(file, ARTICLES[:2])
+    assert KnowledgeCorpus.from_files(file, tmp_path / "cache").fingerprint != first.fingerprint
+    assert calls
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("k.jsonl", b'{"id": "1", "title": "T", "text": "x"}\nnot json\n', r"k\.jsonl, line 2: not JSON"),
+        ("k.jsonl", b'{"id": "1", "title": "T", "text": "x"}\n[1]\n', r"k\.jsonl, line 2: not a JSON object"),
+        ("k.jsonl", b'\n{"id": "1", "text": "x"}\n', r"k\.jsonl, line 2: the column title is missing"),
+        ("k.jsonl", b'{"id": "1", "title": "T", "text": 3}\n', r"k\.jsonl, line 1: text is int, not a string"),
+        ("k.jsonl", b'{"id": "1", "title": "T", "text": "\\ud800"}\n', r"k\.jsonl, line 1: text holds half"),
+        ("k.jsonl", b'{"id": "1", "title": "T", "text": "\xff"}\n', r"k\.jsonl, line 1: not JSON"),
+        ("k.jsonl", b"", r"k\.jsonl holds no text"),
+        ("k.jsonl", b'{"id": "1", "title": "T", "text": null}\n', r"k\.jsonl holds no text"),
+        ("k.jsonl.gz", b"not gzip", r"k\.jsonl\.gz, after line 0: the file is damaged"),
+        ("k.jsonl.gz", gzip.compress(b'{"id": "1"' * 99)[:-9], r"k\.jsonl\.gz, after line 0: the file is damaged"),
+        ("k.parquet", b"not parquet", r"k\.parquet is not a Parquet file"),
+        ("k.csv", b"id,title,text", r"k\.csv is of an unknown kind"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        KnowledgeCorpus.from_files(tmp_path / name, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.arrow"))  # nothing half-built stays
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.jsonl does not exist"):
+        KnowledgeCorpus.from_files(tmp_path / "none.jsonl", tmp_path / "cache")
+    pq.write_table(pa.table({"id": ["1"], "text": ["x"]}), tmp_path / "k.parquet")
+    with pytest.raises(ValueError, match="lacks the column title"):
+        load_knowledge([str(tmp_path / "k.parquet")], tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="holds no knowledge corpus"):
+        load_knowledge([str(tmp_path)], tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="neither a file nor a folder nor a Hub id"):
+        load_knowledge(["no/such/folder"], tmp_path / "cache")
+
+
+# ---------------------------------------------------------------- saving
+
+
+def test_saved_corpus_loads_with_equal_rows_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    retriever = make(tmp_path, random_rows(1))
+    monkeypatch.setattr(corpus_module, "_SHARD_BYTES", 2000)  # several Parquet files
+    folder = retriever.corpus.save_pretrained(tmp_path / "saved", license="cc-by-sa-4.0")
+    assert len(list((folder / "paragraphs").iterdir())) > 1
+    loaded = KnowledgeCorpus.from_pretrained(folder, tmp_path / "new cache")
+    assert loaded.info == retriever.corpus.info
+    assert list(loaded.table) == list(retriever.corpus.table)
+    smaller = make(tmp_path, random_rows(2, articles=5)).corpus
+    monkeypatch.setattr("modeling_more.knowledge.text._build", None)  # the saved index must do
+    again = BM25Retriever.from_corpus(loaded)
+    assert again.index_dir == folder / "bm25"
+    assert again.search(["w1 w2 w2 w9"]) == retriever.search(["w1 w2 w2 w9"])
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "license: cc-by-sa-4.0" in card and loaded.fingerprint in card
+    published = load_dataset(str(folder), "paragraphs", split="train", cache_dir=str(tmp_path / "datasets"))
+    assert published.to_list() == loaded.paragraphs.to_list()
+    smaller.save_pretrained(folder)  # saving over it replaces all of it
+    assert KnowledgeCorpus.from_pretrained(folder, tmp_path / "new cache").info == smaller.info
+
+
+def test_changed_files_of_a_saved_corpus_are_an_error(tmp_path: Path) -> None:
+    corpus = make(tmp_path, random_rows(1)).corpus
+    folder = corpus.save_pretrained(tmp_path / "saved")
+    file = next((folder / "paragraphs").iterdir())
+    table = pq.read_table(file)
+    values = ["changed", *table.column("value").to_pylist()[1:]]
+    pq.write_table(table.set_column(2, "value", pa.array(values)), file)
+    with pytest.raises(ValueError, match="its digest differs"):
+        KnowledgeCorpus.from_pretrained(folder, tmp_path / "cache")
+    meta = json.loads((folder / "knowledge.json").read_text())
+    meta["files"][f"paragraphs/{file.name}"] = corpus_module._file_digest(file)  # a forger who knows the file digests
+    (folder / "knowledge.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="the digest differs"):
+        KnowledgeCorpus.from_pretrained(folder, tmp_path / "cache")
+    (folder / "knowledge.json").write_text(json.dumps({**meta, "sentences": 3}))
+    with pytest.raises(ValueError, match="names"):
+        KnowledgeCorpus.from_pretrained(folder, tmp_path / "cache")
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="lacks its file"):
+        KnowledgeCorpus.from_pretrained(folder, tmp_path / "cache")
+
+
+def test_index_of_another_corpus_is_an_error(tmp_path: Path) -> None:
+    one, other = make(tmp_path, random_rows(1)), make(tmp_path, random_rows(2))
+    with pytest.raises(ValueError, match="build it again"):
+        BM25Retriever(one.corpus, other.index_dir)
+    with pytest.raises(FileNotFoundError, match="holds no BM25 index"):
+        BM25Retriever(one.corpus, tmp_path)
+
+
+def test_index_and_corpus_are_memory_mapped(tmp_path: Path) -> None:
+    retriever = make(tmp_path, random_rows(1))
+    for name in ("data", "indices", "indptr"):
+        assert isinstance(retriever.index.scores[name], np.memmap)
+        assert np.shares_memory(getattr(retriever, f"_{name}"), retriever.index.scores[name])
+    assert retriever.corpus.sentence_paragraph.base is not None  # a view, not a copy
+    assert retriever._data.dtype == np.float32
+
+
+def test_load_knowledge_joins_files_and_folders(tmp_path: Path) -> None:
+    rows = random_rows(3)
+    whole = load_knowledge([str(write_jsonl(tmp_path / "all.jsonl", rows))], tmp_path / "cache")
+    files = [write_jsonl(tmp_path / f"{n}.jsonl", rows[n * 20 : n * 20 + 20]) for n in range(3)]
+    saved = KnowledgeCorpus.from_files(files[1], tmp_path / "cache").save_pretrained(tmp_path / "saved", index=False)
+    mixed = load_knowledge([str(files[0]), str(saved), str(files[2])], tmp_path / "cache")
+    assert mixed.fingerprint == whole.fingerprint
+    alone = load_knowledge([str(saved)], tmp_path / "cache")
+    assert alone.fingerprint == KnowledgeCorpus.from_files(files[1], tmp_path / "cache").fingerprint
+
+
+# ---------------------------------------------------------------- BM25
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bm25_equals_brute_force(tmp_path: Path, seed: int) -> None:
+    retriever = make(tmp_path, random_rows(seed))
+    corpus = retriever.corpus
+    keys = list(corpus.keys())
+    queries = ["w1", "W1, w2; w2 w2 w30 unknown", "w0 w0 w7 w9 w3", "unknown words", "", "…", "w24 w1 w24 w5"]
+    for top_k in (1, 3, 10, 1000):
+        rows, scores = retriever.search_paragraphs(queries, top_k)
+        for number, query in enumerate(queries):
+            exact = brute_force(keys, query)
+            best: dict[int, float] = {}  # the best sentence of each paragraph
+            for row in np.flatnonzero(exact > 0):
+                paragraph = int(corpus.sentence_paragraph[row])
+                best[paragraph] = max(best.get(paragraph, 0), exact[row])
+            expected = sorted(best.values(), reverse=True)[:top_k]
+            found = [row for row in rows[number].tolist() if row >= 0]
+            assert len(found) == len(expected)
+            assert len({int(corpus.sentence_paragraph[row]) for row in found}) == len(found)
+            np.testing.assert_allclose(scores[number][: len(found)], expected, rtol=1e-5)
+            np.testing.assert_allclose(exact[found], expected, rtol=1e-5)  # the rows have the scores they claim
+
+
+def test_repeats_in_the_query_count(tmp_path: Path) -> None:
+    retriever = make(tmp_path, ARTICLES)
+    once, twice = retriever.search(["harbour", "harbour harbour"], 1)
+    assert once[0]["text"] == "Oslo has a harbour."
+    assert twice[0]["score"] == pytest.approx(2 * once[0]["score"], rel=1e-6)
+    assert retriever.search(["nowhere"], 3) == [[]]
+    assert retriever.search([], 3) == []
+
+
+def test_ties_are_ordered_by_row_whatever_is_asked_for(tmp_path: Path) -> None:
+    retriever = make(tmp_path, random_rows(4, articles=300, vocabulary=6))
+    queries = ["w0 w1", "w2", "w3 w3 w0"]
+    everything, scores = retriever.search_paragraphs(queries, 10_000)
+    for row in range(len(queries)):
+        valid = everything[row] >= 0
+        order = np.lexsort((everything[row][valid], -scores[row][valid]))
+        assert order.tolist() == list(range(valid.sum()))
+        assert len(set(scores[row][valid].tolist())) < valid.sum() / 2  # there are ties to settle
+    for k in (1, 2, 5, 10, 33, 100):
+        np.testing.assert_array_equal(retriever.search_paragraphs(queries, k)[0], everything[:, :k])
+
+
+def test_batches_and_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    retriever = make(tmp_path, random_rows(5))
+    rng = random.Random(0)
+    queries = [" ".join(f"w{rng.randrange(30)}" for _ in range(rng.randrange(9))) for _ in range(57)]
+    whole = retriever.search(queries)
+    assert whole == [retriever.search([query])[0] for query in queries]
+    threaded = BM25Retriever(retriever.corpus, retriever.index_dir, n_threads=3)
+    assert threaded.search(queries) == whole
+    monkeypatch.setattr("modeling_more.knowledge.text._BATCH", 10)
+    assert retriever.search(queries) == whole
+
+
+def test_fetches_on_until_k_distinct_values(tmp_path: Path) -> None:
+    # the thirty best sentences stand in one paragraph, and that paragraph is in the corpus seven times
+    crowd = " ".join(["Anvil anvil."] * 30)
+    rows = [{"id": f"c{n}", "title": "Crowd", "text": crowd} for n in range(7)]
+    rows += [
+        {"id": f"r{n}", "title": f"R{n}", "text": f"An anvil stands beside harbour number {n}."} for n in range(4)
+    ]
+    retriever = make(tmp_path, rows)
+    found = retriever.search(["anvil"], 4)[0]
+    assert [entry["title"] for entry in found] == ["Crowd", "R0", "R1", "R2"]
+    assert [entry["title"] for entry in retriever.search(["anvil"], 10)[0]] == ["Crowd", "R0", "R1", "R2", "R3"]
+
+
+def test_entries_name_the_matched_sentence(tmp_path: Path) -> None:
+    entry = make(tmp_path, ARTICLES).search(["the sea"], 2)[0][0]
+    assert entry["source"] == "a2" and entry["title"] == "Oslo"
+    assert entry["text"][entry["match_start"] : entry["match_end"]] == "Oslo lies by the sea."
+
+
+# ---------------------------------------------------------------- attaching
+
+
+def test_attach_adds_the_column_and_counts(tmp_path: Path) -> None:
+    retriever = make(tmp_path, ARTICLES)
+    splits = DatasetDict({"train": posts("Oslo again", "nothing here"), "test": posts("by the sea", "東京 !", "…")})
+    attached, report = attach_text_knowledge(splits, retriever, top_k=2, cache_dir=tmp_path / "cache", shard_size=2)
+    assert report == AttachReport(posts=5, entries=5, without_knowledge=2, dropped_as_leak=0, cached=0)
+    assert attached["train"].features["knowledge_text"] == KNOWLEDGE_FEATURE
+    assert attached["train"].features["ner_tags"] == splits["train"].features["ner_tags"]
+    assert attached["test"].column_names == ["tokens", "ner_tags", "knowledge_text"]
+    assert attached["test"]["tokens"] == splits["test"]["tokens"]
+    texts = ["by the sea", "東京 !", "…"]
+    assert [[e["text"] for e in row] for row in attached["test"]["knowledge_text"]] == [
+        [e["text"] for e in found] for found in retriever.search(texts, 2)
+    ]
+    again, report = attach_text_knowledge(splits, retriever, top_k=2, cache_dir=tmp_path / "cache", shard_size=2)
+    assert report == AttachReport(posts=5, entries=5, without_knowledge=2, dropped_as_leak=0, cached=5)
+    assert again["test"].to_list() == attached["test"].to_list()
+    _, report = attach_text_knowledge(splits, retriever, top_k=1, cache_dir=tmp_path / "cache", shard_size=2)
+    assert report.cached == 0  # other settings, other results
+    with pytest.raises(ValueError, match="have a column knowledge_text already"):
+        attach_text_knowledge(attached, retriever, cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match="no column tokens"):
+        attach_text_knowledge(splits["train"].remove_columns("tokens"), retriever, cache_dir=tmp_path / "cache")
+
+
+def test_attach_follows_selected_and_shuffled_rows(tmp_path: Path) -> None:
+    retriever = make(tmp_path, ARTICLES)
+    rows = posts("Oslo", "anvils", "東京", "harbour").shuffle(seed=3).select([2, 0, 3])
+    attached, _ = attach_text_knowledge(rows, retriever, top_k=1, cache_dir=tmp_path / "cache")
+    for row in attached:
+        assert row["knowledge_text"] == retriever.search([" ".join(row["tokens"])], 1)[0]
+    empty, report = attach_text_knowledge(rows.select([]), retriever, cache_dir=tmp_path / "cache")
+    assert report == AttachReport() and empty.features["knowledge_text"] == KNOWLEDGE_FEATURE
+
+
+def test_permuted_labels_change_no_entry(tmp_path: Path) -> None:
+    retriever = make(tmp_path, ARTICLES)
+    texts = ("Oslo by the sea", "anvils of Acme today")
+    one, _ = attach_text_knowledge(posts(*texts), retriever, cache_dir=tmp_path / "1")
+    other = posts(*texts, tags=[[1, 2, 0, 1], [0, 1, 1, 2]])
+    permuted, report = attach_text_knowledge(other, retriever, cache_dir=tmp_path / "2")
+    assert permuted["knowledge_text"][:] == one["knowledge_text"][:] and report.cached == 0
+    seen: list[set[str]] = []
+
+    def query(row: dict[str, Any]) -> str:
+        seen.append(set(row))
+        return "Oslo"
+
+    asked, _ = attach_text_knowledge(other, retriever, cache_dir=tmp_path / "2", query=query)
+    assert seen == [{"tokens"}, {"tokens"}]  # a query function can't see the labels either
+    assert asked["knowledge_text"][0] == asked["knowledge_text"][1] != []
+
+
+def test_leaks_are_dropped_counted_and_replaced(tmp_path: Path) -> None:
+    long = "Rivera scored twice as Northfield beat Eastbrook last night"
+    rows = [
+        {"id": "1", "title": "Copy", "text": f"As was said: {long.upper()}! It was cold."},  # holds the whole post
+        {"id": "2", "title": "Short", "text": "Rivera scored"},  # equals the short post
+        {"id": "3", "title": "Part", "text": "Rivera scored once."},  # holds the short post, which is not a leak
+        {
+            "id": "4",
+            "title": "Rest",
+            "text": "Rivera plays for Northfield twice a week, night by night.",
+        },
+    ]
+    retriever = make(tmp_path, rows)
+    dataset = posts(f"{long} !", "rivera scored .", "Northfield")
+    attached, report = attach_text_knowledge(dataset, retriever, top_k=2, cache_dir=tmp_path / "cache")
+    titles = [[entry["title"] for entry in row] for row in attached["knowledge_text"]]
+    assert "Copy" not in titles[0] and len(titles[0]) == 2  # the guard does not shorten the list
+    assert "Short" not in titles[1] and "Part" in titles[1] and len(titles[1]) == 2
+    assert len(titles[2]) == 2
+    assert report.dropped_as_leak == 2
+    kept, dropped = search_without_leaks(retriever.search, [long], [long], 10)
+    assert len(kept[0]) == 3 and dropped == [1]
+    assert retriever.search([long], 2, posts=[long])[0] == kept[0][:2]
+    with pytest.raises(ValueError, match="one query per post"):
+        search_without_leaks(retriever.search, ["a"], [], 10)
+
+
+KILLED = """
+import os, signal, sys
+from datasets import load_from_disk
+from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge
+
+class Killed(BM25Retriever):
+    calls = 0
+    def search(self, queries, top_k=10, posts=None):
+        Killed.calls += 1
+        if Killed.calls == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().search(queries, top_k, posts)
+
+folder, index, cache, dataset = sys.argv[1:]
+retriever = Killed(KnowledgeCorpus(folder), index)
+attach_text_knowledge(load_from_disk(dataset), retriever, cache_dir=cache, shard_size=5)
+"""
+
+
+def test_a_killed_run_continues_with_the_same_result(tmp_path: Path) -> None:
+    retriever = make(tmp_path, random_rows(6))
+    rng = random.Random(0)
+    dataset = posts(*(" ".join(f"w{rng.randrange(30)}" for _ in range(6)) for _ in range(33)))
+    dataset.save_to_disk(tmp_path / "posts")
+    unbroken, _ = attach_text_knowledge(dataset, retriever, cache_dir=tmp_path / "unbroken", shard_size=5)
+    arguments = [retriever.corpus.folder, retriever.index_dir, tmp_path / "broken", tmp_path / "posts"]
+    root = str(Path(__file__).resolve().parents[1])
+    command = [sys.executable, "-c", KILLED, *map(str, arguments)]
+    run = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": root}, capture_output=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    continued, report = attach_text_knowledge(dataset, retriever, cache_dir=tmp_path / "broken", shard_size=5)
+    assert report.cached == 15 and report.posts == 33
+    assert continued.to_list() == unbroken.to_list()
+
+
+def test_a_damaged_shard_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    retriever = make(tmp_path, ARTICLES)
+    first, _ = attach_text_knowledge(posts("Oslo", "sea"), retriever, cache_dir=tmp_path / "cache")
+    expected = first.to_list()
+    (shard,) = (tmp_path / "cache" / "attach").glob("*.arrow")
+    content = shard.read_bytes()
+    shard.unlink()
+    for damaged in (content[: len(content) // 2], b"", b"something else"):
+        shard.write_bytes(damaged)
+        again, report = attach_text_knowledge(posts("Oslo", "sea"), retriever, cache_dir=tmp_path / "cache")
+        assert again.to_list() == expected and report.cached == 0
+        del again
+        shard.unlink()
+    assert "is damaged" in caplog.text
+    assert not list((tmp_path / "cache" / "attach").glob("*.tmp*"))
+    assert attach_module._open(shard, 2) is None
+
+
+# ---------------------------------------------------------------- real data
+
+
+def test_title_recall_counts_occurrences() -> None:
+    entry = {"text": "", "score": 1.0, "source": "", "match_start": 0, "match_end": 0}
+    dataset = posts("Oslo and New York", "New York", tags=[[1, 0, 1, 2], [1, 2]])
+    dataset = dataset.add_column("knowledge_text", [[{"title": "Oslo (city)", **entry}], []])
+    score = title_recall(dataset, ["Oslo (ship)", "New York"])
+    assert score == (1, 3) and score.recall == pytest.approx(1 / 3)
+
+
+def test_title_recall_on_real_posts(shared_data: Path, tmp_path: Path) -> None:
+    from modeling_more.formats import read_conll
+
+    names = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
+    corpus = load_knowledge([str(shared_data / "knowledge" / f"{name}.jsonl.gz") for name in names], tmp_path)
+    assert (corpus.info.articles, corpus.info.empty) == (14951 + 2034 + 254, 90)
+    rows = read_conll(shared_data / "twitter2017" / "test.txt")
+    dataset = Dataset.from_dict({name: [row[name] for row in rows] for name in ("tokens", "ner_tags")})
+    retriever = BM25Retriever.from_corpus(corpus)
+    attached, report = attach_text_knowledge(dataset, retriever, cache_dir=tmp_path)
+    assert (report.posts, report.entries, report.without_knowledge) == (723, 7230, 0)
+    found, mentions = title_recall(attached, corpus.paragraphs["title"])
+    assert mentions == 413
+    assert found / mentions >= 0.60
