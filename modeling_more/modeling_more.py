@@ -86,6 +86,8 @@ class MoRePreTrainedModel(PreTrainedModel):
                 f"{name_or_path} lacks {len(missing)} weights of its encoder ({', '.join(missing[:3])} …): "
                 "they would stay random. Is it a checkpoint of this architecture?"
             )
+        # without it the new model would choose again, for the encoder too
+        config.setdefault("attn_implementation", encoder.config._attn_implementation)
         model = cls(MoReConfig(encoder_config=encoder.config, **config))
         model.encoder = encoder
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -162,6 +163,19 @@ class MoReProcessor(ProcessorMixin):
         title = entry.get("title")
         return f"[ {title} ] {text}" if title else text
 
+    @cached_property
+    def _as_text(self) -> dict[int, list[int]]:
+        """The characters of each special token, as ordinary sub-tokens.
+
+        SentencePiece vocabularies hold `</s>` as a piece like any other, so a post that contains it would get the
+        real token in spite of `split_special_tokens`.
+        """
+        unknown = self.tokenizer.unk_token_id
+        special = {id_: self.tokenizer.convert_ids_to_tokens(id_) for id_ in self.tokenizer.all_special_ids}
+        return {
+            id_: self.tokenizer.convert_tokens_to_ids(list(token)) for id_, token in special.items() if id_ != unknown
+        }
+
     def _tokenize_words(self, words: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Sub-tokens of every word of every post; a word without any is one unknown token."""
         encoded = self.tokenizer(
@@ -177,7 +191,7 @@ class MoReProcessor(ProcessorMixin):
             pieces: list[list[int]] = [[] for _ in post]
             for id_, word in zip(encoded["input_ids"][index], encoded.word_ids(index), strict=True):
                 if word is not None:
-                    pieces[word].append(id_)
+                    pieces[word] += self._as_text.get(id_, (id_,))
             result.append([word or [self.tokenizer.unk_token_id] for word in pieces])
         return result
 
@@ -187,15 +201,14 @@ class MoReProcessor(ProcessorMixin):
         flat = [text for post in texts for text in post]
         if not flat:
             return [[] for _ in knowledge]
-        ids = iter(
-            self.tokenizer(
-                flat,
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_attention_mask=False,
-                verbose=False,
-            )["input_ids"]
-        )
+        encoded = self.tokenizer(
+            flat,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        ids = ([piece for id_ in entry for piece in self._as_text.get(id_, (id_,))] for entry in encoded)
         return [[next(ids) for _ in post] for post in texts]
 
     def _lay_out(self, words: list[list[int]], entries: list[list[int]], truncate: bool) -> dict[str, Any]:
@@ -254,7 +267,8 @@ def _windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int
         if last == len(lengths):
             break
         overlap, start = 0, last
-        while start - 1 > first and overlap + lengths[start - 1] <= room // 4:
+        # the next word must fit beside the overlap, or the windows would not move on
+        while start - 1 > first and overlap + lengths[start - 1] <= min(room // 4, room - lengths[last]):
             start -= 1
             overlap += lengths[start]
         first = start
