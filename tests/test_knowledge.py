@@ -200,7 +200,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         load_knowledge([str(tmp_path / "k.parquet")], tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match="holds no knowledge corpus"):
         load_knowledge([str(tmp_path)], tmp_path / "cache")
-    with pytest.raises(FileNotFoundError, match="neither a file nor a folder nor a Hub id"):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a data set repository"):
         load_knowledge(["no/such/folder"], tmp_path / "cache")
 
 
@@ -516,3 +516,42 @@ def test_title_recall_on_real_posts(shared_data: Path, tmp_path: Path) -> None:
     found, mentions = title_recall(attached, corpus.paragraphs["title"])
     assert mentions == 413
     assert found / mentions >= 0.60
+
+
+# ---------------------------------------------------------------- the Hub
+
+PUSHED = """
+import json, sys
+from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, load_knowledge
+
+file, cache, new_cache = sys.argv[1:]
+built = KnowledgeCorpus.from_files(file, cache)
+found = BM25Retriever.from_corpus(built).search(["w1 w2 w2", "w3 w9"])
+url = built.push_to_hub("ORG/facts", license="cc0-1.0")
+assert "ORG/facts" in url, url
+loaded = load_knowledge(["ORG/facts"], new_cache)
+assert loaded.fingerprint == built.fingerprint and list(loaded.table) == list(built.table)
+retriever = BM25Retriever.from_corpus(loaded)
+assert "snapshots" in str(retriever.index_dir), retriever.index_dir
+assert retriever.search(["w1 w2 w2", "w3 w9"]) == found
+try:
+    load_knowledge(["ORG/none"], new_cache)
+except FileNotFoundError as error:
+    assert "ORG/none is neither" in str(error), error
+else:
+    raise SystemExit("a missing repository went unnoticed")
+"""
+
+
+def test_push_to_hub_and_load_again(tmp_path: Path) -> None:
+    from hub_server import local_hub
+
+    file = write_jsonl(tmp_path / "k.jsonl", random_rows(7))
+    root = str(Path(__file__).resolve().parents[1])
+    with local_hub(tmp_path / "hub") as hub:
+        command = [sys.executable, "-c", PUSHED, str(file), str(tmp_path / "cache"), str(tmp_path / "new")]
+        run = subprocess.run(
+            command, cwd=root, env={**hub.env, "PYTHONPATH": root}, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        assert {"README.md", "knowledge.json", "bm25/index.json"} <= set(hub.files("ORG/facts", "dataset"))

@@ -287,7 +287,13 @@ class KnowledgeCorpus:
         """
         folder = Path(name_or_path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(name_or_path), repo_type="dataset", revision=revision))
+            try:
+                folder = Path(snapshot_download(str(name_or_path), repo_type="dataset", revision=revision))
+            except (OSError, ValueError) as error:  # no such repository, no network, not an id
+                raise FileNotFoundError(
+                    f"{name_or_path} is neither a folder nor a data set repository that can be had from the Hub "
+                    f"({type(error).__name__})."
+                ) from error
         info = _read_info(folder)
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         files: dict[str, str] = meta.get("files", {})
@@ -358,10 +364,6 @@ def load_knowledge(
             if files:
                 corpora.append(KnowledgeCorpus.from_files(files, cache_dir, bool(title_in_key)))
                 files = []
-            if not path.is_dir() and str(spec).count("/") > 1:
-                raise FileNotFoundError(
-                    f"The knowledge {spec} is neither a file nor a folder nor a Hub id (ORG/NAME)."
-                )
             corpora.append(KnowledgeCorpus.from_pretrained(spec, cache_dir))
         else:
             files.append(path)
