@@ -219,17 +219,9 @@ def match_raw(rows: list[Row], raw: Sequence[Row]) -> int:
 
 def knowledge_feature() -> Any:
     """Feature of a knowledge column: a ranked list of entries."""
-    string, number = datasets.Value("string"), datasets.Value("int32")
-    return datasets.List(
-        {
-            "title": string,
-            "text": string,
-            "score": datasets.Value("float32"),
-            "source": string,
-            "match_start": number,
-            "match_end": number,
-        }
-    )
+    from modeling_more.knowledge import KNOWLEDGE_FEATURE  # here, as it loads the search engine
+
+    return KNOWLEDGE_FEATURE
 
 
 @dataclass
