@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import statistics
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from modeling_more.configuration_more import MoReConfig
 from modeling_more.data import Posts, add_knowledge, describe, knowledge_column, load_posts, split_holdout
 from modeling_more.formats import read_posts
 from modeling_more.metrics import entity_scores
+from modeling_more.model_card import write_model_card
 from modeling_more.modeling_more import MoReForTokenClassification
 from modeling_more.prediction import encode_posts, entities, predict, predict_tags
 from modeling_more.processing_more import MoReProcessor
@@ -46,11 +48,12 @@ logger = logging.getLogger("run_ner")
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run with these arguments (default: the command line's); returns what `all_results.json` holds."""
     args = parse_arguments(argv, description=str(__doc__))
-    data, model, training, run = args
+    training = args[2]
     accelerator = make_accelerator(training)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "accelerate"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
     command = " ".join(["run_ner.py", *map(shlex.quote, sys.argv[1:] if argv is None else argv)])
     try:
@@ -97,10 +100,17 @@ def _run(args: Arguments, accelerator: Accelerator, command: str) -> dict[str, A
         folder = output / f"seed-{seed}" if len(seeds) > 1 else output
         one = replace(training, seed=seed, output_dir=str(folder))
         all_results.append(run_seed((data, model_args, one, run), splits, types, report, to_predict, command, seed))
-    results = all_results[0] if len(seeds) == 1 else _over_seeds(all_results, seeds)
+    results = all_results[0]
     if accelerator.is_main_process:
-        write_json(output / "all_results.json", results)
+        if len(seeds) > 1:
+            results = _over_seeds(all_results, seeds)
+            _adopt_best(output, all_results)
+            write_json(output / "all_results.json", results)
+            _write_card(args, output, results, command)
         _print_results(results)
+        if run.push_to_hub:
+            push(output, str(run.hub_model_id), run.hub_private)
+    accelerator.wait_for_everyone()
     return results
 
 
@@ -194,8 +204,53 @@ def run_seed(
         model.save_pretrained(output)
         processor.save_pretrained(output)
         write_json(output / "all_results.json", results)
+        options = {key: value for part in args for key, value in asdict(part).items()}
+        write_json(output / "arguments.json", options)
+        _write_card(args, output, results, command)
     accelerator.wait_for_everyone()
     return results
+
+
+def push(folder: Path, repository: str, private: bool) -> None:
+    """Upload everything but checkpoints and logs; a failure loses nothing and says how to try again."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    left_out = ["checkpoints/*", "logs/*", "seed-*/*"]
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        url = api.upload_folder(
+            repo_id=repository, folder_path=folder, ignore_patterns=left_out, commit_message="Upload a MoRe expert"
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        again = f"hf upload {repository} {shlex.quote(str(folder))} . " + " ".join(f"--exclude '{p}'" for p in left_out)
+        raise SystemExit(
+            f"error: the upload to {repository} failed ({type(error).__name__}: {str(error).splitlines()[0]}). Nothing is "
+            f"lost: all files are in {folder}. To push again: {again}"
+        ) from None
+    logger.info("uploaded to %s", url)
+
+
+def _write_card(args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
+    data, model_args, _, run = args
+    config = {
+        "dataset": data.dataset,
+        "retrieval": data.retrieval,
+        "model_name_or_path": model_args.model_name_or_path,
+        "hub_model_id": run.hub_model_id,
+    }
+    runs = results.get("runs", [results])
+    history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
+    write_model_card(output, results, config, command, history)
+
+
+def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
+    """The files of the seed with the best dev score also stand in the output folder itself, ready to load."""
+    best = max(results, key=lambda result: result.get("dev_f1", result.get("test_f1", 0.0)))
+    shutil.copytree(
+        output / f"seed-{best['seed']}", output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", "logs")
+    )
 
 
 def _check(args: Arguments) -> None:

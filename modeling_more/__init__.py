@@ -1,1 +1,12 @@
-"""MoRe: named entity and relation extraction with multi-modal retrieval."""
+"""MoRe: named entity and relation extraction with multi-modal retrieval.
+
+Importing the package makes the Auto classes of transformers know its models.
+"""
+
+from .configuration_more import MoReConfig
+from .data_collator import MoReDataCollator
+from .modeling_more import MoReForTokenClassification
+from .prediction import predict
+from .processing_more import MoReProcessor
+
+__all__ = ["MoReConfig", "MoReDataCollator", "MoReForTokenClassification", "MoReProcessor", "predict"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def add_knowledge(args: DataArguments, splits: dict[str, Dataset]) -> tuple[dict
         attached, report = attach_text_knowledge(
             DatasetDict(splits), retriever, top_k=args.top_k, column=column, cache_dir=args.cache_dir
         )
-        return dict(attached), vars(report)
+        return dict(attached), asdict(report)
     for split, data in splits.items():
         if column not in data.column_names:
             raise ValueError(
