@@ -32,7 +32,7 @@ def posts(data_dir: Path, splits: tuple[str, ...] = ("train", "valid", "test")) 
 
 
 def recombined(corpus: KnowledgeCorpus, sentences: int, file: Path, seed: int = 0) -> Path:
-    """Articles of three sentences each, made of a first and a second half of different real sentences, all distinct."""
+    """Articles of three sentences each, made of a first and a second half of different real sentences, distinct."""
     rng = random.Random(seed)
     words = [key.rstrip(".").split() for key in corpus.keys()]
     words = [sentence for sentence in words if len(sentence) >= 6]
@@ -49,7 +49,9 @@ def recombined(corpus: KnowledgeCorpus, sentences: int, file: Path, seed: int = 
     return file
 
 
-def measure(name: str, files: list[Path], title_in_key: bool, tweets: Dataset, scratch: Path, repeats: int) -> dict:
+def measure(
+    name: str, files: list[Path], title_in_key: bool, tweets: Dataset, scratch: Path, repeats: int
+) -> dict[str, Any]:
     """Build, then attach (to an empty cache each time) and bare bm25s in turn; both tokenise, one thread each."""
     cache = scratch / f"{name}-{title_in_key}"
     start = time.perf_counter()
@@ -65,7 +67,8 @@ def measure(name: str, files: list[Path], title_in_key: bool, tweets: Dataset, s
     def attach(number: int) -> None:
         attach_text_knowledge(tweets, retriever, TOP_K, cache_dir=cache / f"run{number}")
 
-    bare(), attach(-1)  # compile, and touch the mapped pages
+    bare()  # compile, and touch the mapped pages
+    attach(-1)
     pairs = []
     for number in range(repeats):
         times = [time.perf_counter()]
@@ -80,9 +83,8 @@ def measure(name: str, files: list[Path], title_in_key: bool, tweets: Dataset, s
         score = title_recall(with_knowledge, corpus.paragraphs["title"])
         recall = f"{score.recall:.3f} ({score.found}/{score.mentions})"
     probe = [sys.executable, __file__, "--memory", str(corpus.folder), str(retriever.index_dir)]
-    memory = json.loads(
-        subprocess.run(probe, input=json.dumps(queries), capture_output=True, text=True, check=True).stdout
-    )
+    run = subprocess.run(probe, input=json.dumps(queries), capture_output=True, text=True, check=True)
+    memory = json.loads(run.stdout)
     return {
         "corpus": "three real corpora" if name == "real" else "recombined halves",
         "key": "title + sentence" if title_in_key else "sentence",
@@ -140,10 +142,11 @@ def main() -> None:
         "retrieval",
         "Text retrieval: title recall and speed",
         rows,
-        note=f"{len(tweets)} posts of Twitter-2017, {TOP_K} entries each, one thread. Title recall: share of the mentions "
-        "of the test split whose text is the title of an article (lower-cased, bracket dropped; each occurrence counts) "
-        "that have an article of that title among the ten. Speed: attach includes the queries' words, the search, the "
-        "leakage guard and the storing of the column; bm25s includes the queries' words and its search for the ten best "
+        note=f"{len(tweets)} posts of Twitter-2017, {TOP_K} entries each, one thread. Title recall: share of the "
+        "mentions of the test split whose text is the title of an article (lower-cased, bracket dropped; each "
+        "occurrence counts) that have an article of that title among the ten. Key: the sentence as in the "
+        "paper, or title and sentence, an option. Speed: attach includes the queries' words, the search, the leakage "
+        "guard and the storing of the column; bm25s includes the queries' words and its search for the ten best "
         "*sentences*. Both run in turn in one process; the ratio is the median of the pairs. Memory is measured in a "
         "fresh process, after loading and after searching for all posts.",
     )

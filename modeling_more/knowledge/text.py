@@ -30,6 +30,7 @@ B = 0.75
 INDEX_VERSION = 1
 META_FILE = "index.json"
 _BATCH = 512  # queries a step
+_BLOCK = 128  # sentences that are passed over together when none scores enough
 _SLACK = 2  # results above top_k, so that two paragraphs of the same text seldom need a second search
 
 
@@ -205,29 +206,36 @@ def _search(words, bounds, data, indices, indptr, paragraph, rows, best):  # typ
         size = 0
         last = -1
         threshold = np.float32(0)
-        for row in range(sentences):
-            score = scores[row]
-            if score <= threshold:
+        for block in range(0, sentences, _BLOCK):
+            end = min(block + _BLOCK, sentences)
+            promising = 0
+            for row in range(block, end):  # a loop without branches runs in vector registers
+                promising += scores[row] > threshold
+            if promising == 0:
                 continue
-            slot = 0
-            if paragraph[row] == last:
-                while paragraph[held[slot]] != last:
-                    slot += 1
-                if score <= heap[slot]:
+            for row in range(block, end):
+                score = scores[row]
+                if score <= threshold:
                     continue
-            elif size < k:
-                slot = size  # rises from the end
-                size += 1
-                while slot > 0 and not _worse(heap[(slot - 1) >> 1], held[(slot - 1) >> 1], score, row):
-                    heap[slot] = heap[(slot - 1) >> 1]
-                    held[slot] = held[(slot - 1) >> 1]
-                    slot = (slot - 1) >> 1
-            heap[slot] = score
-            held[slot] = row
-            _sink(heap, held, slot, size)
-            last = paragraph[row]
-            if size == k:
-                threshold = heap[0]
+                slot = 0
+                if paragraph[row] == last:
+                    while paragraph[held[slot]] != last:
+                        slot += 1
+                    if score <= heap[slot]:
+                        continue
+                elif size < k:
+                    slot = size  # rises from the end
+                    size += 1
+                    while slot > 0 and not _worse(heap[(slot - 1) >> 1], held[(slot - 1) >> 1], score, row):
+                        heap[slot] = heap[(slot - 1) >> 1]
+                        held[slot] = held[(slot - 1) >> 1]
+                        slot = (slot - 1) >> 1
+                heap[slot] = score
+                held[slot] = row
+                _sink(heap, held, slot, size)
+                last = paragraph[row]
+                if size == k:
+                    threshold = heap[0]
         for place in range(size - 1, -1, -1):  # taking the worst away again and again fills the list from its end
             best[query, place] = heap[0]
             rows[query, place] = held[0]
