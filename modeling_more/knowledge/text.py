@@ -86,18 +86,14 @@ class BM25Retriever:
         corpus: KnowledgeCorpus,
         index_dir: str | Path | None = None,
         n_threads: int = 1,
-        cache_dir: str | Path | None = None,
     ) -> "BM25Retriever":
         """Open the index of the corpus; where there is none, build and save it first.
 
         Args:
-            index_dir: default: the index saved with the corpus, else one in `cache_dir`.
+            index_dir: default: the index saved with the corpus, else one beside its tables in the cache.
             n_threads: threads of a search; the results do not depend on it.
-            cache_dir: default: beside the tables of the corpus, which lie in its own cache.
         """
         folder = Path(index_dir or corpus.index_dir or corpus.folder / INDEX_FOLDER)
-        if index_dir is None and corpus.index_dir is None and cache_dir is not None:
-            folder = Path(cache_dir) / INDEX_FOLDER / f"{corpus.fingerprint}-{INDEX_VERSION}"
         if not (folder / META_FILE).is_file():
             _build(corpus, folder)
         return cls(corpus, folder, n_threads)
