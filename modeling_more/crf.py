@@ -164,21 +164,15 @@ def _best_paths(
     into = transitions.T.repeat(1, n)  # [to, n * from]
     state = emissions.new_full((batch, n * tags), float("-inf"))
     state[:, :tags] = start + emissions[:, 0]
-    states, pointers, shift, shifts = [state], [], state.new_zeros(batch, 1), []
-    shifts.append(shift)
+    states, pointers = [state], []
     for t in range(1, length):
-        # Scores stay near 0, where float32 is fine-grained.
-        peak = state.amax(1, keepdim=True)
-        candidates = (state - peak).unsqueeze(1) + into
+        candidates = state.unsqueeze(1) + into
         best, pointer = candidates.max(-1, keepdim=True) if n == 1 else candidates.topk(n, dim=-1)
         state = (best.transpose(1, 2) + emissions[:, t].unsqueeze(1)).flatten(1)
-        shift = shift + peak
         states.append(state)
-        shifts.append(shift)
         pointers.append(pointer.transpose(1, 2).flatten(1))
     last = torch.stack(states)[lengths - 1, rows]
     scores, index = (last + end.repeat(n)).topk(n, dim=1)
-    scores = scores + torch.stack(shifts)[lengths - 1, rows]
     paths = torch.empty(batch, n, length, dtype=torch.long, device=mask.device)
     paths[:, :, -1] = index
     for t in range(length - 1, 0, -1):
