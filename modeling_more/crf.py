@@ -1,4 +1,4 @@
-"""A linear-chain conditional random field whose marginals can be trained through (paper section 3.2, equation 5).
+"""A linear-chain conditional random field whose marginals can be trained through.
 
 Every gradient is written by hand: one sweep over the words for the values, one for the gradients, batched over the
 sentences and over both directions of the chain, and no autograd graph over time.
