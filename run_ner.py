@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Named entities with retrieved knowledge: train, score, predict, publish.
+r"""Named entities with retrieved knowledge: train, score, predict, publish.
 
 accelerate launch run_ner.py --dataset twitter17 --retrieval text
 
-accelerate launch run_ner.py --train_file train.jsonl --validation_file dev.jsonl --retrieval text --knowledge wiki.jsonl
+accelerate launch run_ner.py --train_file train.jsonl --validation_file dev.jsonl \
+    --retrieval text --knowledge wiki.jsonl
 
 python run_ner.py --model_name_or_path out --do_predict --predict_file posts.jsonl --output_dir predicted
 """
@@ -224,10 +225,13 @@ def push(folder: Path, repository: str, private: bool) -> None:
             repo_id=repository, folder_path=folder, ignore_patterns=left_out, commit_message="Upload a MoRe expert"
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        again = f"hf upload {repository} {shlex.quote(str(folder))} . " + " ".join(f"--exclude '{p}'" for p in left_out)
+        again = f"hf upload {repository} {shlex.quote(str(folder))} . " + " ".join(
+            f"--exclude '{p}'" for p in left_out
+        )
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise SystemExit(
-            f"error: the upload to {repository} failed ({type(error).__name__}: {str(error).splitlines()[0]}). Nothing is "
-            f"lost: all files are in {folder}. To push again: {again}"
+            f"error: the upload to {repository} failed ({reason}). "
+            f"Nothing is lost: all files are in {folder}. To push again: {again}"
         ) from None
     logger.info("uploaded to %s", url)
 
@@ -249,7 +253,10 @@ def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
     """The files of the seed with the best dev score also stand in the output folder itself, ready to load."""
     best = max(results, key=lambda result: result.get("dev_f1", result.get("test_f1", 0.0)))
     shutil.copytree(
-        output / f"seed-{best['seed']}", output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", "logs")
+        output / f"seed-{best['seed']}",
+        output,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("checkpoints", "logs"),
     )
 
 

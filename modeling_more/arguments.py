@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -112,6 +113,10 @@ class RunArguments:
 Arguments = tuple[DataArguments, ModelArguments, TrainingArguments, RunArguments]
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside each option, and the examples of the description line by line."""
+
+
 def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
     """Read the arguments: command line over YAML file (`run_ner.py my.yaml --seed 1`) over the recipe of `--dataset`
     and `--retrieval` over the defaults.
@@ -120,9 +125,8 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         SystemExit: with one sentence, for arguments that can't be.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        [DataArguments, ModelArguments, TrainingArguments, RunArguments], description=description
-    )
+    groups: Any = [DataArguments, ModelArguments, TrainingArguments, RunArguments]
+    parser = HfArgumentParser(groups, description=description, formatter_class=_HelpFormatter)
     own: dict[str, Any] = {}
     try:
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
@@ -131,7 +135,8 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         known, _ = parser.parse_known_args(argv)
         recipe = read_recipe(known.dataset, known.retrieval)
         _set_defaults(parser, recipe | own)
-        return parser.parse_args_into_dataclasses(argv)
+        parsed: Any = parser.parse_args_into_dataclasses(argv)
+        return parsed
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 

@@ -58,7 +58,7 @@ class MoReConfig(PreTrainedConfig):
             raise ValueError(f"nll_weight is {self.nll_weight}, it must lie between 0 and 1")
         super().__post_init__(**kwargs)
         if self.id2label and not self.label2id:
-            self.label2id = {label: index for index, label in self.id2label.items()}
+            self.label2id = {str(label): int(index) for index, label in self.id2label.items()}
 
 
 AutoConfig.register(MoReConfig.model_type, MoReConfig)

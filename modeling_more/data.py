@@ -85,7 +85,7 @@ def add_knowledge(args: DataArguments, splits: dict[str, Dataset]) -> tuple[dict
 
 
 def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
-    """Set about `fraction` of the posts aside. Chosen by a digest of the id, so that all experts keep the same ones."""
+    """Set about `fraction` of the posts aside, chosen by a digest of the id: all experts keep the same ones."""
     if not 0 <= fraction < 1:
         raise ValueError(f"--holdout_fraction is {fraction}, it must lie between 0 and 1")
     kept: Posts = []

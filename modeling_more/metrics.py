@@ -15,7 +15,7 @@ from .tagging import Span, tags_to_spans
 def entity_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Entity scores of tagged sentences (BIO or BIOES), computed by seqeval.
 
-    Gold is read as seqeval reads it (a stray I- opens an entity); `strict_f1` takes only gold entities that a B- opens.
+    Gold is read as seqeval reads it (a stray I- opens an entity); `strict_f1` takes only those that a B- opens.
 
     Returns:
         f1, precision, recall, strict_f1 in percent, and f1_per_type: {type: {precision, recall, f1, support}}.

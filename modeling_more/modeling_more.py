@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, AutoModelForTokenClassification, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_more import MoReConfig
@@ -40,6 +39,7 @@ class MoReTokenClassifierOutput(ModelOutput):
 class MoRePreTrainedModel(PreTrainedModel):
     """Base of the task models: builds the encoder, loads it from a plain encoder checkpoint, initialises the head."""
 
+    config: Any  # a MoReConfig; its fields are optional in transformers' own annotations
     config_class = MoReConfig
     base_model_prefix = "encoder"
     supports_gradient_checkpointing = True
@@ -52,7 +52,7 @@ class MoRePreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: MoReConfig):
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config.encoder_config, **_no_pooler(config.encoder_config))
+        self.encoder: Any = AutoModel.from_config(config.encoder_config, **_no_pooler(config.encoder_config))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LinearChainCRF):
@@ -61,7 +61,9 @@ class MoRePreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_encoder_pretrained(cls, name_or_path: str, *, encoder_options: dict[str, Any] | None = None, **config):
+    def from_encoder_pretrained(
+        cls, name_or_path: str, *, encoder_options: dict[str, Any] | None = None, **config: Any
+    ) -> Self:
         """A task model with a fresh head on a pretrained encoder (a folder or a Hub id).
 
         Args:
@@ -122,8 +124,8 @@ class MoReForTokenClassification(MoRePreTrainedModel):
     def __init__(self, config: MoReConfig):
         super().__init__(config)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
-        self.crf = LinearChainCRF(config.num_labels) if config.head == "crf" else None
+        self.classifier = nn.Linear(self.config.encoder_config.hidden_size, self.config.num_labels)
+        self.crf = LinearChainCRF(self.config.num_labels) if config.head == "crf" else None
         self.post_init()
 
     def forward(
@@ -186,7 +188,8 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         if self.training and self.config.word_dropout > 0:
             kept = torch.rand(words.shape[:2], device=words.device) >= self.config.word_dropout
             words = words * kept.unsqueeze(-1)
-        return self.classifier(words)
+        # float32 here, once: the gradients of the losses on it are then summed in float32 too
+        return _float32(self.classifier(words))
 
     def _log_likelihood(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """log p(y|x) [B]."""
@@ -198,7 +201,7 @@ class MoReForTokenClassification(MoRePreTrainedModel):
     def _kl_loss(self, target_emissions: Tensor, emissions: Tensor, mask: Tensor) -> Tensor:
         """KL(q_r || q_o) · T², summed over words, mean over posts; the target gives no gradient (METHOD, L_KL)."""
         temperature = self.config.kl_temperature
-        if self.config.two_views == "crf_kl":
+        if self.crf is not None and self.config.two_views == "crf_kl":
             with torch.set_grad_enabled(self.config.kl_target_transitions and torch.is_grad_enabled()):
                 target = self.crf.log_marginals(target_emissions.detach(), mask)
             log_q = self.crf.log_marginals(emissions, mask)
@@ -217,7 +220,7 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         """Best label ids of each post: Viterbi over emissions [B, N, L], under the BIOES constraints when
         `constrained` (default: `config.constrained_decoding`)."""
         constrained = self.config.constrained_decoding if constrained is None else constrained
-        allowed = None
+        allowed: Any = None
         if constrained:
             labels = [self.config.id2label[index] for index in range(self.config.num_labels)]
             allowed = tuple(torch.tensor(part, device=logits.device) for part in allowed_transitions(labels))
@@ -244,13 +247,17 @@ class MoReForTokenClassification(MoRePreTrainedModel):
 
 def _no_pooler(encoder_config: Any) -> dict[str, bool]:
     """`add_pooling_layer=False` for the encoders that take it: the pooler is never used, and DDP trips over it."""
-    model_class = MODEL_MAPPING[type(encoder_config)]
+    model_class: Any = MODEL_MAPPING[type(encoder_config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 
 
+def _float32(scores: Tensor) -> Tensor:
+    """At least float32; float64 stays."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
 def _log_softmax(scores: Tensor) -> Tensor:
-    # float32 at least: half-precision log-probabilities lose the small ones
-    return scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(-1)
+    return _float32(scores).log_softmax(-1)
 
 
 AutoModelForTokenClassification.register(MoReConfig, MoReForTokenClassification)

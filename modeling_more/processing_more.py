@@ -59,7 +59,9 @@ class MoReProcessor(ProcessorMixin):
         self.splitter = splitter
 
     @classmethod
-    def from_encoder_pretrained(cls, name_or_path: str, *, tokenizer_options: dict[str, Any] | None = None, **options):
+    def from_encoder_pretrained(
+        cls, name_or_path: str, *, tokenizer_options: dict[str, Any] | None = None, **options: Any
+    ) -> MoReProcessor:
         """A processor for a plain encoder checkpoint; `max_length` is lowered to what its tokenizer allows."""
         load = dict(tokenizer_options or {})
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **load)
@@ -93,16 +95,15 @@ class MoReProcessor(ProcessorMixin):
             raise ValueError(f'return_tensors is {return_tensors!r}, only "pt" is supported')
         if (words is None) == (text is None):
             raise ValueError("give either words or text")
+        posts: Any = words
         if text is not None:
-            texts = [text] if isinstance(text, str) else text
-            words = [[word for word, _, _ in split_words(one, self.splitter)] for one in texts]
-            single = isinstance(text, str)
-        else:
-            single = bool(words) and isinstance(words[0], str)
-            words = [words] if single else words
-        if knowledge is not None and single:
-            knowledge = [knowledge]
-        return BatchFeature(self.pad(self.encode(words, knowledge)))
+            posts = [
+                [word for word, _, _ in split_words(one, self.splitter)]
+                for one in ([text] if isinstance(text, str) else text)
+            ]
+        single = isinstance(text, str) or (text is None and bool(posts) and isinstance(posts[0], str))
+        entries: Any = [knowledge] if single and knowledge is not None else knowledge
+        return BatchFeature(self.pad(self.encode([posts] if single and text is None else posts, entries)))
 
     def encode(
         self,

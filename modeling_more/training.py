@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from .processing_more import MoReProcessor
 
 logger = logging.getLogger(__name__)
 
+Model = TypeVar("Model", bound=PreTrainedModel)
 LAST, BEST, STATE = "last", "best", "training_state.json"
 
 
@@ -45,7 +46,9 @@ class TrainingArguments:
     max_tokens_per_batch: int | None = field(
         default=None, metadata={"help": "batches hold at most so many padded sub-tokens, instead of so many posts"}
     )
-    group_by_length: bool = field(default=True, metadata={"help": "batch posts of like length together"})
+    group_by_length: bool = field(
+        default=False, metadata={"help": "batch posts of like length together: less padding, less random batches"}
+    )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches of one optimizer step"})
     learning_rate: float = field(default=1e-5, metadata={"help": "of the encoder and the linear layer"})
     crf_learning_rate: float | None = field(
@@ -99,13 +102,13 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
 
 def train(
     accelerator: Accelerator,
-    model: PreTrainedModel,
+    model: Model,
     processor: MoReProcessor,
     posts: Sequence[dict[str, Any]],
     evaluate: Callable[[torch.nn.Module], float],
     args: TrainingArguments,
     seed: int,
-) -> tuple[PreTrainedModel, TrainingResult]:
+) -> tuple[Model, TrainingResult]:
     """Train on encoded posts; returns the model of the best epoch by `evaluate(model)`, and what happened.
 
     After each epoch a checkpoint (weights, optimizer, schedule, random states) replaces the one before, whole or not
@@ -126,7 +129,7 @@ def train(
         by_length=args.group_by_length,
         multiple_of=accelerator.num_processes,
     )
-    loader = DataLoader(posts, batch_sampler=sampler, collate_fn=MoReDataCollator(processor))  # type: ignore[arg-type]
+    loader: Any = DataLoader(posts, batch_sampler=sampler, collate_fn=MoReDataCollator(processor))  # type: ignore
     # fused: a third of the time of the plain step on a CPU
     fused = accelerator.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameter_groups(model, args), weight_decay=args.weight_decay, fused=fused)
