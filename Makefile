@@ -30,9 +30,9 @@ quality: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch first: pip then has no choice left that could pull another build of it
+# torch first: pip then has no choice left that could pull another build of it; not compiling ahead halves the time
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev,offline,track]"
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev,offline,track]"
 	touch $@

@@ -2,6 +2,7 @@
 
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,29 @@ def test_markdown_table() -> None:
         "| – | 2 | 2.00 ± 0.10 |",
     ]
     assert markdown_table([]) == ""
+
+
+@pytest.mark.parametrize("retrieval", ["none", "text"])
+def test_the_code_on_the_card_runs(
+    retrieval: str, tmp_path: Path, tiny_encoder: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from modeling_more.modeling_more import MoReForTokenClassification
+    from modeling_more.processing_more import MoReProcessor
+    from modeling_more.tagging import bioes_labels
+
+    encoder = tiny_encoder("bert")
+    column = "knowledge_text" if retrieval == "text" else None
+    model = MoReForTokenClassification.from_encoder_pretrained(
+        encoder, id2label=dict(enumerate(bioes_labels(["PER", "ORG"])))
+    )
+    with torch.no_grad():  # so that it finds something to print: every word is a single-word ORG
+        model.classifier.bias[model.config.label2id["S-ORG"]] = 50.0
+    model.save_pretrained(tmp_path)
+    MoReProcessor.from_encoder_pretrained(encoder, knowledge_column=column).save_pretrained(tmp_path)
+    text = write(tmp_path, config={"dataset": "demo", "retrieval": retrieval, "hub_model_id": str(tmp_path)})
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    assert code and ("knowledge_text" in code[1]) == (retrieval == "text")
+    exec(code[1], {})
+    assert "ORG Rivera 1.0" in capsys.readouterr().out.splitlines()
