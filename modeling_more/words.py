@@ -12,7 +12,7 @@ from modeling_more.tagging import Span
 _PATTERNS = {
     # As Twitter-2017: letters, digits and underscores make a word, "#", "@" and every other character stand alone.
     "twitter17": r"""
-        https?://[^\s]+
+        https?://[^\s]*[^\s.,!?;:)\]}}'"’”]   # a link, without the punctuation that follows it
       | \d+(?:[.,]\d+)+               # 10,000  13.5
       | [:;]-?[()DPO](?![\w])         # :)  ;-)  :D
       | \w[\w{mark}]*
@@ -20,7 +20,7 @@ _PATTERNS = {
     """,
     # As Twitter-2015: "#" and "@" stay with their word, so do hyphens and slashes inside one; links are one word.
     "twitter15": r"""
-        https?:[^\s]* | h(?:t|tt|ttp|ttps)?…
+        https?:[^\s]*[^\s.,!?;:)\]}}'"’”] | h(?:t|tt|ttp|ttps)?…
       | w/(?:o\b)? | &\#?\w+;?                     # &amp;  &gt
       | [@\#$]\w[\w{mark}]*(?:-\w[\w{mark}]*)*
       | \d+(?:[.,:]\d+)+              # 10,000  13.5  7:30

@@ -27,6 +27,13 @@ def test_twitter15_keeps_hashes_ats_hyphens_and_entities() -> None:
     assert words(text, "twitter15") == expected
 
 
+@pytest.mark.parametrize("style", ["twitter17", "twitter15"])
+def test_punctuation_after_a_link_is_no_part_of_it(style: str) -> None:
+    assert words("(see http://t.co/a.b?c=d), http://t.co/e.", style) == (
+        ["(", "see", "http://t.co/a.b?c=d", ")", ",", "http://t.co/e", "."]
+    )
+
+
 def test_whitespace_style_splits_at_ascii_white_space_only() -> None:
     assert words("a,b\tc\n d\u00a0e \u200b", "whitespace") == ["a,b", "c", "d\u00a0e", "\u200b"]
 
