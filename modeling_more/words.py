@@ -21,11 +21,11 @@ _PATTERNS = {
     # As Twitter-2015: "#" and "@" stay with their word, so do hyphens and slashes inside one; links are one word.
     "twitter15": r"""
         https?:[^\s]*[^\s.,!?;:)\]}}'"’”] | h(?:t|tt|ttp|ttps)?…
-      | w/(?:o\b)? | &\#?\w+;?                     # &amp;  &gt
+      | w/(?:o\b)? | &\#?\w+                       # &amp;  &gt
       | [@\#$]\w[\w{mark}]*(?:-\w[\w{mark}]*)*
       | \d+(?:[.,:]\d+)+              # 10,000  13.5  7:30
       | \w[\w{mark}]*(?:[-/]\w[\w{mark}]*)*
-      | \.{{2,}} | -{{2,}} | \*{{2,}} | /{{2,}} | \|{{2,}}
+      | -{{2,}} | \*{{2,}} | /{{2,}} | \|{{2,}}
       | [^\s]
     """,
     # Only ASCII white space separates words: for text whose words are already apart.

@@ -22,8 +22,8 @@ def test_twitter17_splits_off_hashes_ats_and_punctuation() -> None:
 
 
 def test_twitter15_keeps_hashes_ats_hyphens_and_entities() -> None:
-    text = "RT @ada_l: #Oslo-fans &amp; well-known w/ 9/11 ... $AAPL http://t.co/a1"
-    expected = "RT @ada_l : #Oslo-fans &amp; well-known w/ 9/11 ... $AAPL http://t.co/a1".split(" ")
+    text = "RT @ada_l: #Oslo-fans &amp; well-known w/ 9/11.. -- $AAPL http://t.co/a1"
+    expected = "RT @ada_l : #Oslo-fans &amp ; well-known w/ 9/11 . . -- $AAPL http://t.co/a1".split(" ")
     assert words(text, "twitter15") == expected
 
 
