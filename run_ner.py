@@ -215,7 +215,6 @@ def run_seed(
 def push(folder: Path, repository: str, private: bool) -> None:
     """Upload everything but checkpoints and logs; a failure loses nothing and says how to try again."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     left_out = ["checkpoints/*", "logs/*", "seed-*/*"]
     try:
@@ -224,7 +223,8 @@ def push(folder: Path, repository: str, private: bool) -> None:
         url = api.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=left_out, commit_message="Upload a MoRe expert"
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of the Hub, of its HTTP library, of the system: the run's files matter more
+        logger.debug("upload failed", exc_info=True)
         again = f"hf upload {repository} {shlex.quote(str(folder))} . " + " ".join(
             f"--exclude '{p}'" for p in left_out
         )

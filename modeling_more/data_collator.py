@@ -42,6 +42,7 @@ class LengthBatchSampler(Sampler[list[int]]):
     """Shuffled batches of rows of like length: the order depends on the seed and the epoch alone.
 
     The rows are shuffled, sorted by length inside pools of `pool` batches, cut in batches, and the batches shuffled.
+    Without `by_length` they are shuffled and cut.
 
     Args:
         lengths: sub-tokens of each row.
@@ -103,9 +104,10 @@ class LengthBatchSampler(Sampler[list[int]]):
             pools = [order[i : i + size] for i in range(0, len(order), size)]
             order = [row for pool in pools for row in sorted(pool, key=lambda row: self.lengths[row])]
         batches = self._cut(order)
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        lacking = -len(shuffled) % self.multiple_of
-        return shuffled + shuffled[:lacking]
+        if self.by_length:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        lacking = -len(batches) % self.multiple_of
+        return batches + batches[:lacking]
 
     def _cut(self, order: list[int]) -> list[list[int]]:
         if self.max_tokens is None:

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, AutoModelForTokenClassification, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_more import MoReConfig
@@ -57,6 +58,12 @@ class MoRePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LinearChainCRF):
             module.reset_parameters()
+        elif module is getattr(self, "classifier", None):
+            # torch's own range for a linear layer, as in the reference: with the encoder's small learning rate a
+            # narrower one would still be felt epochs later
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
         else:
             super()._init_weights(module)
 
