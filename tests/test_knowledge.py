@@ -29,7 +29,7 @@ from modeling_more.knowledge import (
 )
 from modeling_more.knowledge import attach as attach_module
 from modeling_more.knowledge import corpus as corpus_module
-from modeling_more.knowledge.corpus import split_paragraphs, split_sentences
+from modeling_more.knowledge.articles import split_paragraphs, split_sentences
 from modeling_more.knowledge.leakage import search_without_leaks
 
 ARTICLES = [

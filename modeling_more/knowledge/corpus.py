@@ -5,15 +5,12 @@ paragraph is stored once; a sentence is three numbers (paragraph, start, end), s
 text, and both tables are memory-mapped.
 """
 
-import gzip
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,9 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import sentencex
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import HfApi, constants, snapshot_download
+
+from .articles import SUFFIXES, Article, kind_of, read_articles, split_paragraphs, split_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +43,10 @@ KNOWLEDGE_FEATURE = List(
 FORMAT_VERSION = 1
 META_FILE = "knowledge.json"
 INDEX_FOLDER = "bm25"
-COLUMNS = ("id", "title", "text")
 _PARAGRAPHS = pa.schema([("id", pa.string()), ("title", pa.string()), ("value", pa.string())])
 _SENTENCES = pa.schema([("paragraph", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
 _BATCH = 10_000  # paragraphs a record batch
 _SHARD_BYTES = 500_000_000
-_LINE_BREAKS = re.compile(r"[\r\n]+")
-_WORD = re.compile(r"\w")
-
-Article = tuple[str, str, str]  # id, title, text
 
 
 def default_cache_dir() -> Path:
@@ -190,11 +183,11 @@ class KnowledgeCorpus:
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"The knowledge file {file} does not exist.")
-            digest.update(f"{_kind(file)} {_file_digest(file)}".encode())
+            digest.update(f"{kind_of(file)} {_file_digest(file)}".encode())
         folder = _corpora(cache_dir) / digest.hexdigest()[:32]
 
         def build(into: Path) -> None:
-            info = _build(into, _read_articles(files), title_in_key, language, splitter, ", ".join(map(str, files)))
+            info = _build(into, read_articles(files), title_in_key, language, splitter, ", ".join(map(str, files)))
             if info.empty:
                 logger.warning("%d of %d knowledge articles have no text and are left out.", info.empty, info.articles)
 
@@ -360,7 +353,7 @@ def load_knowledge(
     files: list[Path] = []
     for spec in [specs] if isinstance(specs, str | Path) else specs:
         path = Path(spec)
-        if path.is_dir() or not (path.exists() or path.is_absolute() or path.suffix in _SUFFIXES):
+        if path.is_dir() or not (path.exists() or path.is_absolute() or path.suffix in SUFFIXES):
             if files:
                 corpora.append(KnowledgeCorpus.from_files(files, cache_dir, bool(title_in_key)))
                 files = []
@@ -372,99 +365,7 @@ def load_knowledge(
     return KnowledgeCorpus.concatenate(corpora, cache_dir)
 
 
-# ---------------------------------------------------------------- reading
-
-_SUFFIXES = (".jsonl", ".gz", ".parquet")
-
-
-def _kind(file: Path) -> str:
-    name = file.name.lower()
-    for ending, kind in ((".jsonl", "jsonl"), (".jsonl.gz", "jsonl.gz"), (".parquet", "parquet")):
-        if name.endswith(ending):
-            return kind
-    raise ValueError(f"The knowledge file {file} is of an unknown kind: .jsonl, .jsonl.gz and .parquet are read.")
-
-
-def _read_articles(files: Iterable[Path]) -> Iterator[Article]:
-    for file in files:
-        yield from _read_parquet(file) if _kind(file) == "parquet" else _read_jsonl(file)
-
-
-def _read_jsonl(file: Path) -> Iterator[Article]:
-    with gzip.open(file, "rb") if _kind(file) == "jsonl.gz" else open(file, "rb") as stream:
-        number = 0
-        try:
-            for number, line in enumerate(stream, 1):  # bytes: a line ends at \n only, not at U+2028
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except ValueError as error:
-                    raise ValueError(
-                        f"{file}, line {number}: not JSON ({error}); one object a line is read."
-                    ) from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{file}, line {number}: not a JSON object with id, title and text.")
-                yield _article(row, f"{file}, line {number}")
-        except (EOFError, OSError, zlib.error) as error:  # what a cut or damaged gzip raises
-            raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
-
-
-def _read_parquet(file: Path) -> Iterator[Article]:
-    try:
-        parquet = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} is not a Parquet file ({error}).") from None
-    missing = [column for column in COLUMNS if column not in parquet.schema_arrow.names]
-    if missing:
-        raise ValueError(f"{file} lacks the column {missing[0]}: id, title and text are required.")
-    number = 0
-    for batch in parquet.iter_batches(_BATCH, columns=list(COLUMNS)):
-        for row in batch.to_pylist():
-            number += 1
-            yield _article(row, f"{file}, row {number}")
-
-
-def _article(row: dict[str, Any], where: str) -> Article:
-    fields = []
-    for column in COLUMNS:
-        if column not in row:
-            raise ValueError(f"{where}: the column {column} is missing; id, title and text are required.")
-        value = row[column]
-        if column == "text" and value is None:
-            value = ""
-        if column == "id" and isinstance(value, int):
-            value = str(value)
-        if not isinstance(value, str):
-            raise ValueError(f"{where}: {column} is {type(value).__name__}, not a string.")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{where}: {column} holds half a surrogate pair, which is no character.") from None
-        fields.append(value)
-    return fields[0], fields[1], fields[2]
-
-
 # ---------------------------------------------------------------- building
-
-
-def split_paragraphs(text: str) -> list[str]:
-    """Paragraphs end at a line break; blank ones are dropped."""
-    return [part.strip() for part in _LINE_BREAKS.split(text) if part.strip()]
-
-
-def split_sentences(paragraph: str, language: str = "en") -> list[tuple[int, int]]:
-    """(start, end) of each sentence that holds a word, without the white space around it."""
-    spans, position = [], 0
-    for sentence in sentencex.segment(language, paragraph):
-        bare = sentence.strip()
-        start = paragraph.find(bare, position)
-        if start < 0:  # a splitter that changes characters would shift every offset after it
-            return [(0, len(paragraph))] if _WORD.search(paragraph) else []
-        position = start + len(bare)
-        if _WORD.search(bare):
-            spans.append((start, position))
-    return spans
 
 
 def _build(

@@ -1,0 +1,108 @@
+"""Articles from files, and their paragraphs and sentences."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sentencex
+
+COLUMNS = ("id", "title", "text")
+SUFFIXES = (".jsonl", ".gz", ".parquet")
+_BATCH = 10_000  # rows read at once
+_LINE_BREAKS = re.compile(r"[\r\n]+")
+_WORD = re.compile(r"\w")
+
+Article = tuple[str, str, str]  # id, title, text
+
+
+def kind_of(file: Path) -> str:
+    name = file.name.lower()
+    for ending, kind in ((".jsonl", "jsonl"), (".jsonl.gz", "jsonl.gz"), (".parquet", "parquet")):
+        if name.endswith(ending):
+            return kind
+    raise ValueError(f"The knowledge file {file} is of an unknown kind: .jsonl, .jsonl.gz and .parquet are read.")
+
+
+def read_articles(files: Iterable[Path]) -> Iterator[Article]:
+    for file in files:
+        yield from _read_parquet(file) if kind_of(file) == "parquet" else _read_jsonl(file)
+
+
+def _read_jsonl(file: Path) -> Iterator[Article]:
+    with gzip.open(file, "rb") if kind_of(file) == "jsonl.gz" else open(file, "rb") as stream:
+        number = 0
+        try:
+            for number, line in enumerate(stream, 1):  # bytes: a line ends at \n only, not at U+2028
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except ValueError as error:
+                    raise ValueError(
+                        f"{file}, line {number}: not JSON ({error}); one object a line is read."
+                    ) from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{file}, line {number}: not a JSON object with id, title and text.")
+                yield _article(row, f"{file}, line {number}")
+        except (EOFError, OSError, zlib.error) as error:  # what a cut or damaged gzip raises
+            raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
+
+
+def _read_parquet(file: Path) -> Iterator[Article]:
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} is not a Parquet file ({error}).") from None
+    missing = [column for column in COLUMNS if column not in parquet.schema_arrow.names]
+    if missing:
+        raise ValueError(f"{file} lacks the column {missing[0]}: id, title and text are required.")
+    number = 0
+    for batch in parquet.iter_batches(_BATCH, columns=list(COLUMNS)):
+        for row in batch.to_pylist():
+            number += 1
+            yield _article(row, f"{file}, row {number}")
+
+
+def _article(row: dict[str, Any], where: str) -> Article:
+    fields = []
+    for column in COLUMNS:
+        if column not in row:
+            raise ValueError(f"{where}: the column {column} is missing; id, title and text are required.")
+        value = row[column]
+        if column == "text" and value is None:
+            value = ""
+        if column == "id" and isinstance(value, int):
+            value = str(value)
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: {column} is {type(value).__name__}, not a string.")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: {column} holds half a surrogate pair, which is no character.") from None
+        fields.append(value)
+    return fields[0], fields[1], fields[2]
+
+
+def split_paragraphs(text: str) -> list[str]:
+    """Paragraphs end at a line break; blank ones are dropped."""
+    return [part.strip() for part in _LINE_BREAKS.split(text) if part.strip()]
+
+
+def split_sentences(paragraph: str, language: str = "en") -> list[tuple[int, int]]:
+    """(start, end) of each sentence that holds a word, without the white space around it."""
+    spans, position = [], 0
+    for sentence in sentencex.segment(language, paragraph):
+        bare = sentence.strip()
+        start = paragraph.find(bare, position)
+        if start < 0:  # a splitter that changes characters would shift every offset after it
+            return [(0, len(paragraph))] if _WORD.search(paragraph) else []
+        position = start + len(bare)
+        if _WORD.search(bare):
+            spans.append((start, position))
+    return spans
