@@ -9,18 +9,21 @@ import os
 import shutil
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from .data_collator import LengthBatchSampler, MoReDataCollator
 from .processing_more import MoReProcessor
@@ -55,6 +58,11 @@ class TrainingArguments:
         default=None, metadata={"help": "of the CRF's parameters; default: the learning rate"}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "of AdamW"})
+    lr_decay: str = field(
+        default="step",
+        metadata={"help": "linear decay to 0 after every step, or after every epoch as the authors' recipes do",
+                  "choices": ["step", "epoch"]},
+    )  # fmt: skip
     warmup_ratio: float = field(default=0.0, metadata={"help": "share of the steps in which the rates rise from 0"})
     max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients to this norm; 0: no clipping"})
     early_stopping_patience: int | None = field(
@@ -133,12 +141,12 @@ def train(
     # fused: a third of the time of the plain step on a CPU
     fused = accelerator.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameter_groups(model, args), weight_decay=args.weight_decay, fused=fused)
-    steps = sum(
+    steps = [
         math.ceil(batches / accelerator.num_processes / args.gradient_accumulation_steps)
         for batches in sampler.batches_in(args.num_train_epochs)
-    )
+    ]
     # not prepared by accelerate, which would step it once for each process: it steps here, once an optimizer step
-    schedule = get_scheduler("linear", optimizer, round(args.warmup_ratio * steps), steps)
+    schedule = LambdaLR(optimizer, learning_rate_factor(steps, args))
     accelerator.register_for_checkpointing(schedule)
     model_, optimizer_, loader_ = accelerator.prepare(model, optimizer, loader)
     set_seed(seed, device_specific=True)  # from here on each process draws its own dropout
@@ -165,6 +173,8 @@ def train(
         if patience is not None and result.history and epoch - result.best_epoch >= patience:
             logger.info("stopped after epoch %d: no better dev score for %d epochs", epoch, patience)
             break
+        # the loader counts its own epochs from 0 and would put the sampler back; behind a shard it does not reach it
+        loader_.set_epoch(epoch)
         sampler.set_epoch(epoch)
         began = time.perf_counter()
         losses = _train_epoch(accelerator, model_, optimizer_, schedule, loader_, args, epoch)
@@ -199,6 +209,25 @@ def parameter_groups(model: torch.nn.Module, args: TrainingArguments) -> list[di
         rate = args.learning_rate if args.crf_learning_rate is None else args.crf_learning_rate
         groups.append({"params": crf, "lr": rate})
     return groups
+
+
+def learning_rate_factor(steps: Sequence[int], args: TrainingArguments) -> Callable[[int], float]:
+    """What the learning rates are multiplied with at each optimizer step, for epochs of so many steps.
+
+    Decay `"epoch"` is that of the authors' framework (`LinearLR` stepped once an epoch): epoch e of E, from 0, has the
+    factor 1 - e/E throughout. Training ends with a larger step than under decay `"step"`.
+    """
+    total, ends = sum(steps), list(accumulate(steps))
+    warmup = round(args.warmup_ratio * total)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if args.lr_decay == "epoch":
+            return 1 - min(bisect_right(ends, step), len(steps)) / len(steps)
+        return max(0.0, (total - step) / max(1, total - warmup))
+
+    return factor
 
 
 def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
