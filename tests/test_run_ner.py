@@ -370,6 +370,7 @@ def test_without_network_one_sentence_names_address_and_option(tiny_encoder, tmp
     assert not (tmp_path / "out").exists()
 
 
+GIVEN = ["--train_file", "{train}", "--validation_file", "{dev}"]
 BAD = {
     "missing folder": (["--dataset", "twitter17", "--data_dir", "{tmp}/nowhere"], "nowhere"),
     "missing file": (["--train_file", "{tmp}/nowhere.txt", "--validation_file", "{dev}"], "nowhere.txt"),
@@ -377,31 +378,31 @@ BAD = {
     "no label": (["--train_file", "{nolabel}", "--validation_file", "{dev}"], "nolabel.txt, line 2"),
     "unknown label": (["--train_file", "{train}", "--validation_file", "{strange}"], "strange.txt, line 1"),
     "knowledge is no JSON": (
-        ["--train_file", "{train}", "--validation_file", "{dev}", "--retrieval", "text", "--knowledge", "{nojson}"],
+        [*GIVEN, "--retrieval", "text", "--knowledge", "{nojson}"],
         "nojson.jsonl, line 2",
     ),
     "knowledge lacks a column": (
-        ["--train_file", "{train}", "--validation_file", "{dev}", "--retrieval", "text", "--knowledge", "{nocolumn}"],
+        [*GIVEN, "--retrieval", "text", "--knowledge", "{nocolumn}"],
         "nocolumn.jsonl, line 1",
     ),
     "no such knowledge": (
-        ["--train_file", "{train}", "--validation_file", "{dev}", "--retrieval", "text", "--knowledge", "{tmp}/no.jsonl"],
+        [*GIVEN, "--retrieval", "text", "--knowledge", "{tmp}/no.jsonl"],
         "no.jsonl",
     ),
-    "posts without knowledge": (["--train_file", "{train}", "--validation_file", "{dev}", "--retrieval", "text"], "knowledge"),
+    "posts without knowledge": ([*GIVEN, "--retrieval", "text"], "knowledge"),
     "a column missing": (["--train_file", "{notags}", "--validation_file", "{dev}"], "notags.jsonl, line 1"),
     "relation data": (["--train_file", "{relation}", "--validation_file", "{dev}"], "run_re.py"),
     "relation set": (["--dataset", "mnre"], "mnre"),
     "nothing to do": ([], "--dataset"),
     "no validation": (["--train_file", "{train}"], "validation"),
     "unknown set": (["--dataset", "twitter99"], "twitter99"),
-    "no model": (["--train_file", "{train}", "--validation_file", "{dev}", "--model_name_or_path", "{tmp}/nomodel"], "nomodel"),
+    "no model": ([*GIVEN, "--model_name_or_path", "{tmp}/nomodel"], "nomodel"),
     "predict without file": (["--do_predict"], "--predict_file"),
-    "push without name": (["--train_file", "{train}", "--validation_file", "{dev}", "--push_to_hub"], "--hub_model_id"),
+    "push without name": ([*GIVEN, "--push_to_hub"], "--hub_model_id"),
     "option file": (["{tmp}/nowhere.yaml"], "nowhere.yaml"),
     "unknown option in file": (["{optionfile}"], "learning_rat"),
-    "epochs": (["--train_file", "{train}", "--validation_file", "{dev}", "--num_train_epochs", "0"], "num_train_epochs"),
-}  # fmt: skip
+    "epochs": ([*GIVEN, "--num_train_epochs", "0"], "num_train_epochs"),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -422,7 +423,6 @@ def test_bad_input_ends_with_one_sentence(case, files, tiny_encoder, tmp_path, c
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
         names[Path(name).stem] = str(tmp_path / name)
-    before = {path for path in tmp_path.rglob("*")}
     arguments, expected = BAD[case]
     given = [argument.format(**names) for argument in arguments]
     if "--model_name_or_path" not in given:
@@ -435,7 +435,6 @@ def test_bad_input_ends_with_one_sentence(case, files, tiny_encoder, tmp_path, c
     sentence = message.strip().splitlines()[-1]
     assert len(sentence) < 500 and "error:" in sentence
     assert not Path(files["out"]).exists()
-    del before
 
 
 def test_bad_input_shows_no_traceback(files, tiny_encoder, tmp_path):
@@ -503,28 +502,40 @@ def test_failed_upload_loses_nothing(files, tiny_encoder):
 def test_recipes_are_the_papers():
     from modeling_more.arguments import parse_arguments
 
-    expected = {  # METHOD, section 6: epochs, learning rate, CRF learning rate, two views, temperature
-        "twitter15": {"none": (10, 1e-5, 5e-2, "off", 1), "text": (15, 5e-6, 1e-2, "crf_kl", 1), "image": (15, 5e-6, 2.5e-2, "off", 1)},
-        "twitter17": {"none": (10, 1e-5, 5e-2, "off", 1), "text": (15, 5e-6, 1e-2, "crf_kl", 1), "image": (15, 5e-6, 5e-2, "off", 1)},
-        "snap": {"none": (10, 5e-6, 5e-2, "off", 1), "text": (15, 5e-6, 2.5e-2, "crf_kl", 0.5), "image": (15, 5e-6, 1e-2, "crf_kl", 1)},
-        "wikidiverse": {"none": (10, 1e-5, 5e-2, "off", 1), "text": (15, 5e-6, 2.5e-2, "off", 1), "image": (15, 5e-6, 2.5e-2, "crf_kl", 1)},
-    }  # fmt: skip
-    for dataset, rows in expected.items():
-        for retrieval, row in rows.items():
-            data, model, training, _ = parse_arguments(["--dataset", dataset, "--retrieval", retrieval], "")
-            found = (
-                training.num_train_epochs,
-                training.learning_rate,
-                training.crf_learning_rate,
-                model.two_views,
-                model.kl_temperature,
-            )
-            assert found == row, (dataset, retrieval)
-            assert model.model_name_or_path == "FacebookAI/xlm-roberta-large" and data.max_length == 512
-            assert training.per_device_train_batch_size == 4 and training.weight_decay == 0.01
-            assert training.max_grad_norm == 0 and training.warmup_ratio == 0 and training.seed == 42
+    off = ("off", 1)
+    expected = {  # METHOD, section 6: epochs, learning rate, CRF learning rate, (two views, temperature)
+        ("twitter15", "none"): (10, 1e-5, 5e-2, off),
+        ("twitter15", "text"): (15, 5e-6, 1e-2, ("crf_kl", 1)),
+        ("twitter15", "image"): (15, 5e-6, 2.5e-2, off),
+        ("twitter17", "none"): (10, 1e-5, 5e-2, off),
+        ("twitter17", "text"): (15, 5e-6, 1e-2, ("crf_kl", 1)),
+        ("twitter17", "image"): (15, 5e-6, 5e-2, off),
+        ("snap", "none"): (10, 5e-6, 5e-2, off),
+        ("snap", "text"): (15, 5e-6, 2.5e-2, ("crf_kl", 0.5)),
+        ("snap", "image"): (15, 5e-6, 1e-2, ("crf_kl", 1)),
+        ("wikidiverse", "none"): (10, 1e-5, 5e-2, off),
+        ("wikidiverse", "text"): (15, 5e-6, 2.5e-2, off),
+        ("wikidiverse", "image"): (15, 5e-6, 2.5e-2, ("crf_kl", 1)),
+    }
+    for (dataset, retrieval), row in expected.items():
+        data, model, training, _ = parse_arguments(["--dataset", dataset, "--retrieval", retrieval], "")
+        views = (model.two_views, model.kl_temperature)
+        found = (training.num_train_epochs, training.learning_rate, training.crf_learning_rate, views)
+        assert found == row, (dataset, retrieval)
+        assert model.model_name_or_path == "FacebookAI/xlm-roberta-large" and data.max_length == 512
+        assert training.per_device_train_batch_size == 4 and training.weight_decay == 0.01
+        assert training.lr_decay == "epoch" and training.warmup_ratio == 0 == training.max_grad_norm
     _, _, training, _ = parse_arguments(["--dataset", "snap", "--learning_rate", "3e-4"], "")
     assert training.learning_rate == 3e-4 and training.num_train_epochs == 10
+
+
+def test_learning_rate_decays_by_step_or_by_epoch():
+    from modeling_more.training import TrainingArguments, learning_rate_factor
+
+    by_epoch = learning_rate_factor([3, 2, 5], TrainingArguments(lr_decay="epoch"))
+    assert [by_epoch(step) for step in range(11)] == pytest.approx([1] * 3 + [2 / 3] * 2 + [1 / 3] * 5 + [0])
+    by_step = learning_rate_factor([5, 5], TrainingArguments(warmup_ratio=0.2))
+    assert [by_step(step) for step in range(11)] == pytest.approx([0, 0.5, *(x / 8 for x in range(8, -1, -1))])
 
 
 def test_gz_knowledge_and_shuffled_control(files, tiny_encoder, tmp_path):
