@@ -20,7 +20,8 @@ import datasets
 from datasets.utils import tqdm
 
 from modeling_more import formats, tagging, words
-from modeling_more.formats import KNOWLEDGE_COLUMNS, Row, extract_archive, read_labelled
+from modeling_more.archives import extract_archive
+from modeling_more.formats import KNOWLEDGE_COLUMNS, Row, read_labelled
 from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
 
 logger = logging.getLogger(__name__)

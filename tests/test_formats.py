@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from modeling_more.archives import extract_archive
 from modeling_more.formats import (
-    extract_archive,
     read_conll,
     read_jsonl,
     read_labelled,

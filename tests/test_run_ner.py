@@ -370,6 +370,13 @@ def test_without_network_one_sentence_names_address_and_option(tiny_encoder, tmp
     assert not (tmp_path / "out").exists()
 
 
+RELATION = {
+    "token": ["Ada", "in", "Oslo"],
+    "h": {"name": "Ada", "pos": [0, 1]},
+    "t": {"name": "Oslo", "pos": [2, 3]},
+    "img_id": "x.jpg",
+    "relation": "/per/loc/x",
+}
 GIVEN = ["--train_file", "{train}", "--validation_file", "{dev}"]
 BAD = {
     "missing folder": (["--dataset", "twitter17", "--data_dir", "{tmp}/nowhere"], "nowhere"),
@@ -416,10 +423,9 @@ def test_bad_input_ends_with_one_sentence(case, files, tiny_encoder, tmp_path, c
         "nojson.jsonl": json.dumps(KNOWLEDGE[0]) + "\n{title: x}\n",
         "nocolumn.jsonl": json.dumps({"id": "1", "title": "x"}) + "\n",
         "notags.jsonl": json.dumps({"id": "1", "tokens": ["a"]}) + "\n",
-        "relation.txt": str({"token": ["Ada", "in", "Oslo"], "h": {"name": "Ada", "pos": [0, 1]},
-                             "t": {"name": "Oslo", "pos": [2, 3]}, "img_id": "x.jpg", "relation": "/per/loc/x"}) + "\n",
+        "relation.txt": f"{RELATION}\n",
         "optionfile.yaml": "learning_rat: 1\n",
-    }  # fmt: skip
+    }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
         names[Path(name).stem] = str(tmp_path / name)
