@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from report import main, read_results
+from report import BEGIN, END, main, read_results
 
 from _common import write_result
 
@@ -21,11 +21,14 @@ def test_the_page_in_the_repository_is_what_the_files_say() -> None:
 
 def test_write_report_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, page = tmp_path / "results", tmp_path / "docs" / "results.md"
-    options = ["--results_dir", str(results), "--output", str(page)]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    options = ["--results_dir", str(results), "--output", str(page), "--readme", str(readme)]
     rows = [{"system": "ours", "F1": 83.456, "runs": 3}, {"system": "theirs", "F1": None, "runs": 1}]
     write_result(
         "b_scores", "Twitter-2017 (test)", rows, note="Three seeds.", command="python x.py", results_dir=results
     )
+    write_result("demo", "The demo", [{"system": "text", "F1": 90.0}], command="python y.py", results_dir=results)
     path = write_result("a_speed", "Speed", [{"queries/s": 856.0}], results_dir=results)
     assert main([*options, "--check"]) == 1
     assert main(options) == 0
@@ -38,7 +41,10 @@ def test_write_report_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     written = json.loads(path.read_text())
     assert written["machine"] in text and f"commit {written['commit']}" in text
     assert written["versions"]["torch"].startswith("2.") and "cores" in written["machine"]
-    assert sorted(results.iterdir()) == [results / "a_speed.json", results / "b_scores.json"]
+    shown = readme.read_text()
+    assert shown.startswith("before\n") and shown.endswith("after\n") and "| text | 90.00 |" in shown
+    assert "old" not in shown and "Speed" not in shown
+    assert sorted(results.iterdir()) == [results / f"{name}.json" for name in ("a_speed", "b_scores", "demo")]
     path.write_text(json.dumps(written | {"rows": [{"queries/s": 857.0}]}))
     assert main([*options, "--check"]) == 1
     assert "stale" in capsys.readouterr().err
