@@ -1,0 +1,160 @@
+"""The demo's page: one HTML file with scores, training curves and posts beside what was retrieved and predicted."""
+
+import base64
+import html
+import io
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from matplotlib.figure import Figure
+from PIL import Image
+
+COLOURS = {"none": "#9aa5b1", "shuffled": "#d9a441", "text": "#2f6db3"}
+GROUPS = {"all": "all test posts", "": "spelling and picture fine", "odd_spelling": "spelt oddly",
+          "no_emblem": "picture without emblem"}  # fmt: skip
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2933;
+       background: #fff; }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+img.plot { max-width: 100% } .post { display: flex; gap: 1rem; border-top: 1px solid #d5dbe1; padding: .9rem 0 }
+.post img { width: 96px; height: 96px; image-rendering: pixelated; flex: none }
+.post p { margin: .1rem 0 } .kind { color: #52606d; font-size: .85rem }
+mark { border-radius: .25rem; padding: .05rem .3rem; background: #e4e7eb } mark.right { background: #c6ecd0 }
+mark.wrong { background: #f8d0cc } mark small { font-weight: 600; margin-left: .3rem }
+.system { display: inline-block; width: 5.2rem; color: #52606d; font-size: .85rem }
+"""
+
+
+def write_page(path: Path, runs: Sequence[dict[str, Any]], options: Sequence[str], posts_shown: int = 3) -> Path:
+    """Write the page; `runs` are those of benchmarks/demo.py, posts are shown of the first seed.
+
+    Args:
+        posts_shown: posts of each condition.
+    """
+    seeds = list(dict.fromkeys(run["seed"] for run in runs))
+    first = [run for run in runs if run["seed"] == seeds[0]]
+    models = ", ".join(
+        f'<a href="{html.escape(os.path.relpath(run["folder"], path.parent))}/README.md">{run["system"]}</a>'
+        for run in first
+    )
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
+        f"<title>MoRe on its demo set</title><style>{STYLE}</style>",
+        "<h1>MoRe on its demo set</h1>",
+        "<p>Posts about invented names. The set is built so that only knowledge tells the type of an entity: test "
+        "names never occur in training, and each sentence goes equally often with each type. 25 is chance.</p>",
+        f"<h2>Test F1{f', mean of seeds {seeds}' if len(seeds) > 1 else ''}</h2>",
+        f'<img class="plot" alt="F1 of each system" src="{_plot(_bars(runs))}">',
+        "<p><b>none</b> reads the post alone, <b>shuffled</b> another post's knowledge, <b>text</b> the knowledge "
+        "that BM25 finds with the post's words. Oddly spelt names are what text search can't find.</p>",
+        "<h2>Training</h2>",
+        f'<img class="plot" alt="Loss and dev F1 by epoch" src="{_plot(_curves(runs))}">',
+        f"<p class='kind'>run_ner.py {html.escape(' '.join(options))}. Cards: {models}.</p>",
+        f"<h2>Posts of the test set, seed {seeds[0]}</h2>",
+        *_posts(first, posts_shown),
+        "</html>",
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".tmp{os.getpid()}")
+    beside.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+    return path
+
+
+def _bars(runs: Sequence[dict[str, Any]]) -> Figure:
+    """F1 of every system, over all posts and by condition."""
+    figure = Figure(figsize=(9, 3.2), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    systems = list(dict.fromkeys(run["system"] for run in runs))
+    width = 0.8 / len(systems)
+    for number, system in enumerate(systems):
+        own = [run for run in runs if run["system"] == system]
+        scores = [
+            statistics.mean(run["results"]["test_f1"] if key == "all" else run["by_condition"][key] for run in own)
+            for key in GROUPS
+        ]
+        places = [group + (number - (len(systems) - 1) / 2) * width for group in range(len(GROUPS))]
+        bars = axes.bar(places, scores, width * 0.92, label=system, color=COLOURS.get(system))
+        axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
+    axes.set_xticks(range(len(GROUPS)), list(GROUPS.values()))
+    axes.set_ylim(0, 108)
+    axes.set_ylabel("F1")
+    axes.legend(ncols=len(systems), frameon=False, loc="upper right", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _curves(runs: Sequence[dict[str, Any]]) -> Figure:
+    """Loss and dev F1 after each epoch, a line for each run."""
+    figure = Figure(figsize=(9, 2.8), dpi=130, layout="constrained")
+    for axes, key, title in zip(figure.subplots(1, 2), ("loss", "dev_f1"), ("training loss", "dev F1"), strict=True):
+        for number, run in enumerate(runs):
+            history = run["results"]["history"]
+            label = run["system"] if run["seed"] == runs[0]["seed"] else None
+            axes.plot([row["epoch"] for row in history], [row[key] for row in history], marker="o", markersize=3,
+                      label=label, color=COLOURS.get(run["system"]), zorder=len(runs) - number)  # fmt: skip
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.set_xticks([row["epoch"] for row in runs[0]["results"]["history"]])
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _posts(runs: Sequence[dict[str, Any]], shown: int) -> list[str]:
+    """Posts with picture, each system's reading and the knowledge that the text expert read."""
+    file = next(Path(runs[0]["knowledge"]).glob("test-*.parquet"))
+    rows = Dataset.from_parquet(str(file), keep_in_memory=True).select_columns(["id", "knowledge_text"])
+    knowledge = {row["id"]: row["knowledge_text"] for row in rows}
+    parts = []
+    for condition, label in list(GROUPS.items())[1:]:
+        for post in [post for post in runs[0]["demo"].posts["test"] if post.condition == condition][:shown]:
+            parts += [
+                f'<div class="post"><img alt="the post\'s picture" src="{_picture(post.picture())}"><div>',
+                f'<p class="kind">{label}; {post.entry.title} is {post.entry.type}</p>',
+            ]
+            for run in runs:
+                words = _marked(run["predictions"][post.id])
+                parts.append(f'<p><span class="system">{run["system"]}</span>{words}</p>')
+            for entry in knowledge[post.id][:2]:
+                title, text = html.escape(entry["title"]), html.escape(entry["text"])
+                parts.append(f'<p class="kind"><span class="system">retrieved</span>[ {title} ] {text}</p>')
+            if not knowledge[post.id]:
+                parts.append('<p class="kind"><span class="system">retrieved</span>nothing</p>')
+            parts.append("</div></div>")
+    return parts
+
+
+def _marked(prediction: dict[str, Any]) -> str:
+    """The words of a post with the predicted entities marked, right or wrong."""
+    gold = prediction["gold"]
+    words = [html.escape(word) for word in prediction["tokens"]]
+    for entity in reversed(prediction["entities"]):
+        start, end = entity["start"], entity["end"]
+        expected = [f"B-{entity['type']}"] + [f"I-{entity['type']}"] * (end - start - 1)
+        right = gold[start:end] == expected and not (gold[end : end + 1] or ["O"])[0].startswith("I-")
+        name = " ".join(words[start:end])
+        words[start:end] = [
+            f'<mark class="{"right" if right else "wrong"}">{name}<small>{html.escape(entity["type"])}</small></mark>'
+        ]
+    return " ".join(words)
+
+
+def _plot(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return _data_url(buffer)
+
+
+def _picture(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return _data_url(buffer)
+
+
+def _data_url(buffer: io.BytesIO) -> str:
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
