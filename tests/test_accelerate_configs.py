@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +94,14 @@ def test_launch_as_documented(name: str, tmp_path: Path) -> None:
         assert "ACCELERATE_USE_CPU=true accelerate launch" in head
         env["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{name}.yaml")]
-    done = subprocess.run([*command, str(script), str(out)], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command += [str(script), str(out)]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as launcher:
+        try:
+            _, errors = launcher.communicate(timeout=600)
+        finally:
+            with suppress(ProcessLookupError):  # a launcher that hangs must not leave its processes behind
+                os.killpg(launcher.pid, signal.SIGKILL)
+    assert launcher.returncode == 0, errors[-3000:]
     ranks = [0, 1] if name == "cpu_2_processes" else [0]
     assert json.loads(out.read_text()) == {"processes": len(ranks), "ranks": ranks, "device": "cpu"}
 
