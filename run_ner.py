@@ -19,6 +19,8 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from modeling_more.modeling_more import MoReForTokenClassification
 from modeling_more.prediction import encode_posts, entities, predict, predict_tags
 from modeling_more.processing_more import MoReProcessor
 from modeling_more.tagging import bioes_labels
-from modeling_more.training import TrainingResult, make_accelerator, train, write_json
+from modeling_more.training import TrainingArguments, TrainingResult, make_accelerator, train, write_json
 
 logger = logging.getLogger("run_ner")
 
@@ -68,39 +70,34 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def _run(args: Arguments, accelerator: Accelerator, command: str) -> dict[str, Any]:
     data, model_args, training, run = args
-    try:
+    splits: dict[str, Posts] = {}
+    types: list[str] = []
+    report: dict[str, Any] = {}
+    with one_sentence_errors():
         _check(args)
-        splits: dict[str, Posts] = {}
-        types: list[str] = []
-        report: dict[str, Any] = {}
-        to_predict: Posts = []
-        if data.dataset is not None or data.train_file is not None or data.test_file is not None:
+        if data.dataset or data.train_file or data.validation_file or data.test_file:
             with accelerator.main_process_first():
                 splits, types, report = load_posts(data, dataset_scripts.load, dataset_scripts.NAMES)
-            for name in ("train", "validation", "test"):
-                limit = data.max_train_samples if name == "train" else data.max_eval_samples
-                if name in splits and limit is not None:
-                    splits[name] = splits[name][:limit]
+            splits = {name: _limited(name, posts, data) for name, posts in splits.items()}
             logger.info("posts: %s; types: %s", describe(splits), ", ".join(types))
             for split in ("train", "validation"):
                 if run.do_train and split not in splits:
                     raise ValueError(f"training needs a {split} split; there is {describe(splits)}")
-        if run.do_predict:
-            to_predict = _posts_to_predict(data, model_args)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error if logger.isEnabledFor(logging.DEBUG) else None
+        to_predict = _posts_to_predict(data) if run.do_predict else []
 
-    if not splits:
-        expert, processor = _load_expert(model_args, accelerator)
-        _write_predictions(Path(training.output_dir), expert, processor, to_predict, training, accelerator)
-        return {}
     output = Path(training.output_dir)
-    all_results: list[dict[str, Any]] = []
+    if not splits:
+        with one_sentence_errors():
+            expert, processor = _load_expert(model_args, accelerator)
+        _write_predictions(output, expert, processor, to_predict, training, accelerator)
+        return {}
+
     seeds = training.seeds or [training.seed]
-    for seed in seeds:
-        folder = output / f"seed-{seed}" if len(seeds) > 1 else output
+    folders = [output / f"seed-{seed}" for seed in seeds] if len(seeds) > 1 else [output]
+    all_results = []
+    for seed, folder in zip(seeds, folders, strict=True):
         one = replace(training, seed=seed, output_dir=str(folder))
-        all_results.append(run_seed((data, model_args, one, run), splits, types, report, to_predict, command, seed))
+        all_results.append(run_seed((data, model_args, one, run), splits, types, report, to_predict, command))
     results = all_results[0]
     if accelerator.is_main_process:
         if len(seeds) > 1:
@@ -108,7 +105,7 @@ def _run(args: Arguments, accelerator: Accelerator, command: str) -> dict[str, A
             _adopt_best(output, all_results)
             write_json(output / "all_results.json", results)
             _write_card(args, output, results, command)
-        _print_results(results)
+        _log_scores(results)
         if run.push_to_hub:
             push(output, str(run.hub_model_id), run.hub_private)
     accelerator.wait_for_everyone()
@@ -122,94 +119,120 @@ def run_seed(
     report: dict[str, Any],
     to_predict: Posts,
     command: str,
-    seed: int,
 ) -> dict[str, Any]:
     """Train (unless told not to), score dev and test with and without knowledge, write everything of one seed."""
     data, model_args, training, run = args
     accelerator = make_accelerator(training)
     output = Path(training.output_dir)
-    set_seed(seed)
-    try:
+    set_seed(training.seed)
+    with one_sentence_errors():
         model, processor = _load_model(data, model_args, types, accelerator)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    label2id = model.config.label2id
-    two_views = model.config.two_views != "off" and processor.knowledge_column is not None
-    results: dict[str, Any] = {"seed": seed, "dataset": data.dataset or data.train_file, "retrieval": data.retrieval}
-    trained = TrainingResult()
+    results: dict[str, Any] = {
+        "seed": training.seed,
+        "dataset": data.dataset or data.train_file or data.test_file,
+        "retrieval": data.retrieval,
+    }
     if report:
         results["retrieval_report"] = report
 
-    encoded = {
-        split: encode_posts(posts, processor, progress=accelerator.is_main_process)
-        for split, posts in splits.items()
-        if split != "train"
-    }
     if run.do_train:
         posts, held_out = split_holdout(splits["train"], data.holdout_fraction)
-        training_posts = encode_posts(
-            posts, processor, label2id, two_views=two_views, truncate=True, progress=accelerator.is_main_process
-        )
-        results |= _what_was_cut(training_posts) | {"train_posts": len(posts), "held_out_posts": len(held_out)}
         if accelerator.is_main_process:
             write_json(output / "holdout_ids.json", [post["id"] for post in held_out])
-        gold = [post["ner_tags"] for post in splits["validation"]]
-
-        def dev_score(candidate: torch.nn.Module) -> float:
-            found = predict_tags(
-                candidate, encoded["validation"], processor, accelerator, training.per_device_eval_batch_size, "dev"
-            )
-            return float(entity_scores([tags for tags, _ in found], gold)["f1"])
-
-        if training.report_to:
-            flat = {key: value for part in args for key, value in asdict(part).items()}
-            accelerator.init_trackers(
-                "more", {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat.items()}
-            )
-        model, trained = train(accelerator, model, processor, training_posts, dev_score, training, seed)
-        accelerator.end_training()
+        results |= {"train_posts": len(posts), "held_out_posts": len(held_out)}
+        model, trained = _train(args, accelerator, model, processor, posts, splits["validation"], results)
         results |= {"best_epoch": trained.best_epoch, "history": trained.history}
     else:
         model.to(accelerator.device)
 
     for split, name in (("validation", "dev"), ("test", "test")):
-        if split not in splits:
-            continue
-        found = predict_tags(
-            model, encoded[split], processor, accelerator, training.per_device_eval_batch_size, f"score {name}"
-        )
-        gold = [post["ner_tags"] for post in splits[split]]
-        scores = entity_scores([tags for tags, _ in found], gold)
-        results |= {f"{name}_{key}": value for key, value in scores.items()}
-        results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded[split])
-        if accelerator.is_main_process:
-            _write_jsonl(
-                output / "predictions" / f"{name}.jsonl",
-                [
+        if split in splits:
+            found = _score(model, processor, splits[split], name, accelerator, training, results)
+            if accelerator.is_main_process:
+                rows = [
                     {"id": post["id"], "tokens": post["tokens"], "tags": tags, "gold": post["ner_tags"],
-                     "entities": entities(post["tokens"], tags, span_scores)}
-                    for post, (tags, span_scores) in zip(splits[split], found, strict=True)
-                ],
-            )  # fmt: skip
-        if processor.knowledge_column is not None:
-            alone = encode_posts(splits[split], processor, use_knowledge=False)
-            found = predict_tags(
-                model, alone, processor, accelerator, training.per_device_eval_batch_size, f"score {name} without"
-            )
-            scores = entity_scores([tags for tags, _ in found], gold)
-            results |= {f"{name}_no_knowledge_{key}": scores[key] for key in ("f1", "precision", "recall")}
-
+                     "entities": entities(post["tokens"], tags, scores)}
+                    for post, (tags, scores) in zip(splits[split], found, strict=True)
+                ]  # fmt: skip
+                _write_jsonl(output / "predictions" / f"{name}.jsonl", rows)
     if to_predict:
         _write_predictions(output, model, processor, to_predict, training, accelerator)
     if accelerator.is_main_process:
         model.save_pretrained(output)
         processor.save_pretrained(output)
         write_json(output / "all_results.json", results)
-        options = {key: value for part in args for key, value in asdict(part).items()}
-        write_json(output / "arguments.json", options)
+        write_json(output / "arguments.json", {key: value for part in args for key, value in asdict(part).items()})
         _write_card(args, output, results, command)
     accelerator.wait_for_everyone()
     return results
+
+
+def _train(
+    args: Arguments,
+    accelerator: Accelerator,
+    model: MoReForTokenClassification,
+    processor: MoReProcessor,
+    posts: Posts,
+    dev: Posts,
+    results: dict[str, Any],
+) -> tuple[MoReForTokenClassification, TrainingResult]:
+    """Train and choose the epoch by dev F1; what was cut of the training posts goes into `results`."""
+    training = args[2]
+    two_views = model.config.two_views != "off" and processor.knowledge_column is not None
+    show = accelerator.is_main_process
+    encoded = encode_posts(posts, processor, model.config.label2id, two_views, truncate=True, progress=show)
+    results |= _what_was_cut(encoded)
+    encoded_dev = encode_posts(dev, processor, progress=show)
+    gold = [post["ner_tags"] for post in dev]
+
+    def dev_score(candidate: torch.nn.Module) -> float:
+        found = predict_tags(
+            candidate, encoded_dev, processor, accelerator, training.per_device_eval_batch_size, "dev"
+        )
+        return float(entity_scores([tags for tags, _ in found], gold)["f1"])
+
+    if training.report_to:
+        options = {key: value for part in args for key, value in asdict(part).items()}
+        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options.items()}
+        accelerator.init_trackers("more", plain)
+    trained = train(accelerator, model, processor, encoded, dev_score, training)
+    accelerator.end_training()
+    return trained
+
+
+def _score(
+    model: MoReForTokenClassification,
+    processor: MoReProcessor,
+    posts: Posts,
+    name: str,
+    accelerator: Accelerator,
+    training: TrainingArguments,
+    results: dict[str, Any],
+) -> list[tuple[list[str], list[float]]]:
+    """Score a split with its knowledge, and without where the expert reads any; returns tags and span scores."""
+    gold = [post["ner_tags"] for post in posts]
+    views = {"": True} | ({"no_knowledge_": False} if processor.knowledge_column else {})
+    found = {}
+    for prefix, use_knowledge in views.items():
+        encoded = encode_posts(posts, processor, use_knowledge=use_knowledge)
+        found[prefix] = predict_tags(
+            model, encoded, processor, accelerator, training.per_device_eval_batch_size, f"score {name}"
+        )
+        scores = entity_scores([tags for tags, _ in found[prefix]], gold)
+        results |= {f"{name}_{prefix}{key}": value for key, value in scores.items()}
+        if use_knowledge:
+            results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded)
+    return found[""]
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """End the program with one sentence where the input is at fault"""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        logger.debug("input error", exc_info=True)
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
 
 
 def push(folder: Path, repository: str, private: bool) -> None:
@@ -262,7 +285,7 @@ def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
 
 def _check(args: Arguments) -> None:
     data, _, training, run = args
-    given = data.dataset or data.train_file or data.test_file
+    given = data.dataset or data.train_file or data.validation_file or data.test_file
     if not given and not run.do_predict:
         raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
     if run.do_predict and data.predict_file is None:
@@ -284,6 +307,14 @@ def _load_model(
         unknown = sorted(set(bioes_labels(types)) - set(expert.config.label2id))
         if unknown:
             raise ValueError(f"{args.model_name_or_path} does not know the labels {', '.join(unknown)} of the data")
+        if processor.knowledge_column != knowledge_column(data.retrieval):
+            logger.warning(
+                "%s reads %s, --retrieval %s gives %s: it reads the words alone",
+                args.model_name_or_path,
+                processor.knowledge_column or "no knowledge",
+                data.retrieval,
+                knowledge_column(data.retrieval) or "none",
+            )
         return expert, processor
     options = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     labels = bioes_labels(types)
@@ -323,7 +354,7 @@ def _load_expert(args: ModelArguments, accelerator: Accelerator) -> tuple[MoReFo
     return model.to(accelerator.device), processor
 
 
-def _posts_to_predict(data: DataArguments, model_args: ModelArguments) -> Posts:
+def _posts_to_predict(data: DataArguments) -> Posts:
     posts = read_posts(str(data.predict_file), style=data.splitter)
     if data.retrieval == "text" and data.knowledge:
         rows = Dataset.from_list([{"id": post["id"], "tokens": post["tokens"]} for post in posts])
@@ -341,6 +372,11 @@ def _write_predictions(
         path = output / "predictions" / "predict.jsonl"
         _write_jsonl(path, found)
         logger.info("%d posts tagged: %s", len(found), path)
+
+
+def _limited(split: str, posts: Posts, data: DataArguments) -> Posts:
+    limit = data.max_train_samples if split == "train" else data.max_eval_samples
+    return posts[:limit]
 
 
 def _what_was_cut(posts: Posts) -> dict[str, int]:
@@ -368,7 +404,7 @@ def _over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, An
     return merged | {"runs": results}
 
 
-def _print_results(results: dict[str, Any]) -> None:
+def _log_scores(results: dict[str, Any]) -> None:
     for key in ("dev_f1", "test_f1", "test_strict_f1", "test_no_knowledge_f1"):
         if key in results:
             spread = f" ± {results[key + '_std']:.2f}" if key + "_std" in results else ""

@@ -12,7 +12,6 @@ import json
 import shlex
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -115,7 +115,6 @@ def train(
     posts: Sequence[dict[str, Any]],
     evaluate: Callable[[torch.nn.Module], float],
     args: TrainingArguments,
-    seed: int,
 ) -> tuple[Model, TrainingResult]:
     """Train on encoded posts; returns the model of the best epoch by `evaluate(model)`, and what happened.
 
@@ -133,7 +132,7 @@ def train(
         [sum(map(len, post["input_ids"])) for post in posts],
         args.per_device_train_batch_size,
         args.max_tokens_per_batch,
-        seed=seed,
+        seed=args.seed,
         by_length=args.group_by_length,
         multiple_of=accelerator.num_processes,
     )
@@ -149,7 +148,7 @@ def train(
     schedule = LambdaLR(optimizer, learning_rate_factor(steps, args))
     accelerator.register_for_checkpointing(schedule)
     model_, optimizer_, loader_ = accelerator.prepare(model, optimizer, loader)
-    set_seed(seed, device_specific=True)  # from here on each process draws its own dropout
+    set_seed(args.seed, device_specific=True)  # from here on each process draws its own dropout
 
     result, first_epoch = TrainingResult(), 0
     if args.resume_from_checkpoint:

@@ -301,25 +301,71 @@ def test_killed_in_the_second_epoch_resumes_bit_for_bit(files, tiny_encoder, tmp
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_options_of_the_loop_run_together(files, tiny_encoder):
+    """bf16, clipping, warm-up, a token budget and gradient checkpointing in one run."""
+    extra = ["--bf16", "--max_grad_norm", "1.0", "--warmup_ratio", "0.2", "--max_tokens_per_batch", "200"]
+    results = run_ner.main(options(files, tiny_encoder("bert"), *extra, "--gradient_checkpointing"))
+    losses = [row["loss"] for row in results["history"]]
+    assert losses[1] < losses[0]
+    model = AutoModelForTokenClassification.from_pretrained(files["out"])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}  # bf16 is for computing
+
+
+def test_real_posts_with_own_retrieval(shared_data, tiny_encoder, tmp_path):
+    corpora = [str(shared_data / "knowledge" / f"{name}.jsonl.gz") for name in ("codex_wiki", "factbook_countries")]
+    results = run_ner.main(
+        ["--dataset", "twitter17", "--data_dir", str(shared_data / "twitter2017"), "--retrieval", "text",
+         "--knowledge", *corpora, "--top_k", "3", "--knowledge_words", "30", "--max_length", "160",
+         "--model_name_or_path", tiny_encoder("bert"), "--num_train_epochs", "1", "--max_train_samples", "64",
+         "--per_device_train_batch_size", "16", "--cache_dir", str(tmp_path / "cache"),
+         "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    )  # fmt: skip
+    report = results["retrieval_report"]
+    assert report["posts"] == 4819 and report["without_knowledge"] < 100
+    assert sum(row["support"] for row in results["test_f1_per_type"].values()) == 1351
+    assert sum(row["support"] for row in results["dev_f1_per_type"].values()) == 1324
+
+
+def run_in_two_processes(arguments):
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    done = subprocess.run(
+        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", str(ROOT / "run_ner.py"), *arguments],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_score_as_one(files, tiny_encoder):
     alone = run_ner.main(options(files, tiny_encoder("bert"), "--num_train_epochs", "6"))
     rows = read_lines(files, "predictions/test.jsonl")
-    arguments = ["--test_file", files["test"], "--validation_file", files["dev"], "--model_name_or_path", files["out"],
-                 "--no_do_train", "--output_dir", files["out"] + "2", "--use_cpu",
-                 "--per_device_eval_batch_size", "4"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
-         "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(ROOT / "run_ner.py"), *arguments],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    again = ["--test_file", files["test"], "--validation_file", files["dev"], "--model_name_or_path", files["out"]]
     files["out"] += "2"
+    run_in_two_processes(
+        [*again, "--no_do_train", "--output_dir", files["out"], "--use_cpu", "--per_device_eval_batch_size", "4"]
+    )
     both = read(files, "all_results.json")
-    assert {k: v for k, v in both.items() if "f1" in k} == {
-        k: v for k, v in alone.items() if "f1" in k and k.startswith(("dev", "test"))
-    }
+    scores = {key: value for key, value in alone.items() if "f1" in key and key.startswith(("dev", "test"))}
+    assert {key: value for key, value in both.items() if "f1" in key} == scores
     assert [row["tags"] for row in read_lines(files, "predictions/test.jsonl")] == [row["tags"] for row in rows]
+
+
+def test_two_processes_train_and_resume(files, tiny_encoder):
+    extra = ["--knowledge", files["knowledge"], "--two_views", "crf_kl", "--max_tokens_per_batch", "300"]
+    arguments = options(files, tiny_encoder("bert"), *extra, retrieval="text")
+    run_in_two_processes([*arguments, "--num_train_epochs", "1"])
+    assert len(read(files, "all_results.json")["history"]) == 1
+    run_in_two_processes([*arguments, "--num_train_epochs", "3", "--resume_from_checkpoint", "latest"])
+    history = read(files, "all_results.json")["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3] and history[2]["loss"] < history[0]["loss"]
+    # what was trained scores the same in one process
+    both = read(files, "all_results.json")
+    alone = run_ner.main(
+        [*arguments, "--model_name_or_path", files["out"], "--no_do_train", "--output_dir", files["out"] + "1"]
+    )
+    assert alone["test_f1"] == pytest.approx(both["test_f1"]) and alone["dev_f1"] == pytest.approx(both["dev_f1"])
 
 
 @pytest.fixture(scope="module")

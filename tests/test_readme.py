@@ -1,0 +1,52 @@
+"""The README's example runs, and every option, file and target that it names exists."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+import run_ner
+from modeling_more.arguments import DataArguments, ModelArguments, RunArguments
+from modeling_more.training import TrainingArguments
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_library_example_runs(tiny_encoder, tmp_path, capsys):
+    post = '{"tokens": ["Rivera", "joins", "Northfield", "United"], "tags": ["B-PER", "O", "B-ORG", "I-ORG"]}\n'
+    (tmp_path / "posts.jsonl").write_text(post * 8)
+    (tmp_path / "articles.jsonl").write_text('{"id": "1", "title": "Rivera", "text": "Rivera is a player ."}\n')
+    run_ner.main(
+        ["--train_file", str(tmp_path / "posts.jsonl"), "--validation_file", str(tmp_path / "posts.jsonl"),
+         "--retrieval", "text", "--knowledge", str(tmp_path / "articles.jsonl"), "--max_length", "64",
+         "--model_name_or_path", tiny_encoder("bert"), "--learning_rate", "5e-3", "--num_train_epochs", "15",
+         "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    )  # fmt: skip
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MORE_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "'text': 'Rivera'" in done.stdout and "'text': 'Northfield United'" in done.stdout
+
+
+def test_options_of_run_ner_exist():
+    groups = [DataArguments, ModelArguments, TrainingArguments, RunArguments]
+    known = {option for action in HfArgumentParser(groups)._actions for option in action.option_strings}
+    elsewhere = {"--config_file", "--output_dir"}  # of accelerate, of the data set scripts
+    named = set(re.findall(r"--[a-z_0-9]+", README))
+    assert named - known <= elsewhere and len(named) > 15
+
+
+def test_files_and_targets_exist():
+    for path in re.findall(r"`((?:modeling_more|dataset_scripts|accelerate_configs|docs)/[\w./]*)`", README):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w./]+)\)", README):
+        assert (ROOT / path).exists(), path
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z]+)", README, re.MULTILINE)) == {"demo", "test"} <= targets
