@@ -1,4 +1,4 @@
-"""`make demo` at a small size: every system is trained, the table is complete and the page shows what was predicted."""
+"""`make demo` at a small size: every system is trained, the table is complete, the page shows the predictions."""
 
 import functools
 import json
