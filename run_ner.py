@@ -161,7 +161,7 @@ def run_seed(
         model.save_pretrained(output)
         processor.save_pretrained(output)
         write_json(output / "all_results.json", results)
-        write_json(output / "arguments.json", {key: value for part in args for key, value in asdict(part).items()})
+        write_json(output / "arguments.json", _options(args))
         _write_card(args, output, results, command)
     accelerator.wait_for_everyone()
     return results
@@ -192,8 +192,8 @@ def _train(
         return float(entity_scores([tags for tags, _ in found], gold)["f1"])
 
     if training.report_to:
-        options = {key: value for part in args for key, value in asdict(part).items()}
-        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options.items()}
+        options = _options(args).items()
+        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}
         accelerator.init_trackers("more", plain)
     trained = train(accelerator, model, processor, encoded, dev_score, training)
     accelerator.end_training()
@@ -259,17 +259,15 @@ def push(folder: Path, repository: str, private: bool) -> None:
     logger.info("uploaded to %s", url)
 
 
+def _options(args: Arguments) -> dict[str, Any]:
+    """Every option of a run, as an options file holds them."""
+    return {key: value for part in args for key, value in asdict(part).items()}
+
+
 def _write_card(args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
-    data, model_args, _, run = args
-    config = {
-        "dataset": data.dataset,
-        "retrieval": data.retrieval,
-        "model_name_or_path": model_args.model_name_or_path,
-        "hub_model_id": run.hub_model_id,
-    }
     runs = results.get("runs", [results])
     history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
-    write_model_card(output, results, config, command, history)
+    write_model_card(output, results, _options(args), command, history)
 
 
 def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:

@@ -49,8 +49,8 @@ def test_a_bf16_run_learns(tiny_encoder, tmp_path):
     options = ["--model_name_or_path", tiny_encoder("bert"), "--learning_rate", "5e-3", "--num_train_epochs", "10"]
     # in a process of its own: accelerate's precision is set once a process
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run_ner.py"), "--train_file", posts, "--validation_file", posts, "--bf16", *options,
-         "--output_dir", str(out)],
+        [sys.executable, str(ROOT / "run_ner.py"), "--train_file", posts, "--validation_file", posts, *options,
+         "--bf16", "--output_dir", str(out)],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
