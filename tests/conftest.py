@@ -162,3 +162,18 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
     """An empty local Hub: `hub.endpoint`, `hub.env` for subprocesses, `hub.files(repo_id, repo_type)`."""
     with local_hub(tmp_path / "hf_home") as running:
         yield running
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Paths of invented posts and knowledge, of a cache, and of a folder for the run's output."""
+    import ner_runs  # after the environment is set
+
+    return {
+        "train": str(ner_runs.write_jsonl(tmp_path / "train.jsonl", ner_runs.posts(24))),
+        "dev": str(ner_runs.write_conll(tmp_path / "dev.conll", ner_runs.posts(8, 30))),
+        "test": str(ner_runs.write_conll(tmp_path / "test.conll", ner_runs.posts(9, 50))),
+        "knowledge": str(ner_runs.write_jsonl(tmp_path / "wiki.jsonl", ner_runs.KNOWLEDGE)),
+        "cache": str(tmp_path / "cache"),
+        "out": str(tmp_path / "out"),
+    }

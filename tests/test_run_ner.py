@@ -1,13 +1,11 @@
-"""run_ner.py as its users run it: train, score, reload, predict, resume, publish; and every kind of bad input."""
+"""run_ner.py as its users run it: train, score, reload, predict, publish."""
 
 import gzip
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,81 +16,14 @@ from transformers import AutoModelForTokenClassification, AutoProcessor
 import run_ner
 from modeling_more import predict
 from modeling_more.tagging import tags_to_spans
-
-ROOT = Path(__file__).resolve().parents[1]
-PEOPLE = ["Ada Lovelace", "Rivera", "Charles Babbage", "Oslo Olsen", "Ada", "Lake Lindau"]
-PLACES = ["Lindau", "Oslo", "London", "Lake Constance", "Bavaria", "Germany"]
-KNOWLEDGE = [
-    {"id": str(index), "title": name, "text": f"{name} is a {kind} .\n\nAnother paragraph about {name} and more ."}
-    for kind, names in (("person", PEOPLE), ("place", PLACES))
-    for index, name in enumerate(names)
-]
-
-
-def posts(number: int, offset: int = 0) -> list[dict]:
-    rows = []
-    for i in range(offset, offset + number):
-        person, place = PEOPLE[i % len(PEOPLE)].split(), PLACES[(i // 2) % len(PLACES)].split()
-        tokens = [*person, "met", "in", *place, *["today"] * (i % 5), "!"]
-        tags = ["B-PER", *["I-PER"] * (len(person) - 1), "O", "O", "B-LOC", *["I-LOC"] * (len(place) - 1)]
-        rows.append({"id": f"post-{i}", "tokens": tokens, "tags": tags + ["O"] * (len(tokens) - len(tags))})
-    return rows
-
-
-def write_conll(path: Path, rows: list[dict], knowledge: bool = False) -> Path:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write("".join(f"{t}\t{tag}\n" for t, tag in zip(row["tokens"], row["tags"], strict=True)))
-            if knowledge:
-                file.write("<EOS>\tX\n" + "".join(f"{word}\tX\n" for word in "Lindau is a place .".split()))
-            file.write("\n")
-    return path
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def files(tmp_path):
-    return {
-        "train": str(write_jsonl(tmp_path / "train.jsonl", posts(24))),
-        "dev": str(write_conll(tmp_path / "dev.conll", posts(8, 30))),
-        "test": str(write_conll(tmp_path / "test.conll", posts(9, 50))),
-        "knowledge": str(write_jsonl(tmp_path / "wiki.jsonl", KNOWLEDGE)),
-        "cache": str(tmp_path / "cache"),
-        "out": str(tmp_path / "out"),
-    }
-
-
-def options(files, encoder, *more, retrieval="none"):
-    return [
-        "--train_file", files["train"], "--validation_file", files["dev"], "--test_file", files["test"],
-        "--retrieval", retrieval, "--model_name_or_path", encoder, "--num_train_epochs", "2",
-        "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--crf_learning_rate", "5e-2",
-        "--max_length", "96", "--cache_dir", files["cache"], "--output_dir", files["out"], "--use_cpu", *more,
-    ]  # fmt: skip
-
-
-def run_script(arguments, *, launch=False, env=None, **kwargs):
-    command = [sys.executable, "-m", "accelerate.commands.launch"] if launch else [sys.executable]
-    return subprocess.run(
-        [*command, str(ROOT / "run_ner.py"), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        **kwargs,
-    )
-
-
-def read(files, name):
-    return json.loads((Path(files["out"]) / name).read_text())
-
-
-def read_lines(files, name):
-    return [json.loads(line) for line in (Path(files["out"]) / name).read_text().splitlines()]
+from ner_runs import (
+    ROOT,
+    options,
+    read,
+    read_lines,
+    run_script,
+    write_jsonl,
+)
 
 
 def test_train_score_reload_with_own_knowledge(files, tiny_encoder):
@@ -241,7 +172,6 @@ def test_accumulation_gives_the_same_step(files, tiny_encoder):
 
 
 def without_dropout(folder: str, into: Path) -> str:
-    import shutil
 
     target = into / "no-dropout"
     if not target.exists():
@@ -250,55 +180,6 @@ def without_dropout(folder: str, into: Path) -> str:
         config["hidden_dropout_prob"] = config["attention_probs_dropout_prob"] = 0.0
         (target / "config.json").write_text(json.dumps(config))
     return str(target)
-
-
-def test_killed_in_the_second_epoch_resumes_bit_for_bit(files, tiny_encoder, tmp_path):
-    """SIGKILL while two views, dropout and length batches are on; the resumed run equals an unbroken one."""
-    write_jsonl(Path(files["train"]), posts(240))
-    extra = [
-        "--knowledge",
-        files["knowledge"],
-        "--two_views",
-        "crf_kl",
-        "--word_dropout",
-        "0.1",
-        "--num_train_epochs",
-        "3",
-    ]
-    extra.append("--group_by_length")
-    arguments = options(files, tiny_encoder("bert"), *extra, retrieval="text")
-    unbroken = run_script([*arguments, "--output_dir", str(tmp_path / "whole")])
-    assert unbroken.returncode == 0, unbroken.stderr
-
-    running = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_ner.py"), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=False,
-    )
-    seen = b""
-    while b"epoch 2/3:" not in seen or not any(
-        f" {n}/60".encode() in seen.split(b"epoch 2/3:")[-1] for n in range(5, 50)
-    ):
-        piece = os.read(running.stderr.fileno(), 4096)
-        assert piece, seen.decode()
-        seen += piece
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert not (Path(files["out"]) / "all_results.json").exists()
-    resumed = run_script([*arguments, "--resume_from_checkpoint", "latest"])
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed from" in resumed.stderr and "epoch 1/3" not in resumed.stderr
-
-    whole, mended = read({"out": tmp_path / "whole"}, "all_results.json"), read(files, "all_results.json")
-    for result in (whole, mended):
-        result.pop("retrieval_report")
-        for row in result["history"]:
-            row.pop("seconds")
-    assert whole == mended
-    one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", Path(files["out"])))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_options_of_the_loop_run_together(files, tiny_encoder):
@@ -326,192 +207,6 @@ def test_real_posts_with_own_retrieval(shared_data, tiny_encoder, tmp_path):
     assert report["posts"] == 4819 and report["without_knowledge"] < 100
     assert sum(row["support"] for row in results["test_f1_per_type"].values()) == 1351
     assert sum(row["support"] for row in results["dev_f1_per_type"].values()) == 1324
-
-
-def run_in_two_processes(arguments):
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    done = subprocess.run(
-        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", str(ROOT / "run_ner.py"), *arguments],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_two_processes_score_as_one(files, tiny_encoder):
-    alone = run_ner.main(options(files, tiny_encoder("bert"), "--num_train_epochs", "6"))
-    rows = read_lines(files, "predictions/test.jsonl")
-    again = ["--test_file", files["test"], "--validation_file", files["dev"], "--model_name_or_path", files["out"]]
-    files["out"] += "2"
-    run_in_two_processes(
-        [*again, "--no_do_train", "--output_dir", files["out"], "--use_cpu", "--per_device_eval_batch_size", "4"]
-    )
-    both = read(files, "all_results.json")
-    scores = {key: value for key, value in alone.items() if "f1" in key and key.startswith(("dev", "test"))}
-    assert {key: value for key, value in both.items() if "f1" in key} == scores
-    assert [row["tags"] for row in read_lines(files, "predictions/test.jsonl")] == [row["tags"] for row in rows]
-
-
-def test_two_processes_train_and_resume(files, tiny_encoder):
-    extra = ["--knowledge", files["knowledge"], "--two_views", "crf_kl", "--max_tokens_per_batch", "300"]
-    arguments = options(files, tiny_encoder("bert"), *extra, retrieval="text")
-    run_in_two_processes([*arguments, "--num_train_epochs", "1"])
-    assert len(read(files, "all_results.json")["history"]) == 1
-    run_in_two_processes([*arguments, "--num_train_epochs", "3", "--resume_from_checkpoint", "latest"])
-    history = read(files, "all_results.json")["history"]
-    assert [row["epoch"] for row in history] == [1, 2, 3] and history[2]["loss"] < history[0]["loss"]
-    # what was trained scores the same in one process
-    both = read(files, "all_results.json")
-    alone = run_ner.main(
-        [*arguments, "--model_name_or_path", files["out"], "--no_do_train", "--output_dir", files["out"] + "1"]
-    )
-    assert alone["test_f1"] == pytest.approx(both["test_f1"]) and alone["dev_f1"] == pytest.approx(both["dev_f1"])
-
-
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory):
-    """twitter2017.zip, -txt and -img as the authors packed them, served over HTTP."""
-    import functools
-    import threading
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
-    folder = tmp_path_factory.mktemp("served")
-    for name, knowledge in (("twitter2017", False), ("twitter2017-txt", True), ("twitter2017-img", True)):
-        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-            for split, number, offset in (("train", 24, 0), ("dev", 6, 40), ("test", 6, 60)):
-                file = write_conll(folder / "file.txt", posts(number, offset), knowledge)
-                archive.write(file, f"{name}/{split}.txt")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.mark.parametrize("retrieval", ["text", "none", "image"])
-def test_the_users_own_command(retrieval, archives, tiny_encoder, tmp_path):
-    arguments = ["--dataset", "twitter17", "--retrieval", retrieval]
-    overridden = ["--model_name_or_path", tiny_encoder("xlm-roberta"), "--num_train_epochs", "1"]
-    done = run_script(
-        [*arguments, *overridden],
-        launch=True,
-        env={"MORE_DATA_URL": archives, "HF_HOME": str(tmp_path / "home"), "MORE_CACHE": str(tmp_path / "cache")},
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
-    assert results["train_posts"] == 24 and ("test_no_knowledge_f1" in results) == (retrieval != "none")
-    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
-    assert model.config.two_views == ("crf_kl" if retrieval == "text" else "off")  # the recipe's
-
-
-def test_without_network_one_sentence_names_address_and_option(tiny_encoder, tmp_path):
-    done = run_script(
-        ["--dataset", "twitter17", "--retrieval", "text", "--model_name_or_path", tiny_encoder("bert")],
-        env={"MORE_DATA_URL": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "MORE_CACHE": str(tmp_path / "c")},
-        cwd=tmp_path,
-    )
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert "http://127.0.0.1:9/twitter2017-txt.zip" in line and "--data_dir" in line
-    assert not (tmp_path / "out").exists()
-
-
-RELATION = {
-    "token": ["Ada", "in", "Oslo"],
-    "h": {"name": "Ada", "pos": [0, 1]},
-    "t": {"name": "Oslo", "pos": [2, 3]},
-    "img_id": "x.jpg",
-    "relation": "/per/loc/x",
-}
-GIVEN = ["--train_file", "{train}", "--validation_file", "{dev}"]
-BAD = {
-    "missing folder": (["--dataset", "twitter17", "--data_dir", "{tmp}/nowhere"], "nowhere"),
-    "missing file": (["--train_file", "{tmp}/nowhere.txt", "--validation_file", "{dev}"], "nowhere.txt"),
-    "empty file": (["--train_file", "{empty}", "--validation_file", "{dev}"], "empty.txt"),
-    "no label": (["--train_file", "{nolabel}", "--validation_file", "{dev}"], "nolabel.txt, line 2"),
-    "unknown label": (["--train_file", "{train}", "--validation_file", "{strange}"], "strange.txt, line 1"),
-    "knowledge is no JSON": (
-        [*GIVEN, "--retrieval", "text", "--knowledge", "{nojson}"],
-        "nojson.jsonl, line 2",
-    ),
-    "knowledge lacks a column": (
-        [*GIVEN, "--retrieval", "text", "--knowledge", "{nocolumn}"],
-        "nocolumn.jsonl, line 1",
-    ),
-    "no such knowledge": (
-        [*GIVEN, "--retrieval", "text", "--knowledge", "{tmp}/no.jsonl"],
-        "no.jsonl",
-    ),
-    "posts without knowledge": ([*GIVEN, "--retrieval", "text"], "knowledge"),
-    "a column missing": (["--train_file", "{notags}", "--validation_file", "{dev}"], "notags.jsonl, line 1"),
-    "relation data": (["--train_file", "{relation}", "--validation_file", "{dev}"], "run_re.py"),
-    "relation set": (["--dataset", "mnre"], "mnre"),
-    "nothing to do": ([], "--dataset"),
-    "no validation": (["--train_file", "{train}"], "validation"),
-    "unknown set": (["--dataset", "twitter99"], "twitter99"),
-    "no model": ([*GIVEN, "--model_name_or_path", "{tmp}/nomodel"], "nomodel"),
-    "predict without file": (["--do_predict"], "--predict_file"),
-    "push without name": ([*GIVEN, "--push_to_hub"], "--hub_model_id"),
-    "option file": (["{tmp}/nowhere.yaml"], "nowhere.yaml"),
-    "unknown option in file": (["{optionfile}"], "learning_rat"),
-    "epochs": ([*GIVEN, "--num_train_epochs", "0"], "num_train_epochs"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_ends_with_one_sentence(case, files, tiny_encoder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    names = {key: files[key] for key in ("train", "dev")} | {"tmp": str(tmp_path)}
-    contents = {
-        "empty.txt": "",
-        "nolabel.txt": "Ada\tB-PER\nLovelace\n",
-        "strange.txt": "Ada\tB-QUX\n",
-        "nojson.jsonl": json.dumps(KNOWLEDGE[0]) + "\n{title: x}\n",
-        "nocolumn.jsonl": json.dumps({"id": "1", "title": "x"}) + "\n",
-        "notags.jsonl": json.dumps({"id": "1", "tokens": ["a"]}) + "\n",
-        "relation.txt": f"{RELATION}\n",
-        "optionfile.yaml": "learning_rat: 1\n",
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_text(content)
-        names[Path(name).stem] = str(tmp_path / name)
-    arguments, expected = BAD[case]
-    given = [argument.format(**names) for argument in arguments]
-    if "--model_name_or_path" not in given:
-        given += ["--model_name_or_path", tiny_encoder("bert")]
-    with pytest.raises(SystemExit) as stopped:
-        run_ner.main([*given, "--output_dir", files["out"], "--cache_dir", files["cache"], "--use_cpu"])
-    message = str(stopped.value.code) if not isinstance(stopped.value.code, int) else capsys.readouterr().err
-    assert stopped.value.code not in (0, None)
-    assert expected in message and "Traceback" not in message
-    sentence = message.strip().splitlines()[-1]
-    assert len(sentence) < 500 and "error:" in sentence
-    assert not Path(files["out"]).exists()
-
-
-def test_bad_input_shows_no_traceback(files, tiny_encoder, tmp_path):
-    done = run_script(["--train_file", str(tmp_path / "no.txt"), "--validation_file", files["dev"]])
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if "no.txt" in line and line.startswith("error:")]
-
-
-def test_interrupted_run_says_how_to_go_on(files, tiny_encoder):
-    write_jsonl(Path(files["train"]), posts(4000))
-    running = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_ner.py"), *options(files, tiny_encoder("bert"))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    seen = b""
-    while b"epoch 1/2:" not in seen:
-        piece = os.read(running.stderr.fileno(), 4096)
-        assert piece, seen.decode()
-        seen += piece
-    time.sleep(0.5)
-    running.send_signal(signal.SIGINT)
-    rest = running.stderr.read().decode()
-    assert running.wait() != 0 and "--resume_from_checkpoint latest" in rest and "Traceback" not in rest
 
 
 def test_push_and_reload_from_the_hub(files, hub, tiny_encoder):

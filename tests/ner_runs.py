@@ -1,0 +1,70 @@
+"""What the tests of run_ner.py share: invented posts and knowledge, the options of a quick run, its files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PEOPLE = ["Ada Lovelace", "Rivera", "Charles Babbage", "Oslo Olsen", "Ada", "Lake Lindau"]
+PLACES = ["Lindau", "Oslo", "London", "Lake Constance", "Bavaria", "Germany"]
+KNOWLEDGE = [
+    {"id": str(index), "title": name, "text": f"{name} is a {kind} .\n\nAnother paragraph about {name} and more ."}
+    for kind, names in (("person", PEOPLE), ("place", PLACES))
+    for index, name in enumerate(names)
+]
+
+
+def posts(number: int, offset: int = 0) -> list[dict]:
+    rows = []
+    for i in range(offset, offset + number):
+        person, place = PEOPLE[i % len(PEOPLE)].split(), PLACES[(i // 2) % len(PLACES)].split()
+        tokens = [*person, "met", "in", *place, *["today"] * (i % 5), "!"]
+        tags = ["B-PER", *["I-PER"] * (len(person) - 1), "O", "O", "B-LOC", *["I-LOC"] * (len(place) - 1)]
+        rows.append({"id": f"post-{i}", "tokens": tokens, "tags": tags + ["O"] * (len(tokens) - len(tags))})
+    return rows
+
+
+def write_conll(path: Path, rows: list[dict], knowledge: bool = False) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write("".join(f"{t}\t{tag}\n" for t, tag in zip(row["tokens"], row["tags"], strict=True)))
+            if knowledge:
+                file.write("<EOS>\tX\n" + "".join(f"{word}\tX\n" for word in "Lindau is a place .".split()))
+            file.write("\n")
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def options(files, encoder, *more, retrieval="none"):
+    return [
+        "--train_file", files["train"], "--validation_file", files["dev"], "--test_file", files["test"],
+        "--retrieval", retrieval, "--model_name_or_path", encoder, "--num_train_epochs", "2",
+        "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--crf_learning_rate", "5e-2",
+        "--max_length", "96", "--cache_dir", files["cache"], "--output_dir", files["out"], "--use_cpu", *more,
+    ]  # fmt: skip
+
+
+def run_script(arguments, *, launch=False, env=None, **kwargs):
+    command = [sys.executable, "-m", "accelerate.commands.launch"] if launch else [sys.executable]
+    return subprocess.run(
+        [*command, str(ROOT / "run_ner.py"), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **kwargs,
+    )
+
+
+def read(files, name):
+    return json.loads((Path(files["out"]) / name).read_text())
+
+
+def read_lines(files, name):
+    return [json.loads(line) for line in (Path(files["out"]) / name).read_text().splitlines()]
