@@ -54,7 +54,10 @@ class LengthBatchSampler(Sampler[list[int]]):
         multiple_of: batches are repeated until their number is a multiple of this (one for each process).
     """
 
+    # what accelerate asks of a batch sampler. No fixed size: it would hold back, and lose, a short batch that stands
+    # before the end when it deals the batches out to several processes
     drop_last = False
+    batch_size = None
 
     def __init__(
         self,
@@ -69,8 +72,6 @@ class LengthBatchSampler(Sampler[list[int]]):
         if not lengths:
             raise ValueError("there are no rows to make batches of")
         self.lengths = lengths
-        # read by accelerate, which fills up the last batch of each process by it
-        self.batch_size = batch_size if max_tokens is None else None
         self.rows_per_batch = batch_size
         self.max_tokens = max_tokens
         self.seed = seed

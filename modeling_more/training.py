@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -100,6 +100,8 @@ class TrainingResult:
 def make_accelerator(args: TrainingArguments) -> Accelerator:
     """The Accelerator of these arguments; what `accelerate launch` configured holds where they are silent."""
     return Accelerator(
+        # LengthBatchSampler gives every process as many batches itself
+        dataloader_config=DataLoaderConfiguration(even_batches=False),
         cpu=args.use_cpu,
         mixed_precision="bf16" if args.bf16 else None,
         gradient_accumulation_steps=args.gradient_accumulation_steps,

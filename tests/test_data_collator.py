@@ -49,6 +49,18 @@ def test_batches_divide_among_processes():
     assert {row for batch in sampler for row in batch} == set(range(len(LENGTHS)))
 
 
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 300}])
+def test_processes_share_the_batches_and_lose_none(options):
+    """Through accelerate's own sharding, the one short batch standing anywhere."""
+    from accelerate.data_loader import BatchSamplerShard
+
+    for seed in range(6):
+        sampler = LengthBatchSampler(LENGTHS, 8, seed=seed, multiple_of=2, **options)
+        shards = [list(BatchSamplerShard(sampler, 2, process, even_batches=False)) for process in (0, 1)]
+        assert len(shards[0]) == len(shards[1]) == len(sampler) // 2
+        assert sorted(map(tuple, [*shards[0], *shards[1]])) == sorted(map(tuple, sampler))
+
+
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="no rows"):
         LengthBatchSampler([], 8)
