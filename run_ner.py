@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     transformers_logging.set_verbosity_error()
     command = " ".join(["run_ner.py", *map(shlex.quote, sys.argv[1:] if argv is None else argv)])
     try:
-        return _run(args, accelerator, command)
+        results = _run(args, accelerator, command)
+        accelerator.end_training()
+        return results
     except KeyboardInterrupt:
         raise SystemExit(
             f"\ninterrupted; the last complete epoch is kept: add --resume_from_checkpoint latest to go on "
@@ -196,7 +198,8 @@ def _train(
         plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}
         accelerator.init_trackers("more", plain)
     trained = train(accelerator, model, processor, encoded, dev_score, training)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not end_training(), which also ends the group of processes
+        tracker.finish()
     return trained
 
 
