@@ -46,7 +46,7 @@ SYSTEMS = (
     System("shuffled", ("--retrieval", "text", "--shuffle_knowledge")),
     System("text", ("--retrieval", "text")),
 )
-#: the same for all systems; one entry and small batches, because a small encoder then learns in few epochs to carry the
+#: the same for all systems; one entry and small batches: a small encoder then learns in few epochs to carry the
 #: type over from the knowledge (with two entries and half the steps it had not begun to)
 OPTIONS = (
     *("--top_k", "1", "--max_length", "64", "--num_train_epochs", "3", "--per_device_train_batch_size", "8"),
