@@ -120,7 +120,7 @@ def _posts(runs: Sequence[dict[str, Any]], shown: int) -> list[str]:
             for run in runs:
                 words = _marked(run["predictions"][post.id])
                 parts.append(f'<p><span class="system">{run["system"]}</span>{words}</p>')
-            for entry in knowledge[post.id][:2]:
+            for entry in knowledge[post.id][:1]:
                 title, text = html.escape(entry["title"]), html.escape(entry["text"])
                 parts.append(f'<p class="kind"><span class="system">retrieved</span>[ {title} ] {text}</p>')
             if not knowledge[post.id]:

@@ -11,6 +11,7 @@ a proof that all parts work, not what to expect of real posts.
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import statistics
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--model_name_or_path", help="encoder; default: all-MiniLM-L6-v2 of the extra `offline`")
     parser.add_argument("--use_cpu", action="store_true", help="stay on the CPU even where a GPU is")
     args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     output = Path(args.output_dir).expanduser().resolve()
     encoder = args.model_name_or_path or offline_encoder()
     began = time.perf_counter()

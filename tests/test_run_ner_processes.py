@@ -161,8 +161,12 @@ def test_interrupted_run_says_how_to_go_on(files, tiny_encoder):
     write_jsonl(Path(files["train"]), posts(4000))
     running = subprocess.Popen(
         [sys.executable, str(ROOT / "run_ner.py"), *options(files, tiny_encoder("bert"))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # a test run in the background ignores Ctrl-C, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     seen = b""
     while b"epoch 1/2:" not in seen:
         piece = os.read(running.stderr.fileno(), 4096)
