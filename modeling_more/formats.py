@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_more.tagging import spans_to_bio, split_tag, tags_to_spans
-from modeling_more.words import DEFAULT_STYLE, align_spans, split_words
+from .tagging import spans_to_bio, split_tag, tags_to_spans
+from .words import DEFAULT_STYLE, align_spans, split_words
 
 logger = logging.getLogger(__name__)
 

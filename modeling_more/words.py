@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from modeling_more.tagging import Span
+from .tagging import Span
 
 # One alternative a line, the first that matches wins; {mark} stands for the combining marks (accents, vowel signs).
 _PATTERNS = {
