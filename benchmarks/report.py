@@ -68,7 +68,7 @@ def with_scores(readme: str, results: list[dict[str, Any]]) -> str:
     if not begin or not end:
         raise ValueError(f"The README lacks the lines {BEGIN} and {END}.")
     shown = [result for name in SCORES for result in results if result["benchmark"] == name]
-    tables = "".join(f"**{result['title']}**\n\n{markdown_table(result['rows'])}\n" for result in shown)
+    tables = "".join(f"**{result['title']}**\n\n{markdown_table(result['rows'])}\n\n" for result in shown)
     return f"{before}{BEGIN}\n\n{tables}{END}{after}"
 
 
