@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, AutoModelForTokenClassification, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForTokenClassification, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
@@ -83,7 +83,7 @@ class MoRePreTrainedModel(PreTrainedModel):
             ValueError: when the checkpoint lacks weights of the encoder, which would stay random.
         """
         options: dict[str, Any] = {"dtype": torch.float32} | (encoder_options or {})
-        encoder_config = MoReConfig.sub_configs_defaults["encoder_config"].config_class.from_pretrained(
+        encoder_config = AutoConfig.from_pretrained(
             name_or_path, **{key: value for key, value in options.items() if key in ("revision", "token", "cache_dir")}
         )
         encoder, report = AutoModel.from_pretrained(
