@@ -35,13 +35,14 @@ from transformers.utils import logging as transformers_logging
 import dataset_scripts
 from modeling_more.arguments import Arguments, DataArguments, ModelArguments, parse_arguments
 from modeling_more.configuration_more import MoReConfig
-from modeling_more.data import Posts, add_knowledge, describe, knowledge_column, load_posts, split_holdout
+from modeling_more.data import Posts, describe, load_posts, split_holdout
 from modeling_more.formats import read_posts
 from modeling_more.metrics import entity_scores
 from modeling_more.model_card import write_model_card
 from modeling_more.modeling_more import MoReForTokenClassification
 from modeling_more.prediction import encode_posts, entities, predict, predict_tags
 from modeling_more.processing_more import MoReProcessor
+from modeling_more.retrieval import add_knowledge, knowledge_column
 from modeling_more.tagging import bioes_labels
 from modeling_more.training import TrainingArguments, TrainingResult, make_accelerator, train, write_json
 

@@ -48,6 +48,43 @@ class DataArguments:
     knowledge_words: int | None = field(
         default=None, metadata={"help": "words read of each entry, around its matched sentence; default: all"}
     )
+    title_in_key: bool = field(
+        default=False, metadata={"help": "search title and sentence instead of the sentence alone"}
+    )
+    retriever: str = field(
+        default="bm25",
+        metadata={
+            "help": "how text is searched: by words, by a sentence encoder, or by both",
+            "choices": ["bm25", "dense", "both"],
+        },
+    )
+    text_model: str = field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        metadata={"help": "sentence encoder of --retriever dense or both: folder or Hub id"},
+    )
+    query: str = field(
+        default="words",
+        metadata={
+            "help": "what text is searched for: the post's words, its image's caption, or words and predicted entities",
+            "choices": ["words", "caption", "entities"],
+        },
+    )
+    captions: str | None = field(
+        default=None,
+        metadata={"help": "captions of the images, for --query caption: `ID.jpg :caption` lines or JSONL"},
+    )
+    entities: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "predictions/*.jsonl of an earlier run that did not train on these posts, for --query entities"
+        },
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "folder with the posts' images, named by image id, for --retrieval image"}
+    )
+    image_model: str = field(
+        default="openai/clip-vit-base-patch32", metadata={"help": "image tower of --retrieval image: folder or Hub id"}
+    )
     shuffle_knowledge: bool = field(
         default=False, metadata={"help": "control: every post gets another post's knowledge (same split)"}
     )
