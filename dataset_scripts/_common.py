@@ -225,6 +225,21 @@ def knowledge_feature() -> Any:
     return KNOWLEDGE_FEATURE
 
 
+def relation_features(labels: Sequence[str], retrieval: str) -> datasets.Features:
+    """Features of relation rows: words, the spans [start, end] of both entities in words, end exclusive, the label."""
+    features: dict[str, Any] = {
+        "id": datasets.Value("string"),
+        "image_id": datasets.Value("string"),
+        "tokens": datasets.List(datasets.Value("string")),
+        "head": datasets.List(datasets.Value("int32")),
+        "tail": datasets.List(datasets.Value("int32")),
+        "relation": datasets.ClassLabel(names=list(labels)),
+    }
+    if retrieval != "none":
+        features[f"knowledge_{retrieval}"] = knowledge_feature()
+    return datasets.Features(features)
+
+
 @dataclass
 class NerConfig(datasets.BuilderConfig):
     """`name` is the retrieval whose knowledge the rows hold.

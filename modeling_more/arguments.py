@@ -65,7 +65,7 @@ class DataArguments:
     query: str = field(
         default="words",
         metadata={
-            "help": "what text is searched for: the post's words, its image's caption, or words and predicted entities",
+            "help": "what is searched for: the post's words, its image's caption, or also its predicted entities",
             "choices": ["words", "caption", "entities"],
         },
     )
@@ -75,9 +75,7 @@ class DataArguments:
     )
     entities: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "predictions/*.jsonl of an earlier run that did not train on these posts, for --query entities"
-        },
+        metadata={"help": "predictions/*.jsonl of runs that did not train on these posts, for --query entities"},
     )
     image_dir: str | None = field(
         default=None, metadata={"help": "folder with the posts' images, named by image id, for --retrieval image"}
