@@ -8,6 +8,7 @@ from datasets import DatasetDict
 from datasets.exceptions import DatasetGenerationError
 
 NAMES = ("twitter15", "twitter17", "snap", "wikidiverse", "demo")
+RELATION_NAMES = ("mnre", "demo_relations")
 RETRIEVALS = ("none", "text", "image")
 
 
@@ -32,8 +33,8 @@ def load(
         FileNotFoundError: `data_dir` is not there, or lacks a split.
         ConnectionError: no `data_dir`, and the archive can't be downloaded.
     """
-    if name not in NAMES:
-        raise ValueError(f"data set {name!r} is unknown: give one of {', '.join(NAMES)}.")
+    if name not in NAMES + RELATION_NAMES:
+        raise ValueError(f"data set {name!r} is unknown: give one of {', '.join(NAMES + RELATION_NAMES)}.")
     if retrieval not in RETRIEVALS:
         raise ValueError(f"retrieval {retrieval!r} is unknown: give one of {', '.join(RETRIEVALS)}.")
     builder_class = importlib.import_module(f"dataset_scripts.{name}").Builder

@@ -19,9 +19,10 @@ from typing import Any, BinaryIO, ClassVar
 import datasets
 from datasets.utils import tqdm
 
-from modeling_more import formats, tagging, words
+from modeling_more import formats, relation_formats, tagging, words
 from modeling_more.archives import extract_archive
 from modeling_more.formats import KNOWLEDGE_COLUMNS, Row, read_labelled
+from modeling_more.relation_formats import read_relations
 from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ DEFAULT_DATA_URL = (
 SPLITS = {"train": ("train",), "validation": ("dev", "valid", "val", "validation"), "test": ("test",)}
 SUFFIXES = (".txt", ".conll", ".json", ".jsonl")
 ARCHIVE_SUFFIX = {"none": "", "text": "-txt", "image": "-img"}
+
+READERS = (formats, relation_formats, tagging, words)  # what the rows depend on besides the builder
 
 Files = dict[str, Path]  # split -> file
 
@@ -205,13 +208,18 @@ def find_source(data_dir: Path, names: Sequence[str], retrieval: str, archives: 
 
 
 def match_raw(rows: list[Row], raw: Sequence[Row]) -> int:
-    """Give rows without ids the id and image_id of the raw row with the same words; returns how many found one."""
-    by_words: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    """Give rows without ids the id and image_id of the raw row with the same words (and, of relations, the same
+    entities); returns how many found one."""
+    by_words: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return (*row["tokens"], *(tuple(row[span]) for span in ("head", "tail") if span in row))
+
     for row in reversed(raw):
-        by_words[tuple(row["tokens"])].append(row)
+        by_words[key(row)].append(row)
     matched = 0
     for row in rows:
-        if same := by_words.get(tuple(row["tokens"])):
+        if same := by_words.get(key(row)):
             first = same.pop()  # posts of the same words are taken in their order
             row["id"], row["image_id"] = first["id"], first["image_id"]
             matched += 1
@@ -255,8 +263,8 @@ class NerConfig(datasets.BuilderConfig):
     style: str = words.DEFAULT_STYLE
 
 
-class NerBuilder(datasets.GeneratorBasedBuilder):
-    """Posts with entities, from raw files or the authors' archives; a subclass names the set.
+class PostsBuilder(datasets.GeneratorBasedBuilder):
+    """Posts from raw files or the authors' archives; `NerBuilder` and `RelationBuilder` know their labels.
 
     The files are found and read when the builder is made: the cache key holds a digest of them, and of this source, as
     `datasets` itself would notice neither changed files nor a changed builder.
@@ -274,9 +282,8 @@ class NerBuilder(datasets.GeneratorBasedBuilder):
     ARCHIVE: ClassVar[str]  # of the authors' bare archive
     TITLE: ClassVar[str]
     CREDIT: ClassVar[str]  # where the set comes from, and under which terms
-    TYPES: ClassVar[tuple[str, ...] | None]  # None: those of the training split
+    TASK: ClassVar[str]
     ROWS: ClassVar[tuple[int, int, int]]  # train, validation, test
-    MENTIONS: ClassVar[tuple[int, int, int] | None] = None
 
     def __init__(
         self,
@@ -313,24 +320,28 @@ class NerBuilder(datasets.GeneratorBasedBuilder):
         else:
             files, source = find_source(Path(data_dir), self._names(), self._retrieval, archives)
         column = "knowledge_image" if self._retrieval == "image" else "knowledge_text"
-        rows: dict[str, list[Row]] = {}
-        types = self._allowed_types()
+        self.rows: dict[str, list[Row]] = {}
         for split, path in files.items():
-            rows[split] = read_labelled(path, types, options.get("style", words.DEFAULT_STYLE), column, split)
-            if types is None:
-                types = entity_types(tag for row in rows[split] for tag in row["ner_tags"])
-        self.rows = rows
+            self.rows[split] = self._read_file(path, split, column, options)
         inputs = list(files.values()) + self._add_raw_ids(data_dir, source, archives, options)
-        self.types = self._settle_types(source, types or [], bool(options.get("other_as_misc")))
+        self._settle_labels(source, options)
         self._settle_knowledge(source, column)
         self._check_counts(source)
         return inputs
 
+    def _read_file(self, path: Path, split: str, column: str, options: dict[str, Any]) -> list[Row]:
+        """The rows of a file, their knowledge in `column`."""
+        raise NotImplementedError
+
+    def _settle_labels(self, source: Path, options: dict[str, Any]) -> None:
+        """Fill `types` when all rows are read."""
+        raise NotImplementedError
+
+    def _features(self) -> datasets.Features:
+        raise NotImplementedError
+
     def _names(self) -> tuple[str, str]:
         return self.ARCHIVE, self.NAME
-
-    def _allowed_types(self) -> list[str] | None:
-        return None if self.TYPES is None else list(dict.fromkeys([*self.TYPES, "OTHER", "MISC"]))
 
     def _add_raw_ids(self, data_dir: str | None, source: Path, archives: Path, options: dict[str, Any]) -> list[Path]:
         """Ids of the raw files at hand for posts without; returns the raw files."""
@@ -345,29 +356,11 @@ class NerBuilder(datasets.GeneratorBasedBuilder):
         files, _ = find_source(raw_dir, self._names(), "none", archives)
         matched = 0
         for split, path in files.items():
-            matched += match_raw(self.rows[split], read_labelled(path, self._allowed_types(), id_prefix=split))
+            matched += match_raw(self.rows[split], self._read_file(path, split, "knowledge_text", options))
         total = sum(map(len, self.rows.values()))
         log = logger.info if matched == total else logger.warning
         log("%s: %d of %d posts have the words, and take the ids, of one in %s.", source, matched, total, raw_dir)
         return list(files.values())
-
-    def _settle_types(self, source: Path, types: list[str], other_as_misc: bool) -> list[str]:
-        """The types in their order; the fourth one has two names, of which a copy uses one."""
-        if other_as_misc:
-            for rows in self.rows.values():
-                for row in rows:
-                    row["ner_tags"] = [re.sub("^([BI])-OTHER$", r"\1-MISC", tag) for tag in row["ner_tags"]]
-            types = list(dict.fromkeys("MISC" if type_ == "OTHER" else type_ for type_ in types))
-        if self.TYPES is None:
-            return types
-        seen = set(entity_types(tag for rows in self.rows.values() for row in rows for tag in row["ner_tags"]))
-        fourth = [name for name in ("OTHER", "MISC") if name in seen]
-        if len(fourth) == 2:
-            raise ValueError(
-                f"{source}: the labels hold OTHER and MISC, which are one type; other_as_misc joins them."
-            )
-        default = "MISC" if other_as_misc else self.TYPES[-1]
-        return [*self.TYPES[:-1], fourth[0] if fourth else default]
 
     def _settle_knowledge(self, source: Path, column: str) -> None:
         rows = [row for split in self.rows.values() for row in split]
@@ -387,12 +380,12 @@ class NerBuilder(datasets.GeneratorBasedBuilder):
             if self._retrieval != "none":
                 row.setdefault(column, [])
 
+    def _counts(self) -> list[tuple[str, tuple[int, int, int], list[int]]]:
+        """What is counted, how many there should be, how many there are."""
+        return [("posts", self.ROWS, [len(rows) for rows in self.rows.values()])]
+
     def _check_counts(self, source: Path) -> None:
-        checks = [("posts", self.ROWS, [len(rows) for rows in self.rows.values()])]
-        if self.MENTIONS is not None:
-            mentions = [sum(len(tags_to_spans(row["ner_tags"])) for row in rows) for rows in self.rows.values()]
-            checks.append(("mentions", self.MENTIONS, mentions))
-        for what, expected, found in checks:
+        for what, expected, found in self._counts():
             if list(expected) != found:
                 logger.warning(
                     "%s: %s %s in train / validation / test, where %s has %s: this is another copy, or a part.",
@@ -405,10 +398,67 @@ class NerBuilder(datasets.GeneratorBasedBuilder):
 
     def _source_digest(self, inputs: Sequence[Path]) -> str:
         builder = sys.modules[type(self).__module__]
-        sources = [Path(str(module.__file__)) for module in (sys.modules[__name__], builder, formats, tagging, words)]
+        sources = [Path(str(module.__file__)) for module in (sys.modules[__name__], builder, *READERS)]
         return hashlib.sha256("\n".join(_digest(path) for path in [*sources, *inputs]).encode()).hexdigest()
 
     def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(description=f"{self.TITLE}. {self.CREDIT}", features=self._features())
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in SPLITS]
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Row]]:
+        yield from enumerate(self.rows[split])
+
+
+class NerBuilder(PostsBuilder):
+    """Posts with entities; a subclass names the set."""
+
+    TASK = "entities"
+    TYPES: ClassVar[tuple[str, ...] | None]  # None: those of the training split
+    MENTIONS: ClassVar[tuple[int, int, int] | None] = None
+
+    def _read_file(self, path: Path, split: str, column: str, options: dict[str, Any]) -> list[Row]:
+        if self.TYPES is not None:
+            allowed: list[str] | None = list(dict.fromkeys([*self.TYPES, "OTHER", "MISC"]))
+        else:  # no other file may hold a type that the training split lacks
+            allowed = self._types_of(self.rows["train"]) if "train" in self.rows else None
+        return read_labelled(path, allowed, options.get("style", words.DEFAULT_STYLE), column, split)
+
+    def _types_of(self, rows: Sequence[Row]) -> list[str]:
+        return entity_types(tag for row in rows for tag in row["ner_tags"])
+
+    def _settle_labels(self, source: Path, options: dict[str, Any]) -> None:
+        other_as_misc = bool(options.get("other_as_misc"))
+        types = self._types_of(self.rows["train"]) if self.TYPES is None else []
+        self.types = self._settle_types(source, types, other_as_misc)
+
+    def _settle_types(self, source: Path, types: list[str], other_as_misc: bool) -> list[str]:
+        """The types in their order; the fourth one has two names, of which a copy uses one."""
+        if other_as_misc:
+            for rows in self.rows.values():
+                for row in rows:
+                    row["ner_tags"] = [re.sub("^([BI])-OTHER$", r"\1-MISC", tag) for tag in row["ner_tags"]]
+            types = list(dict.fromkeys("MISC" if type_ == "OTHER" else type_ for type_ in types))
+        if self.TYPES is None:
+            return types
+        seen = set(entity_types(tag for rows in self.rows.values() for row in rows for tag in row["ner_tags"]))
+        fourth = [name for name in ("OTHER", "MISC") if name in seen]
+        if len(fourth) == 2:
+            raise ValueError(
+                f"{source}: the labels hold OTHER and MISC, which are one type; other_as_misc joins them."
+            )
+        default = "MISC" if other_as_misc else self.TYPES[-1]
+        return [*self.TYPES[:-1], fourth[0] if fourth else default]
+
+    def _counts(self) -> list[tuple[str, tuple[int, int, int], list[int]]]:
+        counts = super()._counts()
+        if self.MENTIONS is not None:
+            mentions = [sum(len(tags_to_spans(row["ner_tags"])) for row in rows) for rows in self.rows.values()]
+            counts.append(("mentions", self.MENTIONS, mentions))
+        return counts
+
+    def _features(self) -> datasets.Features:
         features: dict[str, Any] = {
             "id": datasets.Value("string"),
             "image_id": datasets.Value("string"),
@@ -417,10 +467,27 @@ class NerBuilder(datasets.GeneratorBasedBuilder):
         }
         if self._retrieval != "none":
             features[f"knowledge_{self._retrieval}"] = knowledge_feature()
-        return datasets.DatasetInfo(description=f"{self.TITLE}. {self.CREDIT}", features=datasets.Features(features))
+        return datasets.Features(features)
 
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in SPLITS]
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, Row]]:
-        yield from enumerate(self.rows[split])
+class RelationBuilder(PostsBuilder):
+    """Pairs of entities with their relation; a subclass names the set. `types` are the relations, None first."""
+
+    TASK = "relations"
+    LABELS: ClassVar[tuple[str, ...]]
+
+    def _read_file(self, path: Path, split: str, column: str, options: dict[str, Any]) -> list[Row]:
+        return read_relations(path, None, options.get("style", words.DEFAULT_STYLE), column, split)
+
+    def _settle_labels(self, source: Path, options: dict[str, Any]) -> None:
+        found = {row["relation"] for rows in self.rows.values() for row in rows}
+        others = sorted(found - set(self.LABELS))
+        if others:
+            logger.warning(
+                "%s: the relations %s are none of the %d of %s: this is another copy, or another set.",
+                source, ", ".join(others), len(self.LABELS), self.TITLE,
+            )  # fmt: skip
+        self.types = [*self.LABELS, *others]
+
+    def _features(self) -> datasets.Features:
+        return relation_features(self.types, self._retrieval)

@@ -5,8 +5,15 @@ Importing the package makes the Auto classes of transformers know its models.
 
 from .configuration_more import MoReConfig
 from .data_collator import MoReDataCollator
-from .modeling_more import MoReForTokenClassification
+from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from .prediction import predict
 from .processing_more import MoReProcessor
 
-__all__ = ["MoReConfig", "MoReDataCollator", "MoReForTokenClassification", "MoReProcessor", "predict"]
+__all__ = [
+    "MoReConfig",
+    "MoReDataCollator",
+    "MoReForRelationExtraction",
+    "MoReForTokenClassification",
+    "MoReProcessor",
+    "predict",
+]

@@ -24,7 +24,8 @@ class DataArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "a set by name (twitter15, twitter17, snap, wikidiverse, demo), a folder of Parquet or a Hub id"
+            "help": "a set by name (twitter15, twitter17, snap, wikidiverse, demo; of relations mnre, "
+            "demo_relations), a folder of Parquet or a Hub id"
         },
     )
     retrieval: str = field(
@@ -91,6 +92,9 @@ class DataArguments:
         default="cut",
         metadata={"help": "knowledge past max_length: cut its end, or skip whole entries", "choices": ["cut", "skip"]},
     )
+    none_relation: str = field(
+        default="None", metadata={"help": "the class of pairs without a relation, which F1 leaves out (run_re.py)"}
+    )
     splitter: str = field(
         default="twitter17",
         metadata={"help": "how raw text becomes words", "choices": ["twitter17", "twitter15", "whitespace"]},
@@ -116,7 +120,9 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flash_attention_2 … (default: the library's choice)"}
     )
-    head: str = field(default="crf", metadata={"help": "layer over the words", "choices": ["crf", "softmax"]})
+    head: str = field(
+        default="crf", metadata={"help": "layer over the words of entities", "choices": ["crf", "softmax"]}
+    )
     two_views: str = field(
         default="off",
         metadata={"help": "loss that ties the views with and without knowledge", "choices": ["off", "crf_kl", "kl"]},
@@ -126,8 +132,11 @@ class ModelArguments:
     kl_target_transitions: bool = field(
         default=False, metadata={"help": "let the KL's target move the transitions, as the authors' code does"}
     )
-    head_dropout: float = field(default=0.0, metadata={"help": "on the word representations"})
+    head_dropout: float = field(default=0.0, metadata={"help": "on what the head reads"})
     word_dropout: float = field(default=0.0, metadata={"help": "zero a word's whole representation"})
+    class_weights: bool = field(
+        default=False, metadata={"help": "weigh relations by the inverse root of their number in training (run_re.py)"}
+    )
 
 
 @dataclass
@@ -136,7 +145,7 @@ class RunArguments:
 
     do_train: bool = field(default=True, metadata={"help": "train (with --no_do_train: only score the given expert)"})
     do_predict: bool = field(
-        default=False, metadata={"help": "tag --predict_file; alone, without --dataset, only that"}
+        default=False, metadata={"help": "predict --predict_file; alone, without --dataset, only that"}
     )
     push_to_hub: bool = field(
         default=False, metadata={"help": "upload model, scores, predictions and card at the end"}

@@ -16,7 +16,8 @@ class MoReConfig(PreTrainedConfig):
 
     Args:
         encoder_config: configuration of the encoder (an object or its dictionary).
-        head: `"crf"` (linear-chain CRF over the words) or `"softmax"` (every word on its own).
+        head: of entities, `"crf"` (linear-chain CRF over the words) or `"softmax"` (every word on its own); a
+            relation's head is a softmax whatever this says.
         two_views: loss between the view with knowledge and the view without: `"crf_kl"` (KL of the CRF's
             marginals), `"kl"` (KL of the softmax of the emissions) or `"off"`. Paper, section 3.4.
         kl_temperature: T, softens both distributions of the KL term.
@@ -26,7 +27,8 @@ class MoReConfig(PreTrainedConfig):
         head_dropout: dropout on the word representations.
         word_dropout: probability with which a word's whole representation is zeroed in training.
         constrained_decoding: exclude tag sequences that BIOES forbids when decoding.
-        id2label: BIOES labels, `{0: "O", 1: "B-PER", …}`.
+        class_weights: of the relations in the loss, one a label; None: all alike.
+        id2label: BIOES labels `{0: "O", 1: "B-PER", …}`, or relations `{0: "None", …}`.
 
     Raises:
         ValueError: for an unknown head or two-view loss, or a value out of its range.
@@ -44,6 +46,7 @@ class MoReConfig(PreTrainedConfig):
     head_dropout: float = 0.0
     word_dropout: float = 0.0
     constrained_decoding: bool = True
+    class_weights: list[float] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head not in HEADS:
@@ -57,6 +60,8 @@ class MoReConfig(PreTrainedConfig):
         if not 0 <= self.nll_weight <= 1:
             raise ValueError(f"nll_weight is {self.nll_weight}, it must lie between 0 and 1")
         super().__post_init__(**kwargs)
+        if self.class_weights is not None and self.id2label and len(self.class_weights) != len(self.id2label):
+            raise ValueError(f"{len(self.class_weights)} class_weights for {len(self.id2label)} labels")
         if self.id2label and not self.label2id:
             self.label2id = {str(label): int(index) for index, label in self.id2label.items()}
 

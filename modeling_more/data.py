@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from .arguments import DataArguments
 from .formats import RELATION_DATA, read_labelled
+from .relation_formats import ENTITY_DATA, read_relations
 from .retrieval import add_knowledge, knowledge_column
 from .tagging import entity_types
 
@@ -21,17 +23,56 @@ SPLITS = ("train", "validation", "test")
 Posts = list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Schema:
+    """What tells the rows of one task from those of the other.
+
+    Attributes:
+        columns: those that every row has.
+        label: the one of them that holds the labels.
+        foreign: columns of the other task; rows that have one are refused with `foreign_data`.
+        read: reader of a labelled file, (path, labels or None, style of words, knowledge column).
+        types: entity types, or relations, among labels.
+    """
+
+    columns: tuple[str, ...]
+    label: str
+    foreign: frozenset[str]
+    foreign_data: str
+    read: Callable[..., Posts]
+    types: Callable[[Iterable[str]], list[str]]
+
+
+ENTITIES = Schema(
+    ("tokens", "ner_tags"),
+    "ner_tags",
+    frozenset({"relation", "h", "head"}),
+    RELATION_DATA,
+    read_labelled,
+    entity_types,
+)
+RELATIONS = Schema(
+    ("tokens", "head", "tail", "relation"),
+    "relation",
+    frozenset({"ner_tags"}),
+    ENTITY_DATA,
+    read_relations,
+    lambda labels: list(dict.fromkeys(labels)),
+)
+
+
 def load_posts(
-    args: DataArguments, load_named: Callable[..., DatasetDict], names: Sequence[str]
+    args: DataArguments, schema: Schema, load_named: Callable[..., DatasetDict], names: Sequence[str]
 ) -> tuple[dict[str, Posts], list[str], dict[str, Any]]:
-    """The splits that the arguments name, with string tags and, for `--retrieval`, their knowledge column.
+    """The splits that the arguments name, labels as strings and, for `--retrieval`, with their knowledge column.
 
     Args:
+        schema: `ENTITIES` or `RELATIONS`.
         load_named: `load(name, retrieval, data_dir=, cache_dir=)` of the data set scripts.
         names: the names that it knows.
 
     Returns:
-        rows of each split; the entity types of the training split; a report of what retrieval did.
+        rows of each split; the entity types or relations; a report of what retrieval did.
 
     Raises:
         ValueError: for data that can't be used, with the reason in one sentence.
@@ -39,15 +80,15 @@ def load_posts(
     if args.dataset is not None and args.train_file is not None:
         raise ValueError("--dataset and --train_file are both given: use one of them")
     if args.train_file is not None or args.test_file is not None or args.validation_file is not None:
-        splits = _from_files(args)
+        splits = _from_files(args, schema)
     else:
         assert args.dataset is not None
-        splits = _from_dataset(args, load_named, names)
-    types = entity_types(tag for split in splits.values() for tag in _tag_names(split))
+        splits = _from_dataset(args, schema, load_named, names)
+    types = schema.types(label for split in splits.values() for label in _label_names(split, schema.label))
     report: dict[str, Any] = {}
     if args.retrieval != "none":
         splits, report = add_knowledge(args, splits)
-    rows = {split: _rows(data) for split, data in splits.items()}
+    rows = {split: _rows(data, schema.label) for split, data in splits.items()}
     if args.shuffle_knowledge and args.retrieval != "none":
         column = knowledge_column(args.retrieval)
         rows = {split: _shifted(posts, str(column)) for split, posts in rows.items()}
@@ -66,63 +107,72 @@ def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
     return kept, held
 
 
-def _from_files(args: DataArguments) -> dict[str, Dataset]:
+def _from_files(args: DataArguments, schema: Schema) -> dict[str, Dataset]:
     files = dict(zip(SPLITS, (args.train_file, args.validation_file, args.test_file), strict=True))
     splits: dict[str, Dataset] = {}
     types: list[str] | None = None
     for split, path in files.items():
         if path is not None:
-            rows = read_labelled(
-                path, types=types, style=args.splitter, knowledge_column=f"knowledge_{args.retrieval}"
-            )
+            rows = schema.read(path, types, args.splitter, f"knowledge_{args.retrieval}")
             if split == "train":  # the other files may hold no label that this one lacks
-                types = entity_types(tag for row in rows for tag in row["ner_tags"])
+                types = schema.types(label for row in rows for label in _as_list(row[schema.label]))
             splits[split] = Dataset.from_list(rows)
     return splits
 
 
 def _from_dataset(
-    args: DataArguments, load_named: Callable[..., DatasetDict], names: Sequence[str]
+    args: DataArguments, schema: Schema, load_named: Callable[..., DatasetDict], names: Sequence[str]
 ) -> dict[str, Dataset]:
     name = str(args.dataset)
     # where knowledge is retrieved here, what the source brings along is not read
     retrieval = "none" if args.knowledge else args.retrieval
     if name in names:
-        return dict(load_named(name, retrieval, data_dir=args.data_dir, cache_dir=args.cache_dir))
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise ValueError(
-            f"--dataset {name} is neither a folder, nor a Hub id like ORG/NAME, nor one of {', '.join(names)}"
-        )
-    try:
-        data = load_dataset(name, retrieval, cache_dir=args.cache_dir)
-    except (ValueError, OSError, ConnectionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"--dataset {name}, configuration {retrieval}, can't be loaded: {reason}") from error
-    splits = {split: data[split] for split in SPLITS if split in data}
+        splits = dict(load_named(name, retrieval, data_dir=args.data_dir, cache_dir=args.cache_dir))
+    else:
+        if not Path(name).is_dir() and name.count("/") != 1:
+            raise ValueError(
+                f"--dataset {name} is neither a folder, nor a Hub id like ORG/NAME, nor one of {', '.join(names)}"
+            )
+        try:
+            data = load_dataset(name, retrieval, cache_dir=args.cache_dir)
+        except (ValueError, OSError, ConnectionError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"--dataset {name}, configuration {retrieval}, can't be loaded: {reason}") from error
+        splits = {split: data[split] for split in SPLITS if split in data}
     for split, rows in splits.items():
-        _check_columns(f"--dataset {name}, split {split}", rows)
+        _check_columns(f"--dataset {name}, split {split}", rows, schema)
     return splits
 
 
-def _check_columns(where: str, rows: Dataset) -> None:
-    if {"relation", "h", "head"} & set(rows.column_names):
-        raise ValueError(f"{where}: {RELATION_DATA}")
-    lacking = [column for column in ("tokens", "ner_tags") if column not in rows.column_names]
+def _check_columns(where: str, rows: Dataset, schema: Schema) -> None:
+    if schema.foreign & set(rows.column_names):
+        raise ValueError(f"{where}: {schema.foreign_data}")
+    lacking = [column for column in schema.columns if column not in rows.column_names]
     if lacking:
         raise ValueError(f"{where} has no column {', '.join(lacking)}; it has {', '.join(rows.column_names)}")
 
 
-def _tag_names(rows: Dataset) -> list[str]:
-    names = getattr(rows.features["ner_tags"].feature, "names", None)
-    return names if names is not None else sorted({tag for tags in rows["ner_tags"] for tag in tags})
+def _as_list(labels: str | list[str]) -> list[str]:
+    return [labels] if isinstance(labels, str) else labels
 
 
-def _rows(data: Dataset) -> Posts:
-    names = getattr(data.features["ner_tags"].feature, "names", None)
+def _class_names(rows: Dataset, column: str) -> list[str] | None:
+    feature = rows.features[column]
+    return getattr(getattr(feature, "feature", feature), "names", None)
+
+
+def _label_names(rows: Dataset, column: str) -> list[str]:
+    names = _class_names(rows, column)
+    return names if names is not None else sorted({label for row in rows[column] for label in _as_list(row)})
+
+
+def _rows(data: Dataset, label: str) -> Posts:
+    names = _class_names(data, label)
     rows = data.remove_columns([name for name in ("image",) if name in data.column_names]).to_list()
     for index, row in enumerate(rows):
         if names is not None:
-            row["ner_tags"] = [names[tag] for tag in row["ner_tags"]]
+            found = row[label]
+            row[label] = names[found] if isinstance(found, int) else [names[one] for one in found]
         row.setdefault("id", str(index))
     return rows
 

@@ -16,6 +16,8 @@ TEXT_ONLY = "text_only_"
 class MoReDataCollator:
     """Pads a list of encoded posts; adds `labels` and the second view (`text_only_*`) where the posts have them.
 
+    A post's `labels` are one a word; its `label` is the one of a relation.
+
     `index` [B], the row of each post in its data set, travels along so that results can be put in order again.
     """
 
@@ -25,7 +27,9 @@ class MoReDataCollator:
     def __call__(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self.processor.pad(posts)
         batch["index"] = torch.tensor([post["index"] for post in posts])
-        if "labels" in posts[0]:
+        if "label" in posts[0]:
+            batch["labels"] = torch.tensor([post["label"] for post in posts])
+        elif "labels" in posts[0]:
             labels = torch.zeros_like(batch["word_positions"])
             for row, post in enumerate(posts):
                 labels[row, : len(post["labels"])] = torch.tensor(post["labels"])
@@ -33,8 +37,9 @@ class MoReDataCollator:
         if TEXT_ONLY + "input_ids" in posts[0]:
             fields = ("input_ids", "word_rows", "word_positions")
             view = self.processor.pad([{field: post[TEXT_ONLY + field] for field in fields} for post in posts])
-            for field in ("input_ids", "attention_mask", "word_positions"):
-                batch[TEXT_ONLY + field] = view[field]
+            for field in ("input_ids", "attention_mask", "word_positions", "word_rows"):
+                if field in view:
+                    batch[TEXT_ONLY + field] = view[field]
         return batch
 
 

@@ -22,10 +22,10 @@ Row = dict[str, Any]
 KNOWLEDGE_COLUMNS = ("knowledge_text", "knowledge_image")
 RELATION_DATA = "this is relation data, use run_re.py"
 
-_END_OF_POST = "<EOS>"  # the authors' archives put it between a post and its knowledge
-_KNOWLEDGE_TAG = "X"
-_MARKERS = {"<E>", "</E>", "<O>", "</O>"}
-_NO_TEXT = " \t"  # never str.strip(): a no-break space is a word of Twitter-2015
+END_OF_POST = "<EOS>"  # the authors' archives put it between a post and its knowledge
+KNOWLEDGE_TAG = "X"
+MARKERS = {"<E>", "</E>", "<O>", "</O>"}
+BLANK = " \t"  # never str.strip(): a no-break space is a word of Twitter-2015
 
 
 def read_text(path: str | Path) -> str:
@@ -45,7 +45,7 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
+def text_lines(text: str) -> Iterator[tuple[int, str]]:
     """Line number and line; splits at LF or CRLF only, as str.splitlines() would also split inside words."""
     for number, line in enumerate(text.split("\n"), start=1):
         yield number, line.removesuffix("\r")
@@ -84,7 +84,7 @@ def _columns(path: Path, lines: list[tuple[int, str]]) -> Callable[[str], tuple[
     Where every line has the same number of columns, more than two, the word is the first; otherwise it is all before
     the last separator.
     """
-    words = [line for _, line in lines if line.strip(_NO_TEXT) and not _is_image_line(line)]
+    words = [line for _, line in lines if line.strip(BLANK) and not _is_image_line(line)]
     separator = "\t" if any("\t" in line for line in words) else " "
     counts = {line.count(separator) for line in words}
     many = len(counts) == 1 and min(counts) > 1
@@ -124,8 +124,8 @@ def read_conll(
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    lines = list(_lines(read_text(path)))
-    if next(line for _, line in lines if line.strip(_NO_TEXT)).startswith(("{'token'", '{"token"')):
+    lines = list(text_lines(read_text(path)))
+    if next(line for _, line in lines if line.strip(BLANK)).startswith(("{'token'", '{"token"')):
         raise ValueError(f"{path}, line 1: {RELATION_DATA}.")
     split = _columns(path, lines)
     prefix = path.stem if id_prefix is None else id_prefix
@@ -160,33 +160,33 @@ def read_conll(
 
     number = 0
     for number, line in lines:
-        if not line.strip(_NO_TEXT) and "\t" not in line:
+        if not line.strip(BLANK) and "\t" not in line:
             if tokens or knowledge is not None:
                 close()
             continue
         if _is_image_line(line):
             close()
-            image_id, image_line = line.removeprefix("IMGID:").strip(_NO_TEXT) or None, number
+            image_id, image_line = line.removeprefix("IMGID:").strip(BLANK) or None, number
             continue
         where = f"{path}, line {number}"
         parts = split(line)
-        if parts is None or not parts[1].strip(_NO_TEXT):
+        if parts is None or not parts[1].strip(BLANK):
             raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
         word, tag = parts
         if not word:
             raise ValueError(f"{where}: no word before the label {tag!r}; a line is a word, a tab and a label.")
         if word.startswith("-DOCSTART-"):
             continue
-        if tag == _KNOWLEDGE_TAG:
+        if tag == KNOWLEDGE_TAG:
             knowledge = knowledge or []
-            if word != _END_OF_POST:
+            if word != END_OF_POST:
                 knowledge.append(word)
             continue
         if knowledge is not None:
             raise ValueError(
                 f"{where}: a word labelled {tag!r} after the post's knowledge (label X); a blank line ends it."
             )
-        if word in _MARKERS and (tag.startswith("/") or tag == "None"):
+        if word in MARKERS and (tag.startswith("/") or tag == "None"):
             raise ValueError(f"{where}: {RELATION_DATA}.")
         _check_tag(tag, where, types)
         tokens.append(word)
@@ -203,7 +203,7 @@ def read_conll(
 # --- JSONL
 
 
-def _json_items(path: Path) -> Iterator[tuple[str, Any]]:
+def json_items(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, value) of each line of a JSONL file, or of each item of a file that holds one JSON list."""
     text = read_text(path)
     if text.lstrip()[0] == "[":
@@ -218,8 +218,8 @@ def _json_items(path: Path) -> Iterator[tuple[str, Any]]:
             for number, item in enumerate([items] if single else items, start=1):
                 yield f"{path}, item {number}", item
             return
-    for number, line in _lines(text):
-        if not line.strip(_NO_TEXT):
+    for number, line in text_lines(text):
+        if not line.strip(BLANK):
             continue
         where = f"{path}, line {number}"
         try:
@@ -239,7 +239,7 @@ def _check_object(item: Any, where: str, needed: str) -> Row:
     return item
 
 
-def _check_words(value: Any, where: str) -> list[str]:
+def check_words(value: Any, where: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
         raise ValueError(f'{where}: "tokens" should be a list of words, none of them empty.')
     if not value:
@@ -247,13 +247,13 @@ def _check_words(value: Any, where: str) -> list[str]:
     return value
 
 
-def _check_string(value: Any, where: str) -> str:
+def check_string(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f'{where}: "text" should be a string.')
     return value
 
 
-def _knowledge(item: Row, where: str) -> Row:
+def read_knowledge(item: Row, where: str) -> Row:
     """The row's knowledge columns, every entry with all the fields of the stored form."""
     found: Row = {}
     for column in KNOWLEDGE_COLUMNS:
@@ -278,7 +278,7 @@ def _knowledge(item: Row, where: str) -> Row:
     return found
 
 
-def _image_id(item: Row) -> str | None:
+def read_image_id(item: Row) -> str | None:
     for key in ("image_id", "image"):
         if isinstance(item.get(key), str | int):
             return str(item[key])
@@ -290,7 +290,7 @@ def _character_spans(item: Row, text: str, where: str, types: Sequence[str] | No
     for span in item["spans"] if isinstance(item["spans"], list) else [item["spans"]]:
         if isinstance(span, dict):
             span = [span.get("start"), span.get("end"), span.get("type", span.get("label"))]
-        if not (isinstance(span, list) and len(span) == 3 and _are_numbers(span[:2]) and isinstance(span[2], str)):
+        if not (isinstance(span, list) and len(span) == 3 and are_numbers(span[:2]) and isinstance(span[2], str)):
             raise ValueError(
                 f'{where}: a span should be [start, end, type] or {{"start", "end", "type"}}, in characters.'
             )
@@ -302,7 +302,7 @@ def _character_spans(item: Row, text: str, where: str, types: Sequence[str] | No
     return spans
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
+def are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
@@ -357,11 +357,11 @@ def read_jsonl(
     prefix = path.stem if id_prefix is None else id_prefix
     counts = _Counts()
     rows: list[Row] = []
-    for where, value in _json_items(path):
+    for where, value in json_items(path):
         item = _check_object(value, where, '"tokens" and "ner_tags", or "text" and "spans"')
         tags_key = "ner_tags" if "ner_tags" in item else "tags"
         if "tokens" in item and tags_key in item:
-            tokens, tags = _check_words(item["tokens"], where), item[tags_key]
+            tokens, tags = check_words(item["tokens"], where), item[tags_key]
             if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
                 raise ValueError(f'{where}: "{tags_key}" should be a list of names such as "O" and "B-PER".')
             if len(tags) != len(tokens):
@@ -372,7 +372,7 @@ def read_jsonl(
                 _check_tag(tag, where, types)
             tags = _as_bio(tags)
         elif "text" in item and "spans" in item:
-            text = _check_string(item["text"], where)
+            text = check_string(item["text"], where)
             tokens, tags = counts.tags(text, _character_spans(item, text, where, types), style)
             if not tokens:
                 raise ValueError(f'{where}: "text" holds no word.')
@@ -383,10 +383,10 @@ def read_jsonl(
         rows.append(
             {
                 "id": f"{prefix}-{len(rows)}" if name is None else str(name),
-                "image_id": _image_id(item),
+                "image_id": read_image_id(item),
                 "tokens": tokens,
                 "ner_tags": tags,
-                **_knowledge(item, where),
+                **read_knowledge(item, where),
             }
         )
     counts.report(path)
@@ -424,7 +424,7 @@ def read_wikidiverse(
     prefix = path.stem if id_prefix is None else id_prefix
     counts = _Counts()
     rows: list[Row] = []
-    for where, item in _json_items(path):
+    for where, item in json_items(path):
         if not (isinstance(item, list) and len(item) >= 4 and isinstance(item[0], str) and isinstance(item[3], list)):
             raise ValueError(
                 f"{where}: a row should be [sentence, image_url, topic, [[mention, type, start, end, url], …]]."
@@ -491,26 +491,30 @@ def read_posts(path: str | Path, style: str = DEFAULT_STYLE) -> list[Row]:
     content = read_text(path)
     rows: list[Row] = []
     if _looks_like_json(path, content):
-        for where, value in _json_items(path):
+        for where, value in json_items(path):
             item = _check_object(value, where, '"text" or "tokens"')
             if "tokens" in item:
-                row = _with_text(_check_words(item["tokens"], where))
+                row = joined_words(check_words(item["tokens"], where))
             elif "text" in item:
-                row = _with_words(_check_string(item["text"], where), style, where)
+                row = _with_words(check_string(item["text"], where), style, where)
             else:
                 raise ValueError(f'{where}: no "text"; a post has "text" or "tokens".')
             name = item.get("id")
-            row = {"id": f"{path.stem}-{len(rows)}" if name is None else str(name), "image_id": _image_id(item), **row}
-            rows.append({**row, **_knowledge(item, where)})
+            row = {
+                "id": f"{path.stem}-{len(rows)}" if name is None else str(name),
+                "image_id": read_image_id(item),
+                **row,
+            }
+            rows.append({**row, **read_knowledge(item, where)})
         return rows
     if path.suffix == ".conll" or _looks_like_conll(content):
         for post in read_conll(path):
             knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
-            row = {"id": post["id"], "image_id": post["image_id"], **_with_text(post["tokens"]), **knowledge}
+            row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}
             rows.append(row)
         return rows
-    for number, line in _lines(content):
-        if line.strip(_NO_TEXT):
+    for number, line in text_lines(content):
+        if line.strip(BLANK):
             post = _with_words(line, style, f"{path}, line {number}")
             rows.append({"id": f"{path.stem}-{len(rows)}", "image_id": None, **post})
     return rows
@@ -518,11 +522,11 @@ def read_posts(path: str | Path, style: str = DEFAULT_STYLE) -> list[Row]:
 
 def _looks_like_conll(text: str) -> bool:
     """True when the first line that is no image line is a word, a tab and a BIO label."""
-    line = next((line for _, line in _lines(text) if line and not _is_image_line(line)), "")
+    line = next((line for _, line in text_lines(text) if line and not _is_image_line(line)), "")
     return re.fullmatch(r".+\t(O|X|[BIES]-[^\t ]+)", line) is not None
 
 
-def _with_text(tokens: list[str]) -> Row:
+def joined_words(tokens: list[str]) -> Row:
     offsets, start = [], 0
     for word in tokens:
         offsets.append([start, start + len(word)])

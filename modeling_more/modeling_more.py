@@ -9,7 +9,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
@@ -43,6 +50,7 @@ class MoRePreTrainedModel(PreTrainedModel):
     config: Any  # a MoReConfig; its fields are optional in transformers' own annotations
     config_class = MoReConfig
     base_model_prefix = "encoder"
+    classifier: nn.Linear
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -69,7 +77,12 @@ class MoRePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_encoder_pretrained(
-        cls, name_or_path: str, *, encoder_options: dict[str, Any] | None = None, **config: Any
+        cls,
+        name_or_path: str,
+        *,
+        encoder_options: dict[str, Any] | None = None,
+        num_tokens: int = 0,
+        **config: Any,
     ) -> Self:
         """A task model with a fresh head on a pretrained encoder (a folder or a Hub id).
 
@@ -77,6 +90,7 @@ class MoRePreTrainedModel(PreTrainedModel):
             name_or_path: checkpoint of any `AutoModel` encoder, with or without a task head of its own.
             encoder_options: passed to `AutoModel.from_pretrained` (`attn_implementation`, `revision`, `token`,
                 `dtype` (default float32) …).
+            num_tokens: size of the tokenizer, where tokens were added to it: the embeddings grow to it.
             config: fields of `MoReConfig` (`id2label`, `two_views` …).
 
         Raises:
@@ -95,6 +109,9 @@ class MoRePreTrainedModel(PreTrainedModel):
                 f"{name_or_path} lacks {len(missing)} weights of its encoder ({', '.join(missing[:3])} …): "
                 "they would stay random. Is it a checkpoint of this architecture?"
             )
+        if num_tokens > encoder.get_input_embeddings().num_embeddings:
+            # before the configuration is made: it keeps the new size of the vocabulary
+            encoder.resize_token_embeddings(num_tokens)
         # without it the new model would choose again, for the encoder too
         config.setdefault("attn_implementation", encoder.config._attn_implementation)
         model = cls(MoReConfig(encoder_config=encoder.config, **config))
@@ -146,6 +163,7 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         text_only_input_ids: Tensor | None = None,
         text_only_attention_mask: Tensor | None = None,
         text_only_word_positions: Tensor | None = None,
+        text_only_word_rows: Tensor | None = None,
     ) -> MoReTokenClassifierOutput:
         """Emissions of every word and, with labels, the loss.
 
@@ -155,8 +173,8 @@ class MoReForTokenClassification(MoRePreTrainedModel):
             word_mask: [B, N] True where there is a word (a prefix of each row).
             word_rows: [B, N] row of each word; default: post b is row b.
             labels: [B, N] label ids; values under `word_mask` False are ignored.
-            text_only_input_ids, text_only_attention_mask, text_only_word_positions: the same posts without knowledge
-                (view o). With labels, a model whose config has two views on adds the terms of this view.
+            text_only_…: the same posts without knowledge (view o). With labels, a model whose config has two views on
+                adds the terms of this view.
 
         Raises:
             ValueError: when word positions or mask are missing, or the second view is missing in training.
@@ -169,7 +187,7 @@ class MoReForTokenClassification(MoRePreTrainedModel):
             if text_only_word_positions is None:
                 raise ValueError("text_only_input_ids needs text_only_word_positions")
             output.text_only_logits = self._emissions(
-                text_only_input_ids, text_only_attention_mask, text_only_word_positions
+                text_only_input_ids, text_only_attention_mask, text_only_word_positions, text_only_word_rows
             )
         if labels is None:
             return output
@@ -207,16 +225,14 @@ class MoReForTokenClassification(MoRePreTrainedModel):
 
     def _kl_loss(self, target_emissions: Tensor, emissions: Tensor, mask: Tensor) -> Tensor:
         """KL(q_r || q_o) · T², summed over words, mean over posts; the target gives no gradient (METHOD, L_KL)."""
-        temperature = self.config.kl_temperature
         if self.crf is not None and self.config.two_views == "crf_kl":
             with torch.set_grad_enabled(self.config.kl_target_transitions and torch.is_grad_enabled()):
                 target = self.crf.log_marginals(target_emissions.detach(), mask)
             log_q = self.crf.log_marginals(emissions, mask)
         else:
             target, log_q = _log_softmax(target_emissions.detach()), _log_softmax(emissions)
-        target, log_q = _log_softmax(target / temperature), _log_softmax(log_q / temperature)
-        divergence = (target.exp() * (target - log_q)).sum(-1)
-        return divergence.masked_fill(~mask, 0.0).sum(1).mean() * temperature**2
+        divergence = softened_kl(target, log_q, self.config.kl_temperature)
+        return divergence.masked_fill(~mask, 0.0).sum(1).mean()
 
     def log_marginals(self, logits: Tensor, word_mask: Tensor) -> Tensor:
         """log q(y_i) [B, N, L] of each word, from emissions [B, N, L]."""
@@ -252,6 +268,118 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         return chain
 
 
+@dataclass
+class MoReRelationOutput(ModelOutput):
+    """What `MoReForRelationExtraction` returns. B pairs of entities, C relations.
+
+    Attributes:
+        loss: scalar, when labels are given.
+        logits: [B, C] of the view that `input_ids` holds.
+        text_only_logits: [B, C] of the words read alone, when `text_only_input_ids` is given.
+        nll_loss: scalar, the cross-entropy (of both views, where there are two).
+        kl_loss: scalar, the KL term between the views.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    text_only_logits: Tensor | None = None
+    nll_loss: Tensor | None = None
+    kl_loss: Tensor | None = None
+
+
+class MoReForRelationExtraction(MoRePreTrainedModel):
+    """Relations: which one holds between two marked entities of a post, read together with its knowledge.
+
+        processor = MoReProcessor.from_pretrained("ORG/NAME")
+        model = MoReForRelationExtraction.from_pretrained("ORG/NAME")
+        predict(model, processor, [{"text": "Ada in Paris", "head": [0, 3], "tail": [7, 12]}])
+
+    The pair is represented by the states at the opening markers, `[h(<E>) ; h(<O>)]`, the subject first whatever their
+    order in the post. Source: Wang et al. 2022, section 3.3; METHOD, section 3.
+    """
+
+    def __init__(self, config: MoReConfig):
+        if config.two_views == "crf_kl":
+            raise ValueError('relations have no CRF: their two_views is "kl" or "off"')
+        super().__init__(config)
+        width = 2 * self.config.encoder_config.hidden_size
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(width, self.config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        word_positions: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        word_rows: Tensor | None = None,
+        labels: Tensor | None = None,
+        text_only_input_ids: Tensor | None = None,
+        text_only_attention_mask: Tensor | None = None,
+        text_only_word_positions: Tensor | None = None,
+        text_only_word_rows: Tensor | None = None,
+    ) -> MoReRelationOutput:
+        """Logits of every relation and, with labels, the loss.
+
+        Args:
+            input_ids, attention_mask: [R, T] sub-tokens; R = B unless posts are cut in windows.
+            word_positions: [B, 2] positions of `<E>` and `<O>` in their rows.
+            word_mask: not read; the processor's batches hold it.
+            word_rows: [B, 2] row of each marker; default: pair b is row b.
+            labels: [B] relation ids.
+            text_only_…: the same posts without knowledge (view o). With labels, a model whose config has two views on
+                adds the terms of this view.
+
+        Raises:
+            ValueError: when the positions are missing, or the second view is missing in training.
+        """
+        if word_positions is None:
+            raise ValueError("word_positions are needed: MoReProcessor makes them from pairs")
+        logits = self._classify(self.encode(input_ids, attention_mask, word_positions, word_rows))
+        output = MoReRelationOutput(logits=logits)
+        if text_only_input_ids is not None:
+            if text_only_word_positions is None:
+                raise ValueError("text_only_input_ids needs text_only_word_positions")
+            states = self.encode(
+                text_only_input_ids, text_only_attention_mask, text_only_word_positions, text_only_word_rows
+            )
+            output.text_only_logits = self._classify(states)
+        if labels is None:
+            return output
+
+        output.nll_loss = self._cross_entropy(logits, labels)
+        output.loss = output.nll_loss
+        if self.config.two_views == "off":
+            return output
+        if output.text_only_logits is None:
+            if self.training:
+                raise ValueError("two views are on, but the batch holds only one: text_only_input_ids is missing")
+            return output
+        output.nll_loss = output.nll_loss + self._cross_entropy(output.text_only_logits, labels)
+        output.kl_loss = softened_kl(_log_softmax(logits.detach()), _log_softmax(output.text_only_logits),
+                                     self.config.kl_temperature).mean()  # fmt: skip
+        # the method adds the three terms as they are, which is lambda = 0.5
+        weight = 2 * self.config.nll_weight
+        output.loss = weight * output.nll_loss + (2 - weight) * output.kl_loss
+        return output
+
+    def _classify(self, markers: Tensor) -> Tensor:
+        """Logits [B, C] from the states [B, 2, H] at the markers."""
+        return _float32(self.classifier(self.dropout(self.norm(markers.flatten(1)))))
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights = self.config.class_weights
+        return nn.functional.cross_entropy(logits, labels, None if weights is None else logits.new_tensor(weights))
+
+
+def softened_kl(log_target: Tensor, log_q: Tensor, temperature: float) -> Tensor:
+    """KL(target || q) · T² over the last dimension, both softened by softmax(log p / T)."""
+    target, log_q = _log_softmax(log_target / temperature), _log_softmax(log_q / temperature)
+    return (target.exp() * (target - log_q)).sum(-1) * temperature**2
+
+
 def _no_pooler(encoder_config: Any) -> dict[str, bool]:
     """`add_pooling_layer=False` for the encoders that take it: the pooler is never used, and DDP trips over it."""
     model_class: Any = MODEL_MAPPING[type(encoder_config)]
@@ -268,3 +396,4 @@ def _log_softmax(scores: Tensor) -> Tensor:
 
 
 AutoModelForTokenClassification.register(MoReConfig, MoReForTokenClassification)
+AutoModelForSequenceClassification.register(MoReConfig, MoReForRelationExtraction)

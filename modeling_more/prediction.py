@@ -1,10 +1,11 @@
-"""From a model and posts to entities: the one loop that scoring, predict mode and the library call share."""
+"""From a model and posts to entities or relations: the one loop that scoring, predict mode and library call share."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,12 +14,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .data_collator import TEXT_ONLY, MoReDataCollator
-from .modeling_more import MoReForTokenClassification
+from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from .processing_more import MoReProcessor
+from .relation_formats import pair_spans
 from .tagging import Span, bio_to_bioes, spans_to_bioes, tags_to_spans
 from .words import split_words
 
 EncodedPost = dict[str, Any]
+Result = TypeVar("Result")
 
 
 def encode_posts(
@@ -30,13 +33,14 @@ def encode_posts(
     use_knowledge: bool = True,
     progress: bool = False,
 ) -> list[EncodedPost]:
-    """Rows {tokens, ner_tags (BIO strings)?, knowledge column?} as the collator's input.
+    """Rows {tokens, ner_tags (BIO strings)?, knowledge column?} as the collator's input; of relations, rows {tokens,
+    head, tail, relation?, …}.
 
     Args:
-        posts: the rows; those of a training split carry `ner_tags`.
-        label2id: BIOES label ids; None leaves the labels out.
+        posts: the rows; those of a training split carry `ner_tags` or `relation`.
+        label2id: BIOES label ids, or those of the relations; None leaves the labels out.
         two_views: also encode the words alone, for the second view.
-        truncate: cut words that do not fit (training) instead of reading them in windows.
+        truncate: cut words that do not fit (training on entities) instead of reading them in windows.
         use_knowledge: False reads the words alone.
     """
     encoded: list[EncodedPost] = []
@@ -45,16 +49,19 @@ def encode_posts(
         chunk = [posts[index] for index in range(first, min(first + 1000, len(posts)))]
         words = [post["tokens"] for post in chunk]
         knowledge = [post.get(column) for post in chunk] if column else None
-        views = [processor.encode(words, knowledge, truncate=truncate)]
+        pairs = [(post["head"], post["tail"]) for post in chunk] if processor.markers else None
+        views = [processor.encode(words, knowledge, pairs, truncate)]
         if two_views:
-            views.append(processor.encode(words, truncate=truncate))
+            views.append(processor.encode(words, None, pairs, truncate))
         for post, *inputs in zip(chunk, *views, strict=True):
             row: EncodedPost = {"index": len(encoded)}
             for prefix, view in zip(("", TEXT_ONLY), inputs, strict=False):
                 row |= {prefix + key: value for key, value in view.items()}
                 # a third of a list's memory
                 row[prefix + "input_ids"] = [array("i", ids) for ids in view["input_ids"]]
-            if label2id is not None:
+            if label2id is not None and processor.markers:
+                row["label"] = label2id[post["relation"]]
+            elif label2id is not None:
                 tags = bio_to_bioes(post["ner_tags"])
                 row["labels"] = [label2id[tag] for tag in tags[: len(row["word_positions"])]]
             encoded.append(row)
@@ -74,6 +81,47 @@ def predict_tags(
     `model` may be wrapped by accelerate; every process gets the whole result. Words that no row holds are O.
     """
     core: MoReForTokenClassification = accelerator.unwrap_model(model)
+
+    def read(logits: torch.Tensor, mask: torch.Tensor) -> list[tuple[list[str], list[float]]]:
+        tags = [[core.config.id2label[label] for label in path] for path in core.decode(logits, mask)]
+        spans = [tags_to_spans(row) for row in tags]
+        wanted = [[(span.start, span.end, _label_ids(span, core.config.label2id)) for span in row] for row in spans]
+        scores = [row.tolist() for row in core.span_scores(logits, mask, wanted)]
+        # an unconstrained path may be no valid BIOES: the tags are written as its spans are read
+        tags = [spans_to_bioes(row, len(path)) for row, path in zip(spans, tags, strict=True)]
+        return list(zip(tags, scores, strict=True))
+
+    found = _read_batches(model, encoded, processor, accelerator, batch_size, description, read)
+    return [(tags + ["O"] * post["cut_words"], scores) for post, (tags, scores) in zip(encoded, found, strict=True)]
+
+
+def predict_relations(
+    model: torch.nn.Module,
+    encoded: Sequence[EncodedPost],
+    processor: MoReProcessor,
+    accelerator: Accelerator,
+    batch_size: int = 16,
+    description: str = "predict",
+) -> list[list[float]]:
+    """Probabilities of the relations for every pair, in the order of `encoded` and of the model's labels."""
+
+    def read(logits: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
+        rows: list[list[float]] = logits.softmax(-1).tolist()
+        return rows
+
+    return _read_batches(model, encoded, processor, accelerator, batch_size, description, read)
+
+
+def _read_batches(
+    model: torch.nn.Module,
+    encoded: Sequence[EncodedPost],
+    processor: MoReProcessor,
+    accelerator: Accelerator,
+    batch_size: int,
+    description: str,
+    read: Callable[[torch.Tensor, torch.Tensor], list[Result]],
+) -> list[Result]:
+    """What `read(logits, word_mask)` makes of each batch, gathered from all processes, in the order of `encoded`."""
     by_length = sorted(encoded, key=lambda post: -sum(map(len, post["input_ids"])))
     # not through the accelerator, whose checkpoints would keep a sampler for every evaluation
     loader = prepare_data_loader(
@@ -84,26 +132,15 @@ def predict_tags(
         put_on_device=True,
     )
     model.eval()
-    found: dict[int, tuple[list[str], list[float]]] = {}
+    found: dict[int, Result] = {}
     for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
-        index, mask = batch.pop("index").tolist(), batch["word_mask"]
+        index = batch.pop("index").tolist()
         batch = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(TEXT_ONLY)}
         with torch.no_grad():
             logits = model(**batch).logits
-        tags = [[core.config.id2label[label] for label in path] for path in core.decode(logits, mask)]
-        spans = [tags_to_spans(row) for row in tags]
-        wanted = [[(span.start, span.end, _label_ids(span, core.config.label2id)) for span in row] for row in spans]
-        scores = [row.tolist() for row in core.span_scores(logits, mask, wanted)]
-        # an unconstrained path may be no valid BIOES: the tags are written as its spans are read
-        tags = [spans_to_bioes(row, len(path)) for row, path in zip(spans, tags, strict=True)]
-        rows = list(zip(index, tags, scores, strict=True))
-        for row, row_tags, row_scores in accelerator.gather_for_metrics(rows, use_gather_object=True):
-            found[row] = (row_tags, row_scores)
-    results = []
-    for post in encoded:
-        tags_, scores_ = found[post["index"]]
-        results.append((tags_ + ["O"] * post["cut_words"], scores_))
-    return results
+        rows = list(zip(index, read(logits, batch["word_mask"]), strict=True))
+        found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))
+    return [found[post["index"]] for post in encoded]
 
 
 def _label_ids(span: Span, label2id: Mapping[str, int]) -> list[int]:
@@ -135,35 +172,87 @@ def entities(
 
 
 def predict(
-    model: MoReForTokenClassification,
+    model: MoReForTokenClassification | MoReForRelationExtraction,
     processor: MoReProcessor,
     posts: Sequence[Mapping[str, Any]],
     batch_size: int = 16,
     accelerator: Accelerator | None = None,
 ) -> list[dict[str, Any]]:
-    """Entities of posts {text or tokens, knowledge column?, id?}.
+    """Entities of posts {text or tokens, knowledge column?, id?}, or relations of {…, head, tail} or {…, entities}.
+
+    `head`, `tail` and each of `entities` are spans [start, end], end exclusive: characters of `text`, or words of
+    `tokens`; an entity as this function returns it will do. Of `entities` all ordered pairs are classified.
 
     Returns:
         per post: the post's id (if any), tokens, and entities [{type, text, start, end, char_start, char_end, score}]
-        with spans in words and in characters, ends exclusive; score is the probability of the span.
+        with spans in words and in characters, ends exclusive; score is the probability of the span. Of relations:
+        relations [{head, tail, head_text, tail_text, relation, score}], spans in words, score its probability.
 
     Raises:
-        ValueError: for a post with neither text nor tokens, or without words.
+        ValueError: for a post with neither text nor tokens; or, for relations, without spans or with wrong ones.
     """
-    prepared = [_with_tokens(post, index, processor.splitter) for index, post in enumerate(posts)]
+    relations = isinstance(model, MoReForRelationExtraction)
+    read = _with_pairs if relations else _with_tokens
+    prepared = [read(post, index, processor.splitter) for index, post in enumerate(posts)]
+    accelerator = accelerator or _plain_accelerator(model)
     results: list[dict[str, Any]] = [
-        {"id": post["id"], "tokens": post["tokens"], "entities": []} if "id" in post
-        else {"tokens": post["tokens"], "entities": []}
+        {key: post[key] for key in ("id", "tokens") if key in post} | {"relations" if relations else "entities": []}
         for post in prepared
-    ]  # fmt: skip
-    read = [index for index, post in enumerate(prepared) if post["tokens"]]
-    if read:
-        encoded = encode_posts([prepared[index] for index in read], processor)
-        found = predict_tags(model, encoded, processor, accelerator or _plain_accelerator(model), batch_size)
-        for index, (tags, scores) in zip(read, found, strict=True):
+    ]
+    if relations:
+        pairs = [(index, *pair) for index, post in enumerate(prepared) for pair in post["pairs"]]
+        if pairs:
+            rows = [{**prepared[index], "head": head, "tail": tail} for index, head, tail in pairs]
+            scores = predict_relations(model, encode_posts(rows, processor), processor, accelerator, batch_size)
+            for (index, head, tail), row in zip(pairs, scores, strict=True):
+                found = relation(prepared[index]["tokens"], head, tail, row, model.config.id2label)
+                results[index]["relations"].append(found)
+        return results
+    filled = [index for index, post in enumerate(prepared) if post["tokens"]]
+    if filled:
+        encoded = encode_posts([prepared[index] for index in filled], processor)
+        tagged = predict_tags(model, encoded, processor, accelerator, batch_size)
+        for index, (tags, span_scores) in zip(filled, tagged, strict=True):
             post = prepared[index]
-            results[index]["entities"] = entities(post["tokens"], tags, scores, post.get("text"), post.get("offsets"))
+            results[index]["entities"] = entities(
+                post["tokens"], tags, span_scores, post.get("text"), post.get("offsets")
+            )
     return results
+
+
+def relation(
+    words: Sequence[str],
+    head: Sequence[int],
+    tail: Sequence[int],
+    scores: Sequence[float],
+    id2label: Mapping[int, str],
+) -> dict[str, Any]:
+    """The most probable relation of a pair of word spans."""
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return {
+        "head": list(head),
+        "tail": list(tail),
+        "head_text": " ".join(words[head[0] : head[1]]),
+        "tail_text": " ".join(words[tail[0] : tail[1]]),
+        "relation": id2label[best],
+        "score": scores[best],
+    }
+
+
+def _with_pairs(post: Mapping[str, Any], index: int, splitter: str) -> dict[str, Any]:
+    """The post with its words, and under `pairs` the (head, tail) that are asked for."""
+    where = f"post {index}"
+    prepared = _with_tokens(post, index, splitter)
+    characters = post.get("tokens") is None
+    words = (
+        [(word, *span) for word, span in zip(prepared["tokens"], prepared["offsets"], strict=True)]
+        if characters
+        else None
+    )
+    spans = pair_spans(prepared, words, len(post["text"] if characters else prepared["tokens"]), where)
+    entities = spans.get("entities")
+    pairs = [(spans["head"], spans["tail"])] if entities is None else list(permutations(entities, 2))
+    return {**prepared, "pairs": pairs}
 
 
 def _with_tokens(post: Mapping[str, Any], index: int, splitter: str) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from .configuration_more import MoReConfig
 from .words import STYLES, split_words
 
 Entry = Mapping[str, Any]
+Span = Sequence[int]  # start, end of words, end exclusive
+#: around the subject (head) and the object (tail) of a relation
+MARKERS = ("<E>", "</E>", "<O>", "</O>")
 
 
 class MoReProcessor(ProcessorMixin):
@@ -28,6 +31,7 @@ class MoReProcessor(ProcessorMixin):
         max_length: sub-tokens of a row, special tokens included.
         overflow: `"cut"`: knowledge is cut at its end; `"skip"`: an entry that does not fit whole is left out.
         splitter: how raw text becomes words: `"twitter17"`, `"twitter15"` or `"whitespace"` (`words.py`).
+        markers: add the tokens `<E>`, `</E>`, `<O>`, `</O>` that stand around both entities of a relation.
 
     Raises:
         ValueError: for a tokenizer or an option that can't be used.
@@ -42,6 +46,7 @@ class MoReProcessor(ProcessorMixin):
         max_length: int = 512,
         overflow: str = "cut",
         splitter: str = "twitter17",
+        markers: bool = False,
     ):
         super().__init__(tokenizer)
         if overflow not in ("cut", "skip"):
@@ -57,6 +62,10 @@ class MoReProcessor(ProcessorMixin):
         self.max_length = max_length
         self.overflow = overflow
         self.splitter = splitter
+        self.markers = markers
+        if markers:
+            # special, or an uncased tokenizer would look for them in lower case
+            tokenizer.add_tokens(list(MARKERS), special_tokens=True)
 
     @classmethod
     def from_encoder_pretrained(
@@ -77,6 +86,7 @@ class MoReProcessor(ProcessorMixin):
         words: Sequence[str] | Sequence[Sequence[str]] | None = None,
         knowledge: Sequence[Entry] | Sequence[Sequence[Entry]] | None = None,
         text: str | Sequence[str] | None = None,
+        pairs: tuple[Span, Span] | Sequence[tuple[Span, Span]] | None = None,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Model inputs for one post or several, given as words or as raw text.
@@ -85,11 +95,12 @@ class MoReProcessor(ProcessorMixin):
             words: the words of a post, or of several posts.
             knowledge: the ranked entries {title, text, score} of that post, or of each; None: read without knowledge.
             text: raw text instead of words; it is split by `self.splitter`.
+            pairs: for relations, the spans (head, tail) of words of that post, or of each.
             return_tensors: only `"pt"`.
 
         Returns:
             input_ids, attention_mask [R, T]; word_positions, word_mask [B, N]; word_rows [B, N] where a post takes
-            several rows.
+            several rows. With `pairs` N = 2: the opening markers, subject first.
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f'return_tensors is {return_tensors!r}, only "pt" is supported')
@@ -103,18 +114,24 @@ class MoReProcessor(ProcessorMixin):
             ]
         single = isinstance(text, str) or (text is None and bool(posts) and isinstance(posts[0], str))
         entries: Any = [knowledge] if single and knowledge is not None else knowledge
-        return BatchFeature(self.pad(self.encode([posts] if single and text is None else posts, entries)))
+        spans: Any = [pairs] if single and pairs is not None else pairs
+        return BatchFeature(self.pad(self.encode([posts] if single and text is None else posts, entries, spans)))
 
     def encode(
         self,
         words: Sequence[Sequence[str]],
         knowledge: Sequence[Sequence[Entry] | None] | None = None,
+        pairs: Sequence[tuple[Span, Span]] | None = None,
         truncate: bool = False,
     ) -> list[dict[str, Any]]:
         """Sub-tokens of posts, not padded.
 
         A post whose words alone pass max_length is cut in overlapping windows, one row each (`truncate=False`), or
-        after the last word that fits (`truncate=True`, for training).
+        after the last word that fits (`truncate=True`, for training; never with `pairs`, whose markers must be read).
+
+        Args:
+            pairs: spans (head, tail) of words, one pair a post: markers stand around both, and the positions are those
+                of `<E>` and `<O>` instead of the words'. Needs `markers`.
 
         Returns:
             per post: input_ids (rows of ids), word_rows and word_positions (one a kept word), cut_words (words that no
@@ -125,9 +142,18 @@ class MoReProcessor(ProcessorMixin):
         for index, post in enumerate(words):
             if not post:
                 raise ValueError(f"post {index} has no words")
-        pieces = self._tokenize_words(words)
+        units = self._tokenize_words(words)
+        wanted: list[Sequence[int]] = [range(len(post)) for post in units]
+        if pairs is not None:
+            if not self.markers:
+                raise ValueError("pairs need a processor with markers=True")
+            marked = [self._mark(post, *pair) for post, pair in zip(units, pairs, strict=True)]
+            units, wanted = [post for post, _ in marked], [positions for _, positions in marked]
         entries = self._tokenize_knowledge(knowledge or [None] * len(words))
-        return [self._lay_out(*post, truncate=truncate) for post in zip(pieces, entries, strict=True)]
+        return [
+            self._lay_out(*post, truncate=truncate and pairs is None)
+            for post in zip(units, wanted, entries, strict=True)
+        ]
 
     def pad(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of encoded posts as tensors (see `__call__`), the longest row deciding the width."""
@@ -212,27 +238,54 @@ class MoReProcessor(ProcessorMixin):
         ids = ([piece for id_ in entry for piece in self._as_text.get(id_, (id_,))] for entry in encoded)
         return [[next(ids) for _ in post] for post in texts]
 
-    def _lay_out(self, words: list[list[int]], entries: list[list[int]], truncate: bool) -> dict[str, Any]:
+    def _mark(self, words: list[list[int]], head: Span, tail: Span) -> tuple[list[list[int]], list[int]]:
+        """The words' sub-tokens with markers as units of their own, and where `<E>` and `<O>` stand among them.
+
+        One entity may lie within the other, and they may touch: an entity closes before the next one opens, the inner
+        one opens last and closes first.
+        """
+        for span in (head, tail):
+            if not 0 <= span[0] < span[1] <= len(words):
+                raise ValueError(f"span {list(span)} is empty or outside a post of {len(words)} words")
+        ids = self.tokenizer.convert_tokens_to_ids(list(MARKERS))
+        marks = []
+        for (start, end), opening, closing in ((head[:2], ids[0], ids[1]), (tail[:2], ids[2], ids[3])):
+            marks.append((start, 1, -end, opening))
+            marks.append((end, 0, -start, closing))
+        units: list[list[int]] = []
+        places = {}
+        last = 0
+        for position, _, _, id_ in sorted(marks, key=lambda mark: mark[:3]):
+            units += words[last:position]
+            last = position
+            places[id_] = len(units)
+            units.append([id_])
+        return units + words[last:], [places[ids[0]], places[ids[2]]]
+
+    def _lay_out(
+        self, words: list[list[int]], wanted: Sequence[int], entries: list[list[int]], truncate: bool
+    ) -> dict[str, Any]:
+        """Rows of ids, and the places in them of the units `wanted` among `words` (see `encode`)."""
         begin, separator = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         room = self.max_length - 2
         windows = _windows([min(len(word), room) for word in words], room)
         if truncate:
             windows = windows[:1]
-        rows, word_rows, word_positions = [], [], []
+        rows: list[list[int]] = []
+        places: dict[int, tuple[int, int]] = {}  # of each unit
         for row, (first, last, kept_from, kept_to) in enumerate(windows):
             if truncate:
                 kept_to = last
             ids = [begin]
             for word in range(first, last):
                 if kept_from <= word < kept_to:
-                    word_rows.append(row)
-                    word_positions.append(len(ids))
+                    places[word] = row, len(ids)
                 ids += words[word][:room]
             rows.append([*ids, separator])
 
         all_knowledge = sum(map(len, entries))
         read: list[int] = []
-        if len(windows) == 1 and len(word_positions) == len(words):
+        if len(windows) == 1 and len(places) == len(words):
             # one more separator closes the row
             free = self.max_length - len(rows[0]) - 1
             for entry in entries:
@@ -242,11 +295,12 @@ class MoReProcessor(ProcessorMixin):
                     read += entry
             if read:
                 rows[0] += [*read, separator]
+        found = [places[word] for word in wanted if word in places]
         return {
             "input_ids": rows,
-            "word_rows": word_rows,
-            "word_positions": word_positions,
-            "cut_words": len(words) - len(word_positions),
+            "word_rows": [row for row, _ in found],
+            "word_positions": [position for _, position in found],
+            "cut_words": len(wanted) - len(found),
             "cut_knowledge": all_knowledge - len(read),
         }
 

@@ -1,0 +1,254 @@
+"""Readers of relation data: MNRE's own lines, the authors' marked form, JSONL; and of pairs to be classified.
+
+A row is {"id", "image_id", "tokens", "head", "tail", "relation"}; head (the subject) and tail (the object) are spans
+[start, end] of words, end exclusive. "knowledge_text" or "knowledge_image" stand where the file holds knowledge. Bad
+input raises ValueError (or FileNotFoundError) that names file and line.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .formats import (
+    BLANK,
+    END_OF_POST,
+    KNOWLEDGE_COLUMNS,
+    KNOWLEDGE_TAG,
+    MARKERS,
+    Row,
+    archive_entry,
+    are_numbers,
+    check_string,
+    check_words,
+    joined_words,
+    json_items,
+    read_image_id,
+    read_knowledge,
+    read_text,
+    text_lines,
+)
+from .words import DEFAULT_STYLE, align_spans, split_words
+
+ENTITY_DATA = "this is entity data, use run_ner.py"
+NONE = "None"  # the class of pairs without a relation
+
+_LABELLED = '"tokens" (or "text"), "head", "tail" and "relation"'
+_TAG = re.compile(r"O|[BI]-\w+")
+
+
+def read_relations(
+    path: str | Path,
+    labels: Sequence[str] | None = None,
+    style: str = DEFAULT_STYLE,
+    knowledge_column: str = "knowledge_text",
+    id_prefix: str | None = None,
+) -> list[Row]:
+    """Read a file of labelled pairs in any of the forms below, told apart by its content.
+
+    - MNRE: one Python literal a line, {'token', 'h': {'name', 'pos'}, 't', 'img_id', 'relation'}.
+    - JSONL: "tokens" with "head" and "tail" in words, or "text" with both in characters, end exclusive; a span is
+      `[start, end]`, {"start", "end"} or {"pos": [start, end]}. MNRE's names of the fields do as well.
+    - marked: `word<TAB>label` lines with `<E>`, `</E>`, `<O>`, `</O>` as words; the relation stands on the line of the
+      first marker, knowledge is labelled X.
+
+    Args:
+        labels: relations that may occur; default: any.
+        style: how "text" is split into words.
+        knowledge_column: where the knowledge of the marked form goes.
+        id_prefix: of the ids `<prefix>-<index>` of rows without one; default: the file's name.
+
+    Raises:
+        ValueError: another form, an unknown relation, a span outside the post; names file and line.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    prefix = path.stem if id_prefix is None else id_prefix
+    rows: list[Row] = []
+    for where, item in _items(path, knowledge_column):
+        if "relation" not in item:
+            raise ValueError(f'{where}: no "relation"; a row has {_LABELLED}.')
+        row = _pair(item, where, style)
+        relation = item["relation"]
+        if not isinstance(relation, str) or not relation:
+            raise ValueError(f'{where}: "relation" should be a name, like "{NONE}".')
+        if labels is not None and relation not in labels:
+            raise ValueError(f"{where}: unknown relation {relation!r}; the relations are {', '.join(labels)}.")
+        rows.append({"id": item.get("id", f"{prefix}-{len(rows)}"), **row, "relation": relation})
+    return _with_equal_columns(rows)
+
+
+def read_pairs(path: str | Path, style: str = DEFAULT_STYLE) -> list[Row]:
+    """Read pairs without relations, to be classified: the forms of `read_relations`, labels not needed.
+
+    A row may give "entities", a list of spans, instead of "head" and "tail": all ordered pairs of them are meant.
+    Rows are {"id", "image_id", "tokens", "text", "offsets", "head", "tail"} or with "entities", and the knowledge
+    columns that the file holds; spans are words.
+
+    Raises:
+        ValueError: a row without words or spans; names file and line.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    return [
+        {"id": item.get("id", f"{path.stem}-{number}"), **_pair(item, where, style, with_text=True)}
+        for number, (where, item) in enumerate(_items(path, "knowledge_text"))
+    ]
+
+
+def pair_spans(item: Row, words: Sequence[tuple[str, int, int]] | None, length: int, where: str) -> Row:
+    """ "head" and "tail", or "entities", of an item as spans of words.
+
+    Args:
+        words: (word, start, end) where the item's spans are characters; None where they are words already.
+        length: of the post, in words or characters.
+
+    Raises:
+        ValueError: spans are missing, malformed, outside the post, equal, or hold no word.
+    """
+    if "entities" in item:
+        found = item["entities"]
+        if not isinstance(found, list):
+            raise ValueError(f'{where}: "entities" should be a list of spans.')
+        return {"entities": [_span(span, "entities", words, length, where) for span in found]}
+    spans = {}
+    for name, short in (("head", "h"), ("tail", "t")):
+        value = item.get(name, item.get(short))
+        if value is None:
+            raise ValueError(f'{where}: no "{name}"; a row has {_LABELLED}.')
+        spans[name] = _span(value, name, words, length, where)
+    if spans["head"] == spans["tail"]:
+        raise ValueError(f"{where}: head and tail are the same words {spans['head']}.")
+    return spans
+
+
+def _pair(item: Row, where: str, style: str, with_text: bool = False) -> Row:
+    if "tokens" in item or "token" in item:
+        tokens = check_words(item.get("tokens", item.get("token")), where)
+        spans = pair_spans(item, None, len(tokens), where)
+        text = joined_words(tokens) if with_text else Row(tokens=tokens)
+    elif "text" in item:
+        raw = check_string(item["text"], where)
+        words = split_words(raw, style)
+        spans = pair_spans(item, words, len(raw), where)
+        text = Row(tokens=[word.word for word in words])
+        if with_text:
+            text |= {"text": raw, "offsets": [[word.start, word.end] for word in words]}
+    else:
+        raise ValueError(f'{where}: no "tokens"; a row has {_LABELLED}.')
+    if "img_id" in item:
+        item = {**item, "image_id": item["img_id"]}
+    return {"image_id": read_image_id(item), **text, **spans, **read_knowledge(item, where)}
+
+
+def _span(value: Any, name: str, words: Sequence[tuple[str, int, int]] | None, length: int, where: str) -> list[int]:
+    if isinstance(value, dict):
+        value = value.get("pos", [value.get("start"), value.get("end")])
+    if not isinstance(value, list | tuple) or len(value) < 2 or not are_numbers(value[:2]):
+        raise ValueError(f'{where}: a span of "{name}" should be [start, end], end exclusive.')
+    start, end = value[:2]
+    unit = "words" if words is None else "characters"
+    if not 0 <= start < end <= length:
+        raise ValueError(f'{where}: "{name}" [{start}, {end}] is empty or outside the post of {length} {unit}.')
+    if words is None:
+        return [start, end]
+    aligned = align_spans(words, [(start, end, name)]).spans
+    if not aligned:
+        raise ValueError(f'{where}: "{name}" [{start}, {end}] holds no word.')
+    return [aligned[0].start, aligned[0].end]
+
+
+def _items(path: Path, knowledge_column: str) -> Iterator[tuple[str, Row]]:
+    """(place, item) of each row, whatever the form."""
+    text = read_text(path)
+    first = text.lstrip()[0]
+    if first not in "{[" or re.match(r"\S+\t", text.lstrip()):
+        yield from _marked(path, text, knowledge_column)
+        return
+    if re.match(r"\s*\{\s*'", text):
+        items: Iterator[tuple[str, Any]] = _literals(path, text)
+    else:
+        items = json_items(path)
+    for where, item in items:
+        if not isinstance(item, dict):
+            raise ValueError(f"{where}: a {type(item).__name__}; a row is an object with {_LABELLED}.")
+        if {"ner_tags", "tags", "spans"} & item.keys() and "relation" not in item:
+            raise ValueError(f"{where}: {ENTITY_DATA}.")
+        if item.get("id") is not None:
+            item = {**item, "id": str(item["id"])}
+        yield where, {key: value for key, value in item.items() if value is not None}
+
+
+def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """MNRE's lines: Python literals, never evaluated as code."""
+    for number, line in text_lines(text):
+        if not line.strip(BLANK):
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, ast.literal_eval(line)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(f"{where}: no Python literal such as {{'token': […], 'h': {{'pos': …}}, …}}.") from None
+
+
+def _marked(path: Path, text: str, knowledge_column: str) -> Iterator[tuple[str, Row]]:
+    """The authors' form: markers are words of their own, one post a block of lines."""
+    block: list[tuple[int, str]] = []
+    for number, line in [*text_lines(text), (0, "")]:
+        if line.strip(BLANK):
+            block.append((number, line))
+        elif block:
+            yield f"{path}, line {block[0][0]}", _unmark(path, block, knowledge_column)
+            block = []
+
+
+def _unmark(path: Path, block: Sequence[tuple[int, str]], knowledge_column: str) -> Row:
+    tokens: list[str] = []
+    knowledge: list[str] | None = None
+    places: dict[str, int] = {}
+    item: Row = {}
+    for number, line in block:
+        where = f"{path}, line {number}"
+        if line.startswith("IMGID:") and "\t" not in line:
+            item["image_id"] = line.removeprefix("IMGID:").strip(BLANK)
+            continue
+        word, tab, label = line.rpartition("\t")
+        if not tab or not word:
+            raise ValueError(f"{where}: a line is a word, a tab and a label.")
+        if label == KNOWLEDGE_TAG:
+            knowledge = knowledge or []
+            if word != END_OF_POST:
+                knowledge.append(word)
+        elif word in MARKERS:
+            if word in places:
+                raise ValueError(f"{where}: a second {word} in one post.")
+            places[word] = len(tokens)
+            if not _TAG.fullmatch(label):
+                if "relation" in item:
+                    raise ValueError(f"{where}: a second relation {label!r} in one post.")
+                item["relation"] = label
+        elif not _TAG.fullmatch(label):
+            raise ValueError(f"{where}: the relation {label!r} stands beside a word; it belongs to the first marker.")
+        else:
+            tokens.append(word)
+    where = f"{path}, line {block[0][0]}"
+    missing = [marker for marker in ("<E>", "</E>", "<O>", "</O>") if marker not in places]
+    if len(missing) == 4:
+        raise ValueError(f"{where}: {ENTITY_DATA}.")
+    if missing:
+        raise ValueError(f"{where}: the post lacks {', '.join(missing)}.")
+    item |= {"tokens": tokens, "head": [places["<E>"], places["</E>"]], "tail": [places["<O>"], places["</O>"]]}
+    if knowledge is not None:
+        item[knowledge_column] = [archive_entry(" ".join(knowledge))] if knowledge else []
+    return item
+
+
+def _with_equal_columns(rows: list[Row]) -> list[Row]:
+    for column in KNOWLEDGE_COLUMNS:
+        if any(column in row for row in rows):
+            for row in rows:
+                row.setdefault(column, [])
+    return rows

@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+r"""Relations between marked entities with retrieved knowledge: train, score, predict, publish.
+
+accelerate launch run_re.py --dataset mnre --data_dir MNRE --retrieval none
+
+accelerate launch run_re.py --train_file train.jsonl --validation_file dev.jsonl \
+    --retrieval text --knowledge wiki.jsonl
+
+python run_re.py --model_name_or_path out --do_predict --predict_file pairs.jsonl --output_dir predicted
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+import dataset_scripts
+from modeling_more.arguments import DataArguments, ModelArguments
+from modeling_more.data import RELATIONS, Posts
+from modeling_more.metrics import relation_scores
+from modeling_more.modeling_more import MoReForRelationExtraction
+from modeling_more.prediction import EncodedPost, predict_relations, relation
+from modeling_more.processing_more import MoReProcessor
+from modeling_more.relation_formats import read_pairs
+from modeling_more.runs import Task, run
+
+logger = logging.getLogger("run_re")
+
+
+class RelationTask(Task):
+    """Relations: pairs of entities classified, class 0 standing for none."""
+
+    script = "run_re.py"
+    pipeline_tag = "text-classification"
+    schema = RELATIONS
+    model_class = MoReForRelationExtraction
+    markers = True
+    shown = ("test_accuracy", "test_macro_f1")
+
+    def labels(self, types: Sequence[str], data: DataArguments) -> list[str]:
+        if types and data.none_relation not in types:
+            logger.warning("no pair is labelled %s: F1 counts every label (see --none_relation)", data.none_relation)
+            return list(types)
+        return [data.none_relation, *(label for label in types if label != data.none_relation)]
+
+    def model_options(
+        self, args: ModelArguments, data: DataArguments, posts: Posts, labels: list[str]
+    ) -> dict[str, Any]:
+        if not args.class_weights:
+            return {}
+        found = Counter(post["relation"] for post in posts)
+        weights = [max(found[label], 1) ** -0.5 for label in labels]
+        scale = len(posts) / sum(weight * found[label] for weight, label in zip(weights, labels, strict=True))
+        return {"class_weights": [weight * scale for weight in weights]}
+
+    def read_posts(self, path: str, data: DataArguments) -> Posts:
+        return read_pairs(path, style=data.splitter)
+
+    def predict(
+        self,
+        model: torch.nn.Module,
+        encoded: Sequence[EncodedPost],
+        processor: MoReProcessor,
+        accelerator: Accelerator,
+        batch_size: int,
+        description: str,
+    ) -> list[list[float]]:
+        return predict_relations(model, encoded, processor, accelerator, batch_size, description)
+
+    def score(self, model: Any, found: Sequence[list[float]], posts: Posts, data: DataArguments) -> dict[str, Any]:
+        labels = model.config.id2label
+        best = [labels[max(range(len(row)), key=row.__getitem__)] for row in found]
+        return relation_scores(best, [post["relation"] for post in posts], data.none_relation)
+
+    def record(self, model: Any, found: list[float], post: dict[str, Any]) -> dict[str, Any]:
+        predicted = relation(post["tokens"], post["head"], post["tail"], found, model.config.id2label)
+        return {"id": post["id"], "tokens": post["tokens"], **predicted, "gold": post["relation"]}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run with these arguments (default: the command line's); returns what `all_results.json` holds."""
+    return run(RelationTask(), argv, str(__doc__), dataset_scripts.load, dataset_scripts.RELATION_NAMES)
+
+
+if __name__ == "__main__":
+    main()
