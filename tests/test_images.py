@@ -1,13 +1,18 @@
 """Knowledge by image: opening pictures, the image side of corpora, image towers, retrieval and attaching."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 from PIL import Image, ImageFile
 
+from modeling_more.knowledge import KnowledgeCorpus
 from modeling_more.knowledge.pictures import ImageError, find_image, open_image, read_bytes
 
 
@@ -143,3 +148,142 @@ def test_images_are_found_by_id_and_only_in_their_folder(tmp_path: Path) -> None
     outside = str(tmp_path / "outside.jpg")
     for image_id in ("", "9", "sub", "../outside", "sub/../../outside", "..\\outside", outside, "a\0b", "x" * 5000):
         assert find_image(folder, image_id) is None, image_id
+
+
+# ---------------------------------------------------------------- corpora
+
+
+def article(name: str, image: Any = None, **more: Any) -> dict[str, Any]:
+    """A row of a knowledge file; the image only where there is one."""
+    row = {"id": f"Q{name}", "title": f"Title {name}", "text": f"{name} is a thing.\nIt has a picture."}
+    return {**row, **({} if image is None else {"image": image}), **more}
+
+
+def write_articles(folder: Path) -> Path:
+    """Ten articles: six usable images, two of them of one entity and alike; three unusable ones; one without."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(4):
+        noise(number).save(folder / f"{number}.png")
+    noise(1).resize((80, 60)).save(folder / "again.jpg", quality=75)  # another file of the same picture
+    (folder / "cut.jpg").write_bytes(encoded(noise(5), "JPEG")[:-300])
+    (folder / "page.png").write_bytes(b"<html>404</html>")
+    rows = [
+        article("0", "0.png"),
+        article("1", "1.png", lead="The lead of one."),
+        article("cut", "cut.jpg"),
+        article("2", "2.png"),
+        article("none"),
+        article("gone", "gone.png"),
+        article("1", "again.jpg", id="Q1b"),  # another article on the same thing
+        article("page", "page.png"),
+        article("3", "3.png"),
+        article("other", "1.png"),  # the same picture, but of another thing
+    ]
+    file = folder / "articles.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_corpus_takes_the_usable_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = KnowledgeCorpus.from_files(write_articles(tmp_path / "k"), tmp_path / "cache")
+    assert corpus.images is not None
+    assert corpus.images["id"][:] == ["Q0", "Q1", "Q2", "Q3", "Qother"]
+    assert corpus.images[1]["value"] == "The lead of one."
+    assert corpus.images[2]["value"] == "2 is a thing.\nIt has a picture."
+    assert (np.asarray(corpus.images[3]["image"]) == np.asarray(noise(3))).all()
+    info = corpus.info
+    assert (info.articles, info.images, info.unusable_images, info.merged_images) == (10, 5, 3, 1)
+    assert "3 knowledge images can't be used" in caplog.text
+    for part in ("1 truncated (Qcut)", "1 missing (Qgone)", "1 not an image (Qpage)"):
+        assert part in caplog.text
+    assert "5 images" in repr(corpus)
+
+
+def test_images_change_the_fingerprint_and_text_alone_keeps_it(tmp_path: Path) -> None:
+    file = write_articles(tmp_path / "k")
+    bare = tmp_path / "bare.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    bare.write_text("".join(json.dumps({k: row[k] for k in ("id", "title", "text")}) + "\n" for row in rows))
+    corpus, text = (KnowledgeCorpus.from_files(source, tmp_path / "cache") for source in (file, bare))
+    assert text.images is None and text.info.image_fingerprint == ""
+    assert text.fingerprint != corpus.fingerprint and list(text.keys()) == list(corpus.keys())
+    assert text.fingerprint == "07fab72704a263893df3b399335a0730"  # what it was before corpora had images
+
+
+def test_a_changed_image_file_builds_the_corpus_again(tmp_path: Path) -> None:
+    file = write_articles(tmp_path / "k")
+    first = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    assert KnowledgeCorpus.from_files(file, tmp_path / "cache").fingerprint == first.fingerprint
+    noise(7).save(tmp_path / "k" / "gone.png")  # it has come since
+    second = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    assert (second.info.images, second.info.unusable_images) == (6, 2)
+    noise(8).save(tmp_path / "k" / "0.png")
+    third = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    assert third.info.images == 6 and third.fingerprint != second.fingerprint
+
+
+def test_parquet_and_jsonl_give_the_same_images(tmp_path: Path) -> None:
+    file = write_articles(tmp_path / "k")
+    corpus = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    paths = [{**row, "image": row.get("image"), "lead": row.get("lead")} for row in rows]
+    embedded = []
+    for row in paths:
+        source = tmp_path / "k" / str(row["image"])
+        embedded.append(
+            {**row, "image": {"bytes": source.read_bytes(), "path": source.name}} if source.is_file() else row
+        )
+    embedded = [
+        {**row, "image": {"path": row["image"], "bytes": None}} if isinstance(row["image"], str) else row
+        for row in embedded
+    ]
+    for name, table in (("paths", paths), ("embedded", embedded)):
+        pq.write_table(pa.Table.from_pylist(table), tmp_path / "k" / f"{name}.parquet")
+        again = KnowledgeCorpus.from_files(tmp_path / "k" / f"{name}.parquet", tmp_path / "cache")
+        assert again.info == corpus.info, name
+    halves = [tmp_path / "k" / "a.jsonl", tmp_path / "k" / "b.jsonl"]
+    for half, part in zip(halves, (rows[:5], rows[5:]), strict=True):
+        half.write_text("".join(json.dumps(row) + "\n" for row in part))
+    parts = [KnowledgeCorpus.from_files(half, tmp_path / "cache") for half in halves]
+    joined = KnowledgeCorpus.concatenate(parts, tmp_path / "cache")  # near-identical ones are found across the parts
+    assert joined.info == corpus.info
+
+
+def test_a_saved_corpus_carries_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = KnowledgeCorpus.from_files(write_articles(tmp_path / "k"), tmp_path / "cache")
+    monkeypatch.setattr("modeling_more.knowledge.corpus._SHARD_BYTES", 500)  # several Parquet files
+    folder = corpus.save_pretrained(tmp_path / "saved", license="cc-by-sa-4.0", date="20231101")
+    assert len(list((folder / "images").iterdir())) > 1
+    loaded = KnowledgeCorpus.from_pretrained(folder, tmp_path / "new")
+    assert loaded.info == corpus.info and loaded.images is not None and corpus.images is not None
+    assert loaded.images.features == corpus.images.features
+    for one, other in zip(loaded.images, corpus.images, strict=True):
+        assert (np.asarray(one.pop("image")) == np.asarray(other.pop("image"))).all() and one == other
+    published = load_dataset(str(folder), "images", split="train", cache_dir=str(tmp_path / "datasets"))
+    assert published["id"][:] == corpus.images["id"][:] and published[0]["image"].size == (40, 30)
+    card = (folder / "README.md").read_text()
+    assert "| images | 5 (3 more could not be used, 1 were nearly identical to another) |" in card
+    assert "20231101" in card and "license: cc-by-sa-4.0" in card
+    file = sorted((folder / "images").iterdir())[0]
+    pq.write_table(pq.read_table(file).slice(1), file)
+    with pytest.raises(ValueError, match="its digest differs"):
+        KnowledgeCorpus.from_pretrained(folder, tmp_path / "newer")
+    text_only = KnowledgeCorpus.from_files(write_text(tmp_path / "t.jsonl"), tmp_path / "cache")
+    text_only.save_pretrained(folder)  # saving over it replaces all of it
+    assert not (folder / "images").exists()
+    assert KnowledgeCorpus.from_pretrained(folder, tmp_path / "new").images is None
+
+
+def write_text(file: Path) -> Path:
+    file.write_text(json.dumps(article("text")) + "\n")
+    return file
+
+
+def test_an_image_column_of_another_kind_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "k.jsonl"
+    file.write_text(json.dumps(article("1", 3)) + "\n")
+    with pytest.raises(ValueError, match=r"k\.jsonl, line 1: image is int, neither a path nor"):
+        KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    file.write_text(json.dumps(article("1", lead=3)) + "\n")
+    with pytest.raises(ValueError, match=r"k\.jsonl, line 1: lead is int, not a string"):
+        KnowledgeCorpus.from_files(file, tmp_path / "cache")

@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +15,19 @@ import sentencex
 COLUMNS = ("id", "title", "text")
 SUFFIXES = (".jsonl", ".gz", ".parquet")
 _BATCH = 10_000  # rows read at once
+_IMAGE_BATCH = 200  # the same of rows with images
 _LINE_BREAKS = re.compile(r"[\r\n]+")
 _WORD = re.compile(r"\w")
 
-Article = tuple[str, str, str]  # id, title, text
+
+class Article(NamedTuple):
+    """A row of a knowledge file; `lead` and `image` only where the file has such columns."""
+
+    id: str
+    title: str
+    text: str
+    lead: str | None = None  # what an image of the article stands for; default: the whole text
+    image: Path | dict[str, Any] | None = None  # {"bytes", "path"}, or a file
 
 
 def kind_of(file: Path) -> str:
@@ -29,9 +38,14 @@ def kind_of(file: Path) -> str:
     raise ValueError(f"The knowledge file {file} is of an unknown kind: .jsonl, .jsonl.gz and .parquet are read.")
 
 
-def read_articles(files: Iterable[Path]) -> Iterator[Article]:
+def read_articles(files: Iterable[Path], images: bool = False) -> Iterator[Article]:
+    """The articles of files in their order.
+
+    Args:
+        images: read the images that Parquet files hold; else `image` of their articles is an empty dict.
+    """
     for file in files:
-        yield from _read_parquet(file) if kind_of(file) == "parquet" else _read_jsonl(file)
+        yield from _read_parquet(file, images) if kind_of(file) == "parquet" else _read_jsonl(file)
 
 
 def _read_jsonl(file: Path) -> Iterator[Article]:
@@ -49,12 +63,12 @@ def _read_jsonl(file: Path) -> Iterator[Article]:
                     ) from None
                 if not isinstance(row, dict):
                     raise ValueError(f"{file}, line {number}: not a JSON object with id, title and text.")
-                yield _article(row, f"{file}, line {number}")
+                yield _article(row, file, f"line {number}")
         except (EOFError, OSError, zlib.error) as error:  # what a cut or damaged gzip raises
             raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
 
 
-def _read_parquet(file: Path) -> Iterator[Article]:
+def _read_parquet(file: Path, images: bool) -> Iterator[Article]:
     try:
         parquet = pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
@@ -63,15 +77,22 @@ def _read_parquet(file: Path) -> Iterator[Article]:
     if missing:
         raise ValueError(f"{file} lacks the column {missing[0]}: id, title and text are required.")
     number = 0
-    for batch in parquet.iter_batches(_BATCH, columns=list(COLUMNS)):
+    has_images = "image" in parquet.schema_arrow.names
+    columns = [name for name in parquet.schema_arrow.names if name in {*COLUMNS, "lead", *["image"] * images}]
+    for batch in parquet.iter_batches(_IMAGE_BATCH if images and has_images else _BATCH, columns=columns):
         for row in batch.to_pylist():
             number += 1
-            yield _article(row, f"{file}, row {number}")
+            if has_images and not images:
+                row["image"] = {}
+            yield _article(row, file, f"row {number}")
 
 
-def _article(row: dict[str, Any], where: str) -> Article:
+def _article(row: dict[str, Any], file: Path, line: str) -> Article:
+    where = f"{file}, {line}"
     fields = []
-    for column in COLUMNS:
+    for column in (*COLUMNS, "lead"):
+        if column == "lead" and row.get("lead") is None:
+            break
         if column not in row:
             raise ValueError(f"{where}: the column {column} is missing; id, title and text are required.")
         value = row[column]
@@ -86,7 +107,22 @@ def _article(row: dict[str, Any], where: str) -> Article:
         except UnicodeEncodeError:
             raise ValueError(f"{where}: {column} holds half a surrogate pair, which is no character.") from None
         fields.append(value)
-    return fields[0], fields[1], fields[2]
+    lead = fields[3] if len(fields) > 3 else None
+    return Article(fields[0], fields[1], fields[2], lead, _image(row.get("image"), file, where))
+
+
+def _image(value: Any, file: Path, where: str) -> Path | dict[str, Any] | None:
+    """An image as its file, or as {"bytes", "path"}; paths are relative to the folder of the knowledge file."""
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    if isinstance(value, dict) and (not value or value.get("bytes") is not None):
+        return value
+    path = value.get("path") if isinstance(value, dict) else value
+    if path is None or path == "":
+        return None
+    if not isinstance(path, str):
+        raise ValueError(f"{where}: image is {type(path).__name__}, neither a path nor {{bytes, path}}.")
+    return file.parent / path
 
 
 def split_paragraphs(text: str) -> list[str]:

@@ -12,19 +12,40 @@ import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, List, Value
 from huggingface_hub import HfApi, constants, snapshot_download
 
-from .articles import SUFFIXES, Article, kind_of, read_articles, split_paragraphs, split_sentences
+from .articles import SUFFIXES, kind_of, read_articles, split_paragraphs, split_sentences
+from .corpus_images import (
+    IMAGE_FEATURES,
+    TABLE,
+    ImageCounts,
+    build_images,
+    finish_images,
+    images_changed,
+    join_images,
+)
+from .corpus_info import (
+    FAISS_FOLDER,
+    FAISS_META,
+    FORMAT_VERSION,
+    INDEX_FOLDER,
+    META_FILE,
+    CorpusInfo,
+    check_rows,
+    corpus_card,
+    read_info,
+)
+from .corpus_tables import build_once, column_digest, numpy_view, write_stream
+from .corpus_tables import file_digest as _file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -40,33 +61,17 @@ KNOWLEDGE_FEATURE = List(
     }
 )
 
-FORMAT_VERSION = 1
-META_FILE = "knowledge.json"
-INDEX_FOLDER = "bm25"
 _PARAGRAPHS = pa.schema([("id", pa.string()), ("title", pa.string()), ("value", pa.string())])
 _SENTENCES = pa.schema([("paragraph", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
 _BATCH = 10_000  # paragraphs a record batch
+_IMAGE_BATCH = 200  # images a record batch
 _SHARD_BYTES = 500_000_000
+_FOLDERS = ("paragraphs", "sentences", "images", INDEX_FOLDER, FAISS_FOLDER)
 
 
 def default_cache_dir() -> Path:
     """$MORE_CACHE, or the folder "more" in the cache of Hugging Face."""
     return Path(os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
-
-
-@dataclass(frozen=True)
-class CorpusInfo:
-    """What `knowledge.json` says of a corpus; `fingerprint` is the digest of its content and of its key design."""
-
-    fingerprint: str
-    articles: int
-    empty: int  # articles without text, left out
-    paragraphs: int
-    sentences: int
-    title_in_key: bool
-    language: str
-    splitter: str
-    format_version: int = FORMAT_VERSION
 
 
 class KnowledgeCorpus:
@@ -76,17 +81,28 @@ class KnowledgeCorpus:
     {id, title, key, value}; `table` gives the same as a `datasets.Dataset` that is computed as it is read.
     """
 
-    def __init__(self, folder: str | Path, index_dir: str | Path | None = None) -> None:
-        """Open a built corpus (memory-mapped Arrow); `index_dir`: where its saved BM25 index lies, if it has one."""
+    def __init__(
+        self, folder: str | Path, index_dir: str | Path | None = None, faiss_dir: str | Path | None = None
+    ) -> None:
+        """Open a built corpus (memory-mapped Arrow).
+
+        Args:
+            index_dir: where its saved BM25 index lies, if it has one.
+            faiss_dir: the folder of its saved image indices, if it has some.
+        """
         self.folder = Path(folder)
-        self.info = _read_info(self.folder)
+        self.info = read_info(self.folder)
         self.index_dir = Path(index_dir) if index_dir is not None else None
+        self.faiss_dir = Path(faiss_dir) if faiss_dir is not None else None
         self.paragraphs = Dataset.from_file(str(self.folder / "paragraphs.arrow"))
         self.sentences = Dataset.from_file(str(self.folder / "sentences.arrow"))
-        _check_rows(self.folder, self.info, len(self.paragraphs), len(self.sentences))
+        #: id, title, value (the article's lead) and image, one row an image; None where the corpus has none
+        self.images = Dataset.from_file(str(self.folder / TABLE)) if self.info.images else None
+        images = len(self.images) if self.images is not None else 0
+        check_rows(self.folder, self.info, len(self.paragraphs), len(self.sentences), images)
         #: int32 [sentences]: row of the paragraph that holds the sentence, and the sentence's characters in it
         self.sentence_paragraph, self.sentence_start, self.sentence_end = (
-            _numpy(self.sentences.data.column(name)) for name in _SENTENCES.names
+            numpy_view(self.sentences.data.column(name)) for name in _SENTENCES.names
         )
         self._batches = self.paragraphs.data.to_batches()
         self._batch_starts = np.cumsum([0] + [len(batch) for batch in self._batches])
@@ -99,7 +115,11 @@ class KnowledgeCorpus:
         return self.info.sentences
 
     def __repr__(self) -> str:
-        return f"KnowledgeCorpus({self.info.paragraphs} paragraphs, {len(self)} sentences, {self.fingerprint[:12]})"
+        images = f", {self.info.images} images" if self.info.images else ""
+        return (
+            f"KnowledgeCorpus({self.info.paragraphs} paragraphs, {len(self)} sentences{images}, "
+            f"{self.fingerprint[:12]})"
+        )
 
     def read_paragraphs(self, rows: np.ndarray) -> list[tuple[str, str, str]]:
         """(id of the article, its title, the paragraph) of each row; rows in rising order are read fastest."""
@@ -130,6 +150,16 @@ class KnowledgeCorpus:
             rows = slice(first, first + _BATCH)
             start, end = self.sentence_start[rows].tolist(), self.sentence_end[rows].tolist()
             yield from self._read_keys(self.sentence_paragraph[rows], start, end)["key"]
+
+    def image_indices(self) -> list[Path]:
+        """Folders of the image indices that were saved with the corpus or built over it since, one for each name."""
+        found = {
+            file.parent.name: file.parent
+            for folder in (self.folder / FAISS_FOLDER, self.faiss_dir)
+            if folder is not None
+            for file in sorted(folder.glob(f"*/{FAISS_META}"))
+        }
+        return [found[name] for name in sorted(found)]
 
     @property
     def table(self) -> Dataset:
@@ -164,8 +194,12 @@ class KnowledgeCorpus:
         """Build a corpus from files, or open the one that was built from the same content before.
 
         Args:
-            paths: JSONL, JSONL.gz or Parquet files with the columns id, title and text; others are ignored. A text is
-                split into paragraphs at line breaks. An article without text is left out, counted and reported.
+            paths: JSONL, JSONL.gz or Parquet files with the columns id, title and text. A text is split into
+                paragraphs at line breaks. An article without text is left out, counted and reported.
+                A column `image` gives the corpus an image side: a path relative to the file's folder, or in Parquet
+                {bytes, path} as `datasets.Image` has it. An image stands for the article's `lead`, where there is
+                such a column, else for its text. Images that can't be used are left out, counted and reported by id;
+                of near-identical ones of the same id or title one is kept. Other columns are ignored.
             cache_dir: default `default_cache_dir()`.
             title_in_key: search "title sentence" instead of the sentence alone (the paper's key is the sentence).
             language: of the sentence splitter.
@@ -187,11 +221,13 @@ class KnowledgeCorpus:
         folder = _corpora(cache_dir) / digest.hexdigest()[:32]
 
         def build(into: Path) -> None:
-            info = _build(into, read_articles(files), title_in_key, language, splitter, ", ".join(map(str, files)))
+            info = _build(into, files, title_in_key, language, splitter)
             if info.empty:
                 logger.warning("%d of %d knowledge articles have no text and are left out.", info.empty, info.articles)
 
-        return cls(_build_once(folder, build))
+        if images_changed(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        return cls(build_once(folder, META_FILE, build))
 
     @classmethod
     def concatenate(
@@ -215,7 +251,7 @@ class KnowledgeCorpus:
 
         def build(into: Path) -> None:
             tables = [pa.Table.from_batches(c.paragraphs.data.to_batches(), schema=_PARAGRAPHS) for c in corpora]
-            _write_stream(into / "paragraphs.arrow", _PARAGRAPHS, (b for table in tables for b in table.to_batches()))
+            write_stream(into / "paragraphs.arrow", _PARAGRAPHS, (b for table in tables for b in table.to_batches()))
             offsets = np.cumsum([0] + [info.paragraphs for info in infos[:-1]])
             columns = [
                 np.concatenate([c.sentence_paragraph + np.int32(o) for c, o in zip(corpora, offsets, strict=True)]),
@@ -223,8 +259,11 @@ class KnowledgeCorpus:
                 np.concatenate([c.sentence_end for c in corpora]),
             ]
             _write_sentences(into, columns)
+            rows = join_images(into, [c.images for c in corpora if c.images is not None])
+            left_out = (sum(info.unusable_images for info in infos), sum(info.merged_images for info in infos))
             _finish(
                 into,
+                finish_images(into, rows, *left_out),
                 articles=sum(info.articles for info in infos),
                 empty=sum(info.empty for info in infos),
                 title_in_key=infos[0].title_in_key,
@@ -232,17 +271,25 @@ class KnowledgeCorpus:
                 splitter=", ".join(dict.fromkeys(info.splitter for info in infos)),
             )
 
-        return cls(_build_once(_corpora(cache_dir) / digest.hexdigest()[:32], build))
+        return cls(build_once(_corpora(cache_dir) / digest.hexdigest()[:32], META_FILE, build))
 
     def save_pretrained(
-        self, folder: str | Path, license: str | None = None, description: str = "", index: bool = True
+        self,
+        folder: str | Path,
+        license: str | None = None,
+        description: str = "",
+        index: bool = True,
+        date: str | None = None,
     ) -> Path:
-        """Write Parquet, the BM25 index (built if need be), `knowledge.json` and a README card; returns the folder.
+        """Write Parquet, the indices, `knowledge.json` and a README card; returns the folder.
+
+        The BM25 index is built if need be; image indices are copied where `ImageRetriever` has built some.
 
         Args:
-            license: of the texts, as the Hub spells it ("cc-by-sa-4.0").
-            description: where the texts come from, for the card.
-            index: leave the BM25 index out with False.
+            license: of the texts and images, as the Hub spells it ("cc-by-sa-4.0").
+            description: where they come from, for the card.
+            index: leave the indices out with False.
+            date: of the source, as its publisher writes it ("20231101"), for the card.
         """
         from .text import BM25Retriever  # the index is optional, and text.py imports this module
 
@@ -251,7 +298,13 @@ class KnowledgeCorpus:
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             files = {}
-            for name, data in (("paragraphs", self.paragraphs), ("sentences", self.sentences)):
+            for name, data in (
+                ("paragraphs", self.paragraphs),
+                ("sentences", self.sentences),
+                ("images", self.images),
+            ):
+                if data is None:
+                    continue
                 (beside / name).mkdir()
                 shards = max(1, -(-data.data.nbytes // _SHARD_BYTES))
                 for number in range(shards):
@@ -260,7 +313,10 @@ class KnowledgeCorpus:
                     files[file] = _file_digest(beside / file)
             if index:
                 BM25Retriever.from_corpus(self).save(beside / INDEX_FOLDER)
-            (beside / "README.md").write_text(_card(self.info, license, description), encoding="utf-8")
+                for built in self.image_indices():
+                    shutil.copytree(built, beside / FAISS_FOLDER / built.name)
+            card = corpus_card(self.info, license, description, date, beside / FAISS_FOLDER)
+            (beside / "README.md").write_text(card, encoding="utf-8")
             meta = json.dumps({**asdict(self.info), "files": files}, indent=2) + "\n"
             (beside / META_FILE).write_text(meta, encoding="utf-8")
             _move_into(beside, folder)
@@ -287,7 +343,7 @@ class KnowledgeCorpus:
                     f"{name_or_path} is neither a folder nor a data set repository that can be had from the Hub "
                     f"({type(error).__name__})."
                 ) from error
-        info = _read_info(folder)
+        info = read_info(folder)
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         files: dict[str, str] = meta.get("files", {})
         for name, digest in files.items():
@@ -297,26 +353,34 @@ class KnowledgeCorpus:
                 raise ValueError(f"{folder / name} is not the file that {META_FILE} names: its digest differs.")
 
         def build(into: Path) -> None:
-            for name, schema in (("paragraphs", _PARAGRAPHS), ("sentences", _SENTENCES)):
+            images = 0
+            for name, schema in (
+                ("paragraphs", _PARAGRAPHS),
+                ("sentences", _SENTENCES),
+                ("images", IMAGE_FEATURES.arrow_schema),
+            ):
                 parts = [pq.ParquetFile(folder / file) for file in sorted(files) if file.startswith(f"{name}/")]
-                batches = (b for part in parts for b in part.iter_batches(_BATCH, columns=schema.names))
+                size = _IMAGE_BATCH if name == "images" else _BATCH
+                batches = (b for part in parts for b in part.iter_batches(size, columns=schema.names))
                 tables = (pa.Table.from_batches([batch]).cast(schema) for batch in batches)
                 if name == "paragraphs":
-                    _write_stream(into / "paragraphs.arrow", schema, (b for t in tables for b in t.to_batches()))
+                    write_stream(into / "paragraphs.arrow", schema, (b for t in tables for b in t.to_batches()))
+                elif name == "images":
+                    images = write_stream(into / TABLE, IMAGE_FEATURES, (b for t in tables for b in t.to_batches()))
                 else:
                     table = pa.concat_tables(tables)
-                    _write_sentences(into, [_numpy(table.column(column)) for column in schema.names])
-            _finish(into, info.articles, info.empty, info.title_in_key, info.language, info.splitter)
-            built = _read_info(into)
-            _check_rows(folder, info, built.paragraphs, built.sentences)
+                    _write_sentences(into, [numpy_view(table.column(column)) for column in schema.names])
+            counts = finish_images(into, images, info.unusable_images, info.merged_images, merge=False)
+            built = _finish(into, counts, info.articles, info.empty, info.title_in_key, info.language, info.splitter)
+            check_rows(folder, info, built.paragraphs, built.sentences, built.images)
             if built.fingerprint != info.fingerprint:
                 raise ValueError(f"The content of {folder} is not what its {META_FILE} names: the digest differs.")
 
         if not files:
             raise ValueError(f"{folder / META_FILE} names no files: it is not a corpus written by save_pretrained.")
-        built = _build_once(_corpora(cache_dir) / f"saved-{info.fingerprint}", build)
-        index_dir = folder / INDEX_FOLDER
-        return cls(built, index_dir if index_dir.is_dir() else None)
+        built = build_once(_corpora(cache_dir) / f"saved-{info.fingerprint}", META_FILE, build)
+        saved = (folder / name for name in (INDEX_FOLDER, FAISS_FOLDER))
+        return cls(built, *(index if index.is_dir() else None for index in saved))
 
     def push_to_hub(
         self,
@@ -325,18 +389,19 @@ class KnowledgeCorpus:
         description: str = "",
         private: bool | None = None,
         token: str | None = None,
+        date: str | None = None,
     ) -> str:
         """Upload what `save_pretrained` writes to a data set repository (made if need be); returns the commit."""
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = self.save_pretrained(Path(scratch) / "corpus", license, description)
+            folder = self.save_pretrained(Path(scratch) / "corpus", license, description, date=date)
             repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 repo_type="dataset",
                 commit_message=f"Knowledge corpus {self.fingerprint[:12]}",
-                delete_patterns=["paragraphs/*", "sentences/*", f"{INDEX_FOLDER}/*"],
+                delete_patterns=[f"{name}/*" for name in _FOLDERS],
             )
         return str(commit.commit_url)
 
@@ -368,24 +433,23 @@ def load_knowledge(
 # ---------------------------------------------------------------- building
 
 
-def _build(
-    into: Path, articles: Iterable[Article], title_in_key: bool, language: str, splitter: str, source: str
-) -> CorpusInfo:
-    counts = {"articles": 0, "empty": 0}
+def _build(into: Path, files: Sequence[Path], title_in_key: bool, language: str, splitter: str) -> CorpusInfo:
+    counts = {"articles": 0, "empty": 0, "images": 0}
     columns = array("i"), array("i"), array("i")
 
     def batches() -> Iterator[pa.RecordBatch]:
-        rows: list[Article] = []
+        rows: list[tuple[str, str, str]] = []
         number = 0
-        for article, title, text in articles:
+        for article in read_articles(files):
             counts["articles"] += 1
-            paragraphs = split_paragraphs(text)
+            counts["images"] += article.image is not None
+            paragraphs = split_paragraphs(article.text)
             counts["empty"] += not paragraphs
             for value in paragraphs:
                 for start, end in split_sentences(value, language):
                     for column, entry in zip(columns, (number, start, end), strict=True):
                         column.append(entry)
-                rows.append((article, title, value))
+                rows.append((article.id, article.title, value))
                 number += 1
                 if len(rows) == _BATCH:
                     yield _record_batch(rows)
@@ -393,37 +457,34 @@ def _build(
         if rows:
             yield _record_batch(rows)
 
-    _write_stream(into / "paragraphs.arrow", _PARAGRAPHS, batches())
+    write_stream(into / "paragraphs.arrow", _PARAGRAPHS, batches())
     if not columns[0]:
+        source = ", ".join(map(str, files))
         raise ValueError(f"The knowledge in {source} holds no text: no article has a word in its column text.")
     _write_sentences(into, [np.frombuffer(column, dtype=np.int32) for column in columns])
-    return _finish(into, counts["articles"], counts["empty"], title_in_key, language, splitter)
+    images = build_images(into, read_articles(files, images=True)) if counts["images"] else ImageCounts()
+    return _finish(into, images, counts["articles"], counts["empty"], title_in_key, language, splitter)
 
 
-def _record_batch(rows: list[Article]) -> pa.RecordBatch:
+def _record_batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=_PARAGRAPHS)
-
-
-def _write_stream(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    # the features travel in the schema, so that `datasets` reads the same types back
-    described = Features.from_arrow_schema(schema).arrow_schema
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, described) as writer:
-        for batch in batches:
-            writer.write_batch(pa.record_batch(batch.columns, schema=described))
 
 
 def _write_sentences(into: Path, columns: Sequence[np.ndarray]) -> None:
     # one record batch: its columns are read back as memory-mapped arrays without a copy
     batch = pa.record_batch([pa.array(column, pa.int32()) for column in columns], schema=_SENTENCES)
-    _write_stream(into / "sentences.arrow", _SENTENCES, [batch])
+    write_stream(into / "sentences.arrow", _SENTENCES, [batch])
 
 
-def _finish(into: Path, articles: int, empty: int, title_in_key: bool, language: str, splitter: str) -> CorpusInfo:
+def _finish(
+    into: Path, images: ImageCounts, articles: int, empty: int, title_in_key: bool, language: str, splitter: str
+) -> CorpusInfo:
     tables = [Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")]
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, title_in_key]).encode())
     for table in tables:
         for column in table.columns:
-            digest.update(_column_digest(column))
+            digest.update(column_digest(column))
+    digest.update(images.fingerprint.encode())
     info = CorpusInfo(
         fingerprint=digest.hexdigest()[:32],
         articles=articles,
@@ -433,47 +494,20 @@ def _finish(into: Path, articles: int, empty: int, title_in_key: bool, language:
         title_in_key=title_in_key,
         language=language,
         splitter=splitter,
+        images=images.images,
+        unusable_images=images.unusable,
+        merged_images=images.merged,
+        image_fingerprint=images.fingerprint,
     )
     (into / META_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
     return info
-
-
-def _column_digest(column: pa.ChunkedArray) -> bytes:
-    """Digest of the values, whatever the chunks they are stored in."""
-    lengths, values = hashlib.sha256(), hashlib.sha256()
-    for chunk in column.chunks:
-        if pa.types.is_string(chunk.type):
-            offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-            lengths.update(np.diff(offsets).tobytes())
-            values.update(memoryview(chunk.buffers()[2] or b"")[offsets[0] : offsets[-1]])
-        else:
-            values.update(chunk.to_numpy().tobytes())
-    return lengths.digest() + values.digest()
-
-
-def _build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
-    """Run `build` in a folder beside and rename it: a killed run leaves nothing that looks whole."""
-    if (folder / META_FILE).is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        build(beside)
-        try:
-            os.rename(beside, folder)
-        except OSError:
-            if not (folder / META_FILE).is_file():  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
 
 
 def _move_into(beside: Path, folder: Path) -> None:
     """Replace the corpus in `folder`; its knowledge.json goes first and comes last, so no mixture looks whole."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / META_FILE).unlink(missing_ok=True)
-    for name in ("paragraphs", "sentences", INDEX_FOLDER):
+    for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     for entry in sorted(beside.iterdir(), key=lambda path: path.name == META_FILE):
         os.replace(entry, folder / entry.name)
@@ -481,77 +515,3 @@ def _move_into(beside: Path, folder: Path) -> None:
 
 def _corpora(cache_dir: str | Path | None) -> Path:
     return (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "corpora"
-
-
-def _read_info(folder: Path) -> CorpusInfo:
-    file = folder / META_FILE
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no knowledge corpus: {META_FILE}, written by save_pretrained, is missing."
-        )
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        info = CorpusInfo(**{name: meta[name] for name in CorpusInfo.__dataclass_fields__})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} does not describe a knowledge corpus ({error!r}).") from None
-    if info.format_version != FORMAT_VERSION:
-        raise ValueError(f"{file} is of format {info.format_version}, this version reads {FORMAT_VERSION}.")
-    return info
-
-
-def _check_rows(folder: Path, info: CorpusInfo, paragraphs: int, sentences: int) -> None:
-    if (paragraphs, sentences) != (info.paragraphs, info.sentences):
-        raise ValueError(
-            f"The corpus in {folder} has {paragraphs} paragraphs and {sentences} sentences, "
-            f"its {META_FILE} names {info.paragraphs} and {info.sentences}."
-        )
-
-
-def _numpy(column: pa.ChunkedArray) -> np.ndarray:
-    if column.num_chunks == 1:
-        return column.chunk(0).to_numpy()  # a view of the mapped file
-    return column.to_numpy()
-
-
-def _file_digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _card(info: CorpusInfo, license: str | None, description: str) -> str:
-    head = ["---", "tags:", "- knowledge-corpus", "- modeling-more", "configs:"]
-    for name, default in (("paragraphs", True), ("sentences", False)):
-        head += [f"- config_name: {name}", f"  data_files: {name}/*.parquet"]
-        head += ["  default: true"] if default else []
-    head += [f"license: {license}"] if license else []
-    key = "title and sentence" if info.title_in_key else "sentence"
-    body = f"""---
-
-# Knowledge corpus
-
-{description or "Texts to retrieve knowledge from, for named entity and relation extraction."}
-
-| | |
-|---|---|
-| articles | {info.articles - info.empty} ({info.empty} more had no text) |
-| paragraphs (values) | {info.paragraphs} |
-| sentences (keys) | {info.sentences} |
-| key | {key} |
-| sentence splitter | {info.splitter}, language {info.language} |
-| licence of the texts | {license or "not stated"} |
-| fingerprint | `{info.fingerprint}` |
-
-`paragraphs` holds id, title and value, one row a paragraph; `sentences` the row of the paragraph and the characters
-`start` to `end` of each sentence; `{INDEX_FOLDER}/` a BM25 index over the sentences.
-
-```python
-from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
-
-retriever = BM25Retriever.from_corpus(KnowledgeCorpus.from_pretrained("ORG/NAME"))
-retriever.search(["a post's words"], top_k=3)
-```
-"""
-    return "\n".join(head) + "\n" + body

@@ -1,0 +1,209 @@
+"""The image side of a corpus: one row an image that can be used, with its article's title and lead."""
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .articles import Article
+from .corpus_tables import column_digest, write_stream
+from .pictures import ImageError, open_image, read_bytes
+
+logger = logging.getLogger(__name__)
+
+IMAGE_FEATURES = Features(
+    {"id": Value("string"), "title": Value("string"), "value": Value("string"), "image": ImageFeature()}
+)
+TABLE = "images.arrow"
+_SOURCES = "image_files.json"  # the files that a built corpus took its images from, with size and time
+_BATCH_ROWS = 200
+_BATCH_BYTES = 64_000_000
+_SHOWN = 10  # ids that a warning names for each reason
+_SIDE = 16  # of the thumbnails that are compared
+_NEAR = 8.0  # mean difference, of 255, up to which two thumbnails show one image
+
+
+class Unusable:
+    """Counts images that can't be used by reason, and logs the id of each."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.counts: Counter[str] = Counter()
+        self._shown: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, image_id: str, error: ImageError) -> None:
+        """Count one; each is logged at the level of information, `warn` sums up."""
+        logger.info("The %s %s can't be used: %s", self.what, image_id, error)
+        self.counts[error.reason] += 1
+        if len(self._shown[error.reason]) < _SHOWN:
+            self._shown[error.reason].append(image_id)
+
+    def warn(self) -> None:
+        """One warning with the counts and the first ids; none where every image was usable."""
+        if self.counts:
+            parts = [
+                f"{count} {reason} ({', '.join(self._shown[reason])}{', …' if count > _SHOWN else ''})"
+                for reason, count in self.counts.most_common()
+            ]
+            logger.warning("%d %ss can't be used: %s.", self.counts.total(), self.what, "; ".join(parts))
+
+
+class ImageCounts(NamedTuple):
+    """What `CorpusInfo` says of the images."""
+
+    images: int = 0
+    unusable: int = 0
+    merged: int = 0
+    fingerprint: str = ""
+
+
+def build_images(into: Path, articles: Iterable[Article]) -> ImageCounts:
+    """Write the usable images of articles to a table; articles without an image are passed over."""
+    unusable = Unusable("knowledge image")
+    files: dict[str, list[int] | None] = {}
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        named = (article for article in articles if article.image is not None)
+        rows: list[tuple[str, str, str, dict[str, Any]]] = []
+        size = 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(desc="Reading images", disable=None) as bar:
+            while block := list(islice(named, _BATCH_ROWS)):
+                for article, content in zip(block, pool.map(_checked, block), strict=True):
+                    if isinstance(article.image, Path):
+                        files[str(article.image)] = _stamp(article.image)
+                    if isinstance(content, ImageError):
+                        unusable.add(article.id, content)
+                        continue
+                    value = (article.text if article.lead is None else article.lead).strip()
+                    rows.append((article.id, article.title, value, {"bytes": content, "path": _name(article)}))
+                    size += len(content)
+                    if len(rows) == _BATCH_ROWS or size > _BATCH_BYTES:
+                        yield _record_batch(rows)
+                        rows, size = [], 0
+                bar.update(len(block))
+        if rows:
+            yield _record_batch(rows)
+
+    rows = write_stream(into / TABLE, IMAGE_FEATURES, batches())
+    unusable.warn()
+    if files:
+        (into / _SOURCES).write_text(json.dumps(files), encoding="utf-8")
+    return finish_images(into, rows, unusable.counts.total())
+
+
+def join_images(into: Path, tables: Iterable[Dataset]) -> int:
+    """Write the rows of image tables to one; the number of rows."""
+    batches = (batch for table in tables for batch in table.data.to_batches())
+    return write_stream(into / TABLE, IMAGE_FEATURES, batches)
+
+
+def finish_images(into: Path, rows: int, unusable: int = 0, merged: int = 0, merge: bool = True) -> ImageCounts:
+    """Leave out near-identical images of one entity, count, and take the digest of what is kept."""
+    file = into / TABLE
+    if rows and merge and (doubles := _near_identical(Dataset.from_file(str(file)))):
+        merged += len(doubles)
+        keep = np.ones(rows, bool)
+        keep[doubles] = False
+        kept = into / f".{TABLE}"
+        rows = write_stream(kept, IMAGE_FEATURES, _filtered(Dataset.from_file(str(file)), keep))
+        os.replace(kept, file)
+    if not rows:
+        file.unlink()
+        return ImageCounts(0, unusable, merged)
+    table = Dataset.from_file(str(file)).data
+    digest = b"".join(column_digest(table.column(name)) for name in IMAGE_FEATURES)
+    return ImageCounts(rows, unusable, merged, hashlib.sha256(digest).hexdigest()[:32])
+
+
+def images_changed(folder: Path) -> bool:
+    """Whether files that a built corpus took its images from have changed, gone or come since."""
+    try:
+        files: dict[str, list[int] | None] = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    return any(_stamp(Path(file)) != stamp for file, stamp in files.items())
+
+
+def _checked(article: Article) -> bytes | ImageError:
+    """The file of the image, once it could be decoded in full."""
+    try:
+        content = read_bytes(article.image)
+        open_image(content)
+        return content
+    except ImageError as error:
+        return error
+
+
+def _stamp(file: Path) -> list[int] | None:
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _name(article: Article) -> str | None:
+    path = article.image.get("path") if isinstance(article.image, dict) else article.image
+    return Path(path).name if path else None
+
+
+def _record_batch(rows: list[tuple[str, str, str, dict[str, Any]]]) -> pa.RecordBatch:
+    schema = IMAGE_FEATURES.arrow_schema
+    columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), schema.types, strict=True)]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _filtered(table: Dataset, keep: np.ndarray) -> Iterator[pa.RecordBatch]:
+    first = 0
+    for batch in table.data.to_batches():
+        yield batch.filter(pa.array(keep[first : first + len(batch)]))
+        first += len(batch)
+
+
+def _near_identical(table: Dataset) -> list[int]:
+    """Rows whose image is nearly that of an earlier row of the same id or title, rising."""
+    raw = table.cast_column("image", ImageFeature(decode=False))
+    thumbnails: dict[int, np.ndarray] = {}
+
+    def thumbnail(row: int) -> np.ndarray:
+        if row not in thumbnails:
+            small = open_image(raw[row]["image"]).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+            thumbnails[row] = np.asarray(small, np.float32)
+        return thumbnails[row]
+
+    dropped: set[int] = set()
+    for name in ("id", "title"):
+        # hashes, because the names of a whole Wikipedia would fill the memory
+        keys = np.array([hash(key.casefold()) for key in _strings(table, name)], np.int64)
+        order = np.argsort(keys, kind="stable")  # rows of one entity together, in their order
+        starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[0]] - 1))
+        lengths = np.diff(starts, append=len(order))
+        for start, length in zip(starts[lengths > 1].tolist(), lengths[lengths > 1].tolist(), strict=True):
+            thumbnails.clear()
+            kept: list[int] = []
+            for row in order[start : start + length].tolist():
+                if row in dropped or keys[row] == hash(""):  # no title names no entity
+                    continue
+                if any(np.abs(thumbnail(row) - thumbnail(other)).mean() <= _NEAR for other in kept):
+                    dropped.add(row)
+                else:
+                    kept.append(row)
+    return sorted(dropped)
+
+
+def _strings(table: Dataset, column: str) -> Iterator[str]:
+    for chunk in table.data.column(column).chunks:
+        yield from chunk.to_pylist()

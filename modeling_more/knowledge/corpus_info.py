@@ -1,0 +1,120 @@
+"""What a knowledge corpus says of itself: knowledge.json and the card it is published with."""
+
+import json
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+FORMAT_VERSION = 1
+META_FILE = "knowledge.json"
+INDEX_FOLDER = "bm25"
+FAISS_FOLDER = "faiss"
+FAISS_META = "image_index.json"
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """What `knowledge.json` says of a corpus; `fingerprint` is the digest of its content and of its key design."""
+
+    fingerprint: str
+    articles: int
+    empty: int  # articles without text, left out
+    paragraphs: int
+    sentences: int
+    title_in_key: bool
+    language: str
+    splitter: str
+    format_version: int = FORMAT_VERSION
+    images: int = 0
+    unusable_images: int = 0  # named, but missing, truncated, over-large, not an image, or damaged: left out
+    merged_images: int = 0  # nearly identical to another of the same entity, left out
+    image_fingerprint: str = ""  # digest of the images with their titles and values; empty where there are none
+
+
+def read_info(folder: Path) -> CorpusInfo:
+    """Read `knowledge.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it describes no corpus, or one of another format.
+    """
+    file = folder / META_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no knowledge corpus: {META_FILE}, written by save_pretrained, is missing."
+        )
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        known = CorpusInfo.__dataclass_fields__.items()
+        info = CorpusInfo(**{name: meta[name] for name, field in known if name in meta or field.default is MISSING})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} does not describe a knowledge corpus ({error!r}).") from None
+    if info.format_version != FORMAT_VERSION:
+        raise ValueError(f"{file} is of format {info.format_version}, this version reads {FORMAT_VERSION}.")
+    return info
+
+
+def check_rows(folder: Path, info: CorpusInfo, paragraphs: int, sentences: int, images: int) -> None:
+    """ValueError where the tables have other numbers of rows than `knowledge.json` names."""
+    if (paragraphs, sentences, images) != (info.paragraphs, info.sentences, info.images):
+        raise ValueError(
+            f"The corpus in {folder} has {paragraphs} paragraphs, {sentences} sentences and {images} images, "
+            f"its {META_FILE} names {info.paragraphs}, {info.sentences} and {info.images}."
+        )
+
+
+def corpus_card(info: CorpusInfo, license: str | None, description: str, date: str | None, faiss: Path) -> str:
+    """README.md of a published corpus.
+
+    Args:
+        license: of the texts and images, as the Hub spells it.
+        date: of the source, as its publisher writes it ("20231101").
+        faiss: the folder of its image indices.
+    """
+    indices = []
+    for file in sorted(faiss.glob(f"*/{FAISS_META}")):
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        indices.append(f"- `{file.parent.name}`: {meta['factory']}, images embedded by `{meta['encoder_name']}`")
+    configs = ["paragraphs", "sentences"] + ["images"] * bool(info.images)
+    head = ["---", "tags:", "- knowledge-corpus", "- modeling-more", "configs:"]
+    for name in configs:
+        head += [f"- config_name: {name}", f"  data_files: {name}/*.parquet"]
+        head += ["  default: true"] if name == "paragraphs" else []
+    head += [f"license: {license}"] if license else []
+    key = "title and sentence" if info.title_in_key else "sentence"
+    left_out = f"{info.unusable_images} more could not be used, {info.merged_images} were nearly identical to another"
+    images = f"\n| images | {info.images} ({left_out}) |" if info.images or info.unusable_images else ""
+    rows = (
+        "\n\n`images` holds id, title, value (the article's lead) and image, one row an image; "
+        f"`{FAISS_FOLDER}/` an index over them for each image tower:"
+        f"\n\n{chr(10).join(indices) or '(none yet)'}"
+        if info.images
+        else ""
+    )
+    body = f"""---
+
+# Knowledge corpus
+
+{description or "Texts to retrieve knowledge from, for named entity and relation extraction."}
+
+| | |
+|---|---|
+| articles | {info.articles - info.empty} ({info.empty} more had no text) |
+| paragraphs (values) | {info.paragraphs} |
+| sentences (keys) | {info.sentences} |{images}
+| key | {key} |
+| sentence splitter | {info.splitter}, language {info.language} |
+| date of the source | {date or "not stated"} |
+| licence of the {"texts and images" if info.images else "texts"} | {license or "not stated"} |
+| fingerprint | `{info.fingerprint}` |
+
+`paragraphs` holds id, title and value, one row a paragraph; `sentences` the row of the paragraph and the characters
+`start` to `end` of each sentence; `{INDEX_FOLDER}/` a BM25 index over the sentences.{rows}
+
+```python
+from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
+
+retriever = BM25Retriever.from_corpus(KnowledgeCorpus.from_pretrained("ORG/NAME"))
+retriever.search(["a post's words"], top_k=3)
+```
+"""
+    return "\n".join(head) + "\n" + body

@@ -1,0 +1,79 @@
+"""The files of a corpus: memory-mapped Arrow tables, digests of what they hold, folders that are made whole."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features
+
+
+def write_stream(file: Path, schema: pa.Schema | Features, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write batches as an Arrow stream that `Dataset.from_file` reads; the number of rows."""
+    # the features travel in the schema, so that `datasets` reads the same types back
+    features = schema if isinstance(schema, Features) else Features.from_arrow_schema(schema)
+    described = features.arrow_schema
+    rows = 0
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, described) as writer:
+        for batch in batches:
+            writer.write_batch(pa.record_batch(batch.columns, schema=described))
+            rows += batch.num_rows
+    return rows
+
+
+def numpy_view(column: pa.ChunkedArray) -> np.ndarray:
+    """The numbers of a column, without a copy where they lie in one piece."""
+    if column.num_chunks == 1:
+        return column.chunk(0).to_numpy()  # a view of the mapped file
+    return column.to_numpy()
+
+
+def column_digest(column: pa.ChunkedArray) -> bytes:
+    """Digest of the values, whatever the chunks they are stored in; of an image column only the bytes count."""
+    lengths, values = hashlib.sha256(), hashlib.sha256()
+    for chunk in column.chunks:
+        if pa.types.is_struct(chunk.type):
+            chunk = chunk.field("bytes")
+        if pa.types.is_string(chunk.type) or pa.types.is_binary(chunk.type):
+            offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            lengths.update(np.diff(offsets).tobytes())
+            values.update(memoryview(chunk.buffers()[2] or b"")[offsets[0] : offsets[-1]])
+        else:
+            values.update(chunk.to_numpy().tobytes())
+    return lengths.digest() + values.digest()
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def build_once(folder: Path, meta_file: str, build: Callable[[Path], Any]) -> Path:
+    """Run `build` in a folder beside and rename it: a killed run leaves nothing that looks whole.
+
+    Args:
+        meta_file: the file that a whole folder holds; where it is there, nothing is built.
+    """
+    if (folder / meta_file).is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        build(beside)
+        try:
+            os.rename(beside, folder)
+        except OSError:
+            if not (folder / meta_file).is_file():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
