@@ -1,0 +1,114 @@
+"""Readers of relation data: the four forms give the same rows, the real MNRE is read as it was counted."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from dataset_scripts import load
+from modeling_more.formats import read_labelled
+from modeling_more.relation_formats import ENTITY_DATA, read_pairs, read_relations
+from re_runs import marked_lines, mnre_line, pairs
+
+NESTED = {"id": "n", "tokens": ["New", "York", "Times", "!"], "head": [0, 3], "tail": [0, 2], "relation": "None"}
+TOUCHING = {"id": "t", "tokens": ["Ada", "Oslo"], "head": [1, 2], "tail": [0, 1], "relation": "/loc/loc/contain"}
+
+
+def core(rows: list[dict]) -> list[tuple]:
+    return [(row["tokens"], row["head"], row["tail"], row["relation"]) for row in rows]
+
+
+def test_all_forms_hold_the_same_rows(tmp_path):
+    rows = [*pairs(7), NESTED, TOUCHING]
+    (tmp_path / "mnre.txt").write_text("\n".join(map(mnre_line, rows)) + "\n\n")
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "marked.txt").write_text("\r\n".join("\n".join(map(marked_lines, rows)).split("\n")))
+    for name in ("mnre.txt", "own.jsonl", "list.json", "marked.txt"):
+        assert core(read_relations(tmp_path / name)) == core(rows), name
+    own = read_relations(tmp_path / "own.jsonl")
+    assert [row["id"] for row in own] == [row["id"] for row in rows] and own[0]["image_id"] is None
+    assert (
+        own[0]["knowledge_text"][0]["text"] == rows[0]["knowledge_text"][0]["text"] and own[7]["knowledge_text"] == []
+    )
+    raw = read_relations(tmp_path / "mnre.txt", id_prefix="train")
+    assert raw[3]["id"] == "train-3" and raw[3]["image_id"] == "picture.jpg" and "knowledge_text" not in raw[3]
+    marked = read_relations(tmp_path / "marked.txt", knowledge_column="knowledge_image")
+    assert marked[0]["knowledge_image"][0]["text"] == rows[0]["knowledge_text"][0]["text"]
+    assert marked[8]["knowledge_image"] == []
+
+
+def test_text_with_character_spans_and_pairs_to_predict(tmp_path):
+    row = {"text": "Ada Lovelace, of London!", "head": [0, 12], "tail": {"start": 17, "end": 23}, "relation": "None"}
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row))
+    [read] = read_relations(path)
+    words = read["tokens"]
+    assert words[slice(*read["head"])] == ["Ada", "Lovelace"] and words[slice(*read["tail"])] == ["London"]
+
+    path.write_text(
+        json.dumps({"text": row["text"], "entities": [[0, 12], [17, 23], [14, 16]]})
+        + "\n"
+        + json.dumps({"id": 7, "tokens": ["Ada", "in", "Oslo"], "head": [0, 1], "tail": [2, 3]})
+    )
+    several, one = read_pairs(path)
+    assert several["entities"] == [[0, 2], [4, 5], [3, 4]] and several["offsets"][1] == [4, 12]
+    assert (one["id"], one["head"], one["tail"], one["text"]) == ("7", [0, 1], [2, 3], "Ada in Oslo")
+
+
+GOOD = json.dumps({"tokens": ["a", "b"], "head": [0, 1], "tail": [1, 2], "relation": "None"})
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "empty"),
+        (GOOD + "\n{", "line 2: not JSON"),
+        (GOOD.replace("[1, 2]", "[1, 3]"), 'line 1: "tail" [1, 3] is empty or outside the post of 2 words'),
+        (GOOD.replace("[1, 2]", "[0, 1]"), "line 1: head and tail are the same words"),
+        (GOOD.replace("[1, 2]", '"b"'), 'line 1: a span of "tail" should be [start, end]'),
+        (GOOD.replace('"tail"', '"other"'), 'line 1: no "tail"'),
+        (GOOD.replace('"relation"', '"label"'), 'line 1: no "relation"'),
+        (GOOD.replace('"None"', '"/x"'), "line 1: unknown relation '/x'; the relations are None, /y"),
+        ('{"tokens": ["a"], "ner_tags": ["O"]}', f"line 1: {ENTITY_DATA}"),
+        ("a\tO\nb\tB-PER\n", f"line 1: {ENTITY_DATA}"),
+        ("<E>\tNone\na\tO\n</E>\tO\n<O>\tO\nb\tO\n", "line 1: the post lacks </O>"),
+        ("<E>\tNone\n<E>\tO\n", "line 2: a second <E>"),
+        ("<E>\tNone\na\t/y\n", "line 2: the relation '/y' stands beside a word"),
+        ("{'token': ['a'], 'h': __import__('os').system('true')}", "line 1: no Python literal"),
+        ("{'token': ['a', 'b'], 'h': {'pos': [0, 1]}, 't': {'pos': [1, 2]}}", 'line 1: no "relation"'),
+    ],
+)
+def test_bad_input_is_named(tmp_path, content, told):
+    path = tmp_path / "bad.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError) as raised:
+        read_relations(path, labels=["None", "/y"])
+    assert told in str(raised.value) and "bad.txt" in str(raised.value)
+
+
+def test_the_entity_reader_sends_relation_data_away(tmp_path):
+    for content in (mnre_line(NESTED), GOOD, marked_lines(NESTED)):
+        (tmp_path / "x.txt").write_text(content)
+        with pytest.raises(ValueError, match=r"use run_re\.py"):
+            read_labelled(tmp_path / "x.txt")
+
+
+def test_mnre_is_read_as_counted(shared_data, tmp_path):
+    """The counts of the data's README."""
+    data = load("mnre", "none", shared_data / "mnre", tmp_path)
+    expected = {
+        "train": (12247, 7744, 23, 1397, 59),
+        "validation": (1624, 1000, 23, 197, 3),
+        "test": (1614, 974, 21, 214, 5),
+    }
+    assert (
+        data["train"].features["relation"].names[0] == "None" and len(data["train"].features["relation"].names) == 23
+    )
+    for split, (rows, none, labels, swapped, nested) in expected.items():
+        found = data[split].to_list()
+        relations = Counter(row["relation"] for row in found)
+        assert (len(found), relations[0], len(relations)) == (rows, none, labels)
+        assert sum(row["tail"][0] < row["head"][0] for row in found) == swapped
+        overlapping = [row for row in found if row["head"][0] < row["tail"][1] and row["tail"][0] < row["head"][1]]
+        assert len(overlapping) == nested and all(row["head"] != row["tail"] for row in overlapping)
