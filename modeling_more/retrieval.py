@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict
 
 from .arguments import DataArguments
+
+if TYPE_CHECKING:
+    from .knowledge import KnowledgeCorpus
+    from .knowledge.attach import TextRetriever
+
+logger = logging.getLogger(__name__)
+
+Splits = dict[str, Dataset]
+Query = Callable[[dict[str, Any]], str]
 
 
 def knowledge_column(retrieval: str) -> str | None:
@@ -15,22 +26,22 @@ def knowledge_column(retrieval: str) -> str | None:
     return None if retrieval == "none" else f"knowledge_{retrieval}"
 
 
-def add_knowledge(args: DataArguments, splits: dict[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Retrieve from `--knowledge` where it is given; else the splits must hold the column already."""
+def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str, Any]]:
+    """Retrieve from `--knowledge` where it is given; else the splits must hold the column already.
+
+    Returns:
+        the splits with their column, and what was done: the options and counts of `AttachReport`, and, as the options
+        have it, of the posts that have no caption or no predictions.
+
+    Raises:
+        ValueError: options that do not go together, a column that is missing.
+        FileNotFoundError: a file or model that is not there.
+    """
+    _check(args)
     column = str(knowledge_column(args.retrieval))
     if args.knowledge:
-        # here, because it takes seconds that other runs need not wait
-        from .knowledge import BM25Retriever, attach_text_knowledge, load_knowledge
-
-        if args.retrieval == "image":
-            raise ValueError(
-                "--knowledge is searched by text so far: for --retrieval image give posts with the column"
-            )
-        retriever = BM25Retriever.from_corpus(load_knowledge(args.knowledge, cache_dir=args.cache_dir))
-        attached, report = attach_text_knowledge(
-            DatasetDict(splits), retriever, top_k=args.top_k, column=column, cache_dir=args.cache_dir
-        )
-        return dict(attached), asdict(report)
+        retrieve = _by_image if args.retrieval == "image" else _by_text
+        return retrieve(args, splits, column)
     for split, data in splits.items():
         if column not in data.column_names:
             raise ValueError(
@@ -38,3 +49,129 @@ def add_knowledge(args: DataArguments, splits: dict[str, Dataset]) -> tuple[dict
                 "give --knowledge FILE …, or posts published with their knowledge"
             )
     return splits, {}
+
+
+def _check(args: DataArguments) -> None:
+    """Options that would be ignored are errors: they were given for a reason."""
+    changed = {
+        "--query": args.query != "words",
+        "--retriever": args.retriever != "bm25",
+        "--title_in_key": args.title_in_key,
+    }
+    given = [name for name, is_changed in changed.items() if is_changed]
+    if given and (args.retrieval != "text" or not args.knowledge):
+        raise ValueError(f"{given[0]} is for searching texts: it needs --retrieval text and --knowledge FILE …")
+    for option, query, files in (("captions", "caption", args.captions), ("entities", "entities", args.entities)):
+        if args.query == query and not files:
+            raise ValueError(f"--query {query} needs --{option} FILE")
+        if files and args.query != query:
+            raise ValueError(f"--{option} is read with --query {query} only, not with --query {args.query}")
+    if args.query == "entities" and args.retriever != "bm25":
+        raise ValueError(
+            f"--query entities searches titles by their words: use --retriever bm25, not {args.retriever}"
+        )
+
+
+def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
+    # here, because it takes seconds that other runs need not wait
+    from .knowledge import attach_text_knowledge, load_knowledge
+    from .knowledge.attach import post_text
+
+    query: Query = post_text
+    counts: dict[str, Any] = {"retriever": args.retriever, "query": args.query}
+    if args.query == "caption":
+        query, found = _caption_query(str(args.captions), splits)
+        counts |= found
+    elif args.query == "entities":
+        query, found = _entity_query(args.entities, splits)
+        counts |= found
+    corpus = load_knowledge(args.knowledge, args.cache_dir, args.title_in_key)
+    if args.title_in_key and not corpus.info.title_in_key:
+        raise ValueError(
+            f"--title_in_key: {', '.join(args.knowledge)} was saved with keys without the title; build it from files"
+        )
+    attached, report = attach_text_knowledge(
+        DatasetDict(splits), _text_retriever(args, corpus), args.top_k, column, args.cache_dir, query
+    )
+    return dict(attached), counts | asdict(report)
+
+
+def _text_retriever(args: DataArguments, corpus: KnowledgeCorpus) -> TextRetriever:
+    if args.query == "entities":
+        from .knowledge.entities import EntityRetriever
+
+        return EntityRetriever.from_corpus(corpus)
+    from .knowledge import BM25Retriever
+
+    if args.retriever == "bm25":
+        return BM25Retriever.from_corpus(corpus)
+    from .knowledge.dense import DenseRetriever, FusedRetriever
+
+    dense = DenseRetriever.from_corpus(corpus, args.text_model)
+    return dense if args.retriever == "dense" else FusedRetriever([BM25Retriever.from_corpus(corpus), dense])
+
+
+def _by_image(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
+    from .knowledge import load_knowledge
+    from .knowledge.attach import attach_image_knowledge
+    from .knowledge.image import ImageEncoder, ImageRetriever
+
+    corpus = load_knowledge(args.knowledge, args.cache_dir)
+    retriever = ImageRetriever.from_corpus(corpus, ImageEncoder(args.image_model))
+    attached, report = attach_image_knowledge(
+        DatasetDict(splits), retriever, args.top_k, column, args.image_dir, args.cache_dir
+    )
+    return dict(attached), asdict(report)
+
+
+def _caption_query(file: str, splits: Splits) -> tuple[Query, dict[str, int]]:
+    """Search for the caption of the post's image; a post without one searches for nothing and finds nothing."""
+    from .knowledge.captions import degenerate_captions, image_key, read_captions
+
+    captions = read_captions(file)
+    repeated, shared = degenerate_captions(captions)
+
+    def query(row: dict[str, Any]) -> str:
+        return captions.get(image_key(row["image_id"] or ""), "")
+
+    without = 0
+    for split, data in splits.items():
+        if "image_id" not in data.column_names:
+            raise ValueError(f"--query caption: the {split} posts have no column image_id to find their captions by")
+        without += sum(not query({"image_id": image}) for image in data["image_id"])
+    posts = sum(map(len, splits.values()))
+    if without == posts:
+        raise ValueError(f"--query caption: {file} has no caption for any of the {posts} posts")
+    if without:
+        logger.warning("%d of %d posts have no caption in %s and get no knowledge.", without, posts, file)
+    counts = {"captions": len(captions), "posts_without_caption": without}
+    return query, counts | {"captions_repeating_words": repeated, "captions_shared_by_many": shared}
+
+
+def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, int]]:
+    """Search for the post's words and, among the titles, for the entities predicted in it."""
+    from .knowledge.attach import post_text
+    from .knowledge.entities import entity_query, read_predictions
+
+    predictions = read_predictions(files)
+
+    def query(row: dict[str, Any]) -> str:
+        found = predictions.get(row["id"])
+        return entity_query(post_text(row), found.entities if found else [])
+
+    without = entities = 0
+    for split, data in splits.items():
+        if "id" not in data.column_names:
+            raise ValueError(f"--query entities: the {split} posts have no column id to find their predictions by")
+        for post, tokens in zip(data["id"], data["tokens"], strict=True):
+            found = predictions.get(post)
+            if found and found.tokens is not None and found.tokens != tokens:
+                raise ValueError(f"{found.where}: these are not the words of {split} post {post}; whose file is it?")
+            without += found is None
+            entities += len(found.entities) if found else 0
+    posts = sum(map(len, splits.values()))
+    if without == posts:
+        raise ValueError(f"--query entities: {', '.join(files)} has predictions for none of the {posts} posts")
+    if without:
+        logger.warning("%d of %d posts have no predicted entities: their words alone are searched.", without, posts)
+    return query, {"predicted_entities": entities, "posts_without_predictions": without}

@@ -1,8 +1,9 @@
 """Text retrieval: BM25 over the sentences of a corpus, their paragraphs as results (METHOD, section 1).
 
-bm25s computes, stores and maps the index (one float32 score per word and sentence). The search over it is ours: one
-pass gives the best *paragraphs* in an order that ties cannot change, where bm25s gives the best sentences, of which
-many share a paragraph, and settles ties by the state of its heap.
+bm25s stores and maps the index (one float32 score per word and sentence), and searches it too. Counting is ours,
+because it needs no lists of words in memory, and so is the search: one pass gives the best *paragraphs* in an order
+that ties cannot change, where bm25s gives the best sentences, of which many share a paragraph, and settles ties by
+the state of its heap.
 """
 
 import json
@@ -10,7 +11,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -32,6 +34,9 @@ META_FILE = "index.json"
 _BATCH = 512  # queries a step
 _BLOCK = 128  # sentences that are passed over together when none scores enough
 _SLACK = 2  # results above top_k, so that two paragraphs of the same text seldom need a second search
+
+Postings = tuple[np.ndarray, np.ndarray, np.ndarray]  # float32 scores, int32 rows, first posting of each word
+Titles = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # likewise, and the first sentence of each article
 
 
 def split_query(text: str) -> list[str]:
@@ -58,21 +63,9 @@ class BM25Retriever:
         self.corpus = corpus
         self.index_dir = Path(index_dir)
         self.n_threads = n_threads
-        meta = _read_meta(self.index_dir)
-        if meta["corpus"] != corpus.fingerprint or meta["sentences"] != len(corpus):
-            raise ValueError(
-                f"The index in {self.index_dir} is of corpus {meta['corpus']} with {meta['sentences']} sentences, "
-                f"not of {corpus.fingerprint} with {len(corpus)}: build it again."
-            )
-        index = bm25s.BM25.load(self.index_dir, mmap=True)
-        self.index = index
-        self.vocabulary: dict[str, int] = index.vocab_dict
-        # plain read-only arrays: one compiled version of the search for all, over the same mapped pages
-        self._data, self._indices, self._indptr = (
-            _read_only(index.scores[name]) for name in ("data", "indices", "indptr")
-        )
-        if len(self._data) != meta["postings"] or len(self._indices) != meta["postings"]:
-            raise ValueError(f"The index in {self.index_dir} is cut: {META_FILE} names {meta['postings']} postings.")
+        self.index = open_index(self.index_dir, corpus.fingerprint, len(corpus))
+        self.vocabulary: dict[str, int] = self.index.vocab_dict
+        self._data, self._indices, self._indptr = read_postings(self.index)
         self._paragraph = _read_only(corpus.sentence_paragraph)
 
     @property
@@ -95,7 +88,7 @@ class BM25Retriever:
         """
         folder = Path(index_dir or corpus.index_dir or corpus.folder / INDEX_FOLDER)
         if not (folder / META_FILE).is_file():
-            _build(corpus, folder)
+            _build(corpus.keys(), folder, corpus.fingerprint)
         return cls(corpus, folder, n_threads)
 
     def save(self, folder: str | Path) -> None:
@@ -109,25 +102,34 @@ class BM25Retriever:
             int32 [queries, k] rows of the sentences, filled up with -1, and float32 [queries, k] their BM25 scores,
             all above 0, falling; equal scores in the order of the corpus.
         """
+        return self._best([self.word_ids(query) for query in queries], k)
+
+    def word_ids(self, query: str) -> list[int]:
+        """The query's words that the corpus has, as numbers of the vocabulary; repeats kept."""
+        return [self.vocabulary[word] for word in split_query(query) if word in self.vocabulary]
+
+    def _best(
+        self, ids: list[list[int]], k: int, title_ids: list[list[int]] | None = None, titles: Titles | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         if k < 1:
             raise ValueError(f"At least one result must be asked for, not {k}.")
         k = min(k, self.corpus.info.paragraphs)
-        vocabulary = self.vocabulary
-        ids = [[vocabulary[word] for word in split_query(query) if word in vocabulary] for query in queries]
-        rows = np.full((len(queries), k), -1, np.int32)
-        scores = np.zeros((len(queries), k), np.float32)
+        title_ids = title_ids if title_ids is not None else [[]] * len(ids)
+        title_arrays = titles or _NO_TITLES
+        rows = np.full((len(ids), k), -1, np.int32)
+        scores = np.zeros((len(ids), k), np.float32)
 
         def run(first: int, last: int) -> None:
-            bounds = np.cumsum([0] + [len(query) for query in ids[first:last]], dtype=np.int64)
-            flat = np.array([word for query in ids[first:last] for word in query], dtype=np.int64)
-            arrays = self._data, self._indices, self._indptr, self._paragraph
-            _search(flat, bounds, *arrays, rows[first:last], scores[first:last])
+            words, title_words = _flat(ids[first:last]), _flat(title_ids[first:last])
+            out = rows[first:last], scores[first:last]
+            arrays = self._data, self._indices, self._indptr
+            _search(*words, *arrays, *title_words, *title_arrays, self._paragraph, *out)
 
-        threads = min(self.n_threads, len(queries))
+        threads = min(self.n_threads, len(ids))
         if threads <= 1:
-            run(0, len(queries))
+            run(0, len(ids))
         else:
-            cuts = np.linspace(0, len(queries), threads + 1).astype(int).tolist()
+            cuts = np.linspace(0, len(ids), threads + 1).astype(int).tolist()
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(run, cuts[:-1], cuts[1:]))
         return rows, scores
@@ -152,7 +154,9 @@ class BM25Retriever:
         while pending:
             rows, scores = self.search_paragraphs([queries[row] for row in pending], fetch)
             again = []
-            for query, found, entries in zip(pending, rows, self._entries(rows, scores, top_k), strict=True):
+            for query, found, entries in zip(
+                pending, rows, distinct_entries(self.corpus, rows, scores, top_k), strict=True
+            ):
                 results[query] = entries
                 # fewer than asked for although every slot was filled: the same text stood in several rows
                 if len(entries) < top_k and len(found) == fetch and found[-1] >= 0:
@@ -160,29 +164,42 @@ class BM25Retriever:
             pending, fetch = again, fetch * 4
         return results
 
-    def _entries(self, rows: np.ndarray, scores: np.ndarray, top_k: int) -> Iterator[list[Entry]]:
-        corpus = self.corpus
-        counts = (rows >= 0).sum(axis=1).tolist()
-        hits = rows[rows >= 0]
-        distinct, place = np.unique(corpus.sentence_paragraph[hits], return_inverse=True)
-        paragraphs = corpus.read_paragraphs(distinct)
-        starts, ends = corpus.sentence_start[hits].tolist(), corpus.sentence_end[hits].tolist()
-        found = zip(place.tolist(), scores[rows >= 0].tolist(), starts, ends, strict=True)
-        for count in counts:
-            entries: list[Entry] = []
-            seen = set()
-            for at, score, start, end in islice(found, count):
-                source, title, text = paragraphs[at]
-                if len(entries) < top_k and (title, text) not in seen:
-                    seen.add((title, text))
-                    entry = {"title": title, "text": text, "score": score, "source": source}
-                    entries.append({**entry, "match_start": start, "match_end": end})
-            yield entries
+
+def distinct_entries(
+    corpus: KnowledgeCorpus, rows: np.ndarray, scores: np.ndarray, top_k: int
+) -> Iterator[list[Entry]]:
+    """Per query the entries of its first `top_k` distinct paragraphs.
+
+    Args:
+        rows: int [queries, k] sentences, best first; below 0 where there is none.
+        scores: float [queries, k] of these sentences.
+    """
+    counts = (rows >= 0).sum(axis=1).tolist()
+    hits = rows[rows >= 0]
+    distinct, place = np.unique(corpus.sentence_paragraph[hits], return_inverse=True)
+    paragraphs = corpus.read_paragraphs(distinct)
+    starts, ends = corpus.sentence_start[hits].tolist(), corpus.sentence_end[hits].tolist()
+    found = zip(place.tolist(), scores[rows >= 0].tolist(), starts, ends, strict=True)
+    for count in counts:
+        entries: list[Entry] = []
+        seen = set()
+        for at, score, start, end in islice(found, count):
+            source, title, text = paragraphs[at]
+            if len(entries) < top_k and (title, text) not in seen:
+                seen.add((title, text))
+                entry = {"title": title, "text": text, "score": score, "source": source}
+                entries.append({**entry, "match_start": start, "match_end": end})
+        yield entries
 
 
 @njit(nogil=True, cache=True)
-def _search(words, bounds, data, indices, indptr, paragraph, rows, best):  # type: ignore[no-untyped-def]
+def _search(  # type: ignore[no-untyped-def]
+    words, bounds, data, indices, indptr, title_words, title_bounds, title_data, title_indices, title_indptr,
+    article_start, paragraph, rows, best
+):  # fmt: skip
     """Fill `rows` and `best` [queries, k]: per query the k paragraphs of the highest score, ties by row.
+
+    Postings of titles name articles: all sentences of the article, from `article_start` on, get their score.
 
     A heap holds the k best so far, the worst on top. Sentences come in row order, so one that only equals the worst
     comes later and loses, and the sentences of a paragraph come together, so only the last one entered can come again.
@@ -193,12 +210,17 @@ def _search(words, bounds, data, indices, indptr, paragraph, rows, best):  # typ
     heap = np.empty(k, np.float32)
     held = np.empty(k, np.int32)
     for query in range(rows.shape[0]):
-        if bounds[query] == bounds[query + 1]:
+        if bounds[query] == bounds[query + 1] and title_bounds[query] == title_bounds[query + 1]:
             continue
         scores[:] = 0
         for at in range(bounds[query], bounds[query + 1]):
             for posting in range(indptr[words[at]], indptr[words[at] + 1]):
                 scores[indices[posting]] += data[posting]
+        for at in range(title_bounds[query], title_bounds[query + 1]):
+            for posting in range(title_indptr[title_words[at]], title_indptr[title_words[at] + 1]):
+                article = title_indices[posting]
+                for row in range(article_start[article], article_start[article + 1]):
+                    scores[row] += title_data[posting]
         size = 0
         last = -1
         threshold = np.float32(0)
@@ -264,21 +286,27 @@ def _sink(heap, held, slot, size):  # type: ignore[no-untyped-def]
     held[slot] = row
 
 
-def _build(corpus: KnowledgeCorpus, folder: Path) -> None:
+def _build(texts: Iterable[str], folder: Path, fingerprint: str) -> None:
+    """Write the BM25 index of the texts, one row each, for the corpus of that fingerprint."""
     vocabulary: dict[str, int] = {}
-    ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in split_query(key)] for key in corpus.keys()]
+    words, bounds = array("i"), array("q", [0])
+    for text in texts:
+        words.extend([vocabulary.setdefault(word, len(vocabulary)) for word in split_query(text)])
+        bounds.append(len(words))
     index = bm25s.BM25(k1=K1, b=B, method="lucene", backend="numba")
-    index.index((ids, vocabulary), create_empty_token=False, show_progress=False)
+    arrays = _count(np.frombuffer(words, np.int32), np.frombuffer(bounds, np.int64), len(vocabulary))
+    index.scores = {**dict(zip(("data", "indices", "indptr"), arrays, strict=True)), "num_docs": len(bounds) - 1}
+    index.vocab_dict, index.nonoccurrence_array = vocabulary, None
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         index.save(beside, show_progress=False)
         meta = {
             "version": INDEX_VERSION,
-            "corpus": corpus.fingerprint,
-            "sentences": len(corpus),
+            "corpus": fingerprint,
+            "sentences": len(bounds) - 1,
             "words": len(vocabulary),
-            "postings": len(index.scores["data"]),
+            "postings": len(arrays[0]),
         }
         (beside / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         try:
@@ -288,6 +316,67 @@ def _build(corpus: KnowledgeCorpus, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@njit(cache=True)
+def _count(words, bounds, vocabulary):  # type: ignore[no-untyped-def]
+    """Postings of `words` (int32, all texts in a row; text i from bounds[i] on), by word, then by text, scored."""
+    texts = bounds.shape[0] - 1
+    seen = np.full(vocabulary, -1, np.int32)  # the last text that held the word
+    starts = np.zeros(vocabulary + 1, np.int64)
+    for text in range(texts):
+        for at in range(bounds[text], bounds[text + 1]):
+            if seen[words[at]] != text:
+                seen[words[at]] = text
+                starts[words[at] + 1] += 1
+    starts = np.cumsum(starts)
+    scores = np.empty(starts[-1], np.float32)
+    rows = np.empty(starts[-1], np.int32)
+    ends = starts[:-1].copy()
+    for text in range(texts):
+        for at in range(bounds[text], bounds[text + 1]):
+            word = words[at]
+            if ends[word] > starts[word] and rows[ends[word] - 1] == text:
+                scores[ends[word] - 1] += 1
+            else:
+                rows[ends[word]] = text
+                scores[ends[word]] = 1
+                ends[word] += 1
+    average = words.shape[0] / texts
+    for word in range(vocabulary):
+        holding = starts[word + 1] - starts[word]
+        idf = np.log(1 + (texts - holding + 0.5) / (holding + 0.5))
+        for at in range(starts[word], starts[word + 1]):
+            length = bounds[rows[at] + 1] - bounds[rows[at]]
+            count = np.float64(scores[at])
+            scores[at] = idf * (count / (K1 * ((1 - B) + B * length / average) + count))
+    return scores, rows, starts
+
+
+def open_index(folder: Path, fingerprint: str, rows: int) -> bm25s.BM25:
+    """An index that `_build` wrote, memory-mapped.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: it is the index of another corpus, of another version, or not whole.
+    """
+    meta = _read_meta(folder)
+    if meta["corpus"] != fingerprint or meta["sentences"] != rows:
+        raise ValueError(
+            f"The index in {folder} is of corpus {meta['corpus']} with {meta['sentences']} sentences, "
+            f"not of {fingerprint} with {rows}: build it again."
+        )
+    index = bm25s.BM25.load(folder, mmap=True)
+    if any(len(index.scores[name]) != meta["postings"] for name in ("data", "indices")):
+        raise ValueError(f"The index in {folder} is cut: {META_FILE} names {meta['postings']} postings.")
+    return index
+
+
+def read_postings(index: bm25s.BM25) -> Postings:
+    """Scores, their rows, and where each word's begin, as plain read-only arrays over the same mapped pages: one
+    compiled version of the search serves all."""
+    data, indices, indptr = (_read_only(index.scores[name]) for name in ("data", "indices", "indptr"))
+    return data, indices, indptr
 
 
 def _read_meta(folder: Path) -> dict[str, int | str]:
@@ -309,3 +398,17 @@ def _read_only(values: np.ndarray) -> np.ndarray:
     view = np.asarray(values).view(np.ndarray)
     view.flags.writeable = False
     return view
+
+
+def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All lists in one array, and where each begins."""
+    bounds = np.cumsum([0] + [len(row) for row in ids], dtype=np.int64)
+    return np.array([word for row in ids for word in row], dtype=np.int64), bounds
+
+
+_NO_TITLES: Titles = (
+    _read_only(np.zeros(0, np.float32)),
+    _read_only(np.zeros(0, np.int32)),
+    _read_only(np.zeros(1, np.int64)),
+    _read_only(np.zeros(1, np.int32)),
+)

@@ -1,0 +1,113 @@
+"""Captions of the posts' images: what a text search is asked for with `--query caption`."""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_SUFFIX = re.compile(r"\.(?:jpe?g|png|gif|webp|bmp)$", re.IGNORECASE)
+_WORDS = re.compile(r"\w+")
+_SHARED = 0.01  # a caption of more than this share of the images describes none of them
+
+
+def image_key(image_id: str) -> str:
+    """An image id without the suffix of an image file: posts and captions may name it either way."""
+    return _IMAGE_SUFFIX.sub("", image_id)
+
+
+def read_captions(path: str | Path) -> dict[str, str]:
+    """Captions by image id, from lines `ID.jpg :caption` or from JSONL {"image_id", "caption"}.
+
+    Image ids lose the suffix of an image file (`image_key`). Empty captions are left out and counted in a warning,
+    degenerate ones (`degenerate_captions`) are kept and counted in a warning.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line of neither form, two captions of one image, no caption at all; names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The captions file {path} does not exist.")
+    captions: dict[str, str] = {}
+    empty = 0
+    for where, image, caption in _read(path):
+        image, caption = image_key(image), " ".join(caption.split())
+        if not image:
+            raise ValueError(f"{where}: the caption has no image id.")
+        if captions.get(image, caption) != caption:
+            raise ValueError(f"{where}: image {image} has another caption before; give one for each image.")
+        if caption:
+            captions[image] = caption
+        else:
+            empty += 1
+    if not captions:
+        raise ValueError(
+            f"{path} holds no caption: lines `ID.jpg :caption` or JSONL with image_id and caption are read."
+        )
+    if empty:
+        logger.warning("%s: %d images have an empty caption, as if they had none.", path, empty)
+    repeated, shared = degenerate_captions(captions)
+    if repeated or shared:
+        logger.warning(
+            "%s: of %d captions, %d repeat one or two words, and %d are the same for more than 1 %% of the images.",
+            path, len(captions), repeated, shared,
+        )  # fmt: skip
+    return captions
+
+
+def degenerate_captions(captions: Mapping[str, str]) -> tuple[int, int]:
+    """How many captions (of six words or more) repeat one or two words, and how many are the same for more than 1 %
+    of the images (and more than 10): the writer saw nothing, or no image at all."""
+    words = [_WORDS.findall(caption.lower()) for caption in captions.values()]
+    repeated = sum(len(found) >= 6 and len(set(found)) <= 2 for found in words)
+    often = max(10, _SHARED * len(captions))
+    return repeated, sum(count for count in Counter(captions.values()).values() if count > often)
+
+
+def _read(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(place, image id, caption) of each line."""
+    if path.suffix == ".jsonl":
+        for where, row in json_lines(path):
+            image, caption = row.get("image_id"), row.get("caption")
+            if not isinstance(image, str) or not isinstance(caption, str):
+                raise ValueError(f'{where}: "image_id" and "caption" must both be there, as strings.')
+            yield where, image, caption
+        return
+    for where, line in _lines(path):
+        image, colon, caption = line.partition(" :")
+        if not colon:
+            raise ValueError(f"{where}: not of the form `ID.jpg :caption`; JSONL must be called .jsonl.")
+        yield where, image.strip(), caption
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each line of a JSONL file.
+
+    Raises:
+        ValueError: a line that is no JSON object; names file and line.
+    """
+    for where, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON ({error}); one object a line is read.") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: not a JSON object.")
+        yield where, row
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):  # bytes: a line ends at \n only, not at U+2028
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not UTF-8 ({error}).") from None
+            if text.strip():
+                yield where, text

@@ -1,0 +1,391 @@
+"""Dense text retrieval: a sentence encoder and a FAISS index over the sentences of a corpus, alone or with BM25.
+
+The vectors stand in a data set of their own; the index over them is made with `Dataset.add_faiss_index`, saved, and
+loaded onto the corpus's table of sentences, which has the same rows and no vectors.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer
+
+from .attach import TextRetriever
+from .corpus import KnowledgeCorpus
+from .leakage import WORDS, Entry, search_without_leaks
+from .text import distinct_entries
+
+logger = logging.getLogger(__name__)
+
+INDEX_VERSION = 1
+META_FILE = "dense.json"
+INDEX_FILE = "index.faiss"
+MAX_LENGTH = 256  # sub-tokens read of a sentence: what the usual sentence encoders are trained with
+_INDEX = "embedding"
+_SHARD_ROWS = 8192  # sentences a shard: what a killed run loses at most
+_TRAIN_ROWS = 1_000_000  # vectors that a quantiser learns from
+_BATCH = 512  # queries a step
+
+
+class SentenceEncoder:
+    """Any encoder of transformers as a sentence encoder: mean of the last layer over the mask, L2-normalised.
+
+    ```python
+    encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")
+    encoder.embed(["Acme is a company in Oslo."])  # float32 [1, 384]
+    ```
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 32,
+        max_length: int = MAX_LENGTH,
+    ) -> None:
+        """Load the encoder.
+
+        Args:
+            device: default: the GPU where there is one.
+            dtype: default: bfloat16 on a GPU, else float32; the mean and the norm are taken in float32.
+            batch_size: sentences encoded at once.
+            max_length: sub-tokens read of a text; the tokenizer's own limit holds where it is lower.
+
+        Raises:
+            FileNotFoundError: no encoder of that name in a folder or on the Hub.
+        """
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+            model = AutoModel.from_pretrained(name_or_path, revision=revision, dtype=self.dtype)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FileNotFoundError(f"The sentence encoder {name_or_path} can't be loaded: {reason}") from error
+        self.model: Any = model.to(self.device).eval()
+        self.name = str(name_or_path)
+        self.batch_size = batch_size
+        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.fingerprint = self._digest()
+
+    @property
+    def dimension(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [texts, dimension], each row of length 1; text past `max_length` sub-tokens is not read."""
+        ids: list[list[int]] = []
+        if len(texts):
+            ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        longest_first = sorted(range(len(texts)), key=lambda row: -len(ids[row]))  # little padding
+        for first in range(0, len(texts), self.batch_size):
+            rows = longest_first[first : first + self.batch_size]
+            lengths = torch.tensor([len(ids[row]) for row in rows])
+            mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+            input_ids = torch.full(mask.shape, self.tokenizer.pad_token_id or 0)
+            input_ids[mask] = torch.tensor([token for row in rows for token in ids[row]])
+            mask = mask.to(self.device)
+            with torch.inference_mode():
+                output = self.model(input_ids=input_ids.to(self.device), attention_mask=mask.long())
+            hidden = output.last_hidden_state.float() * mask.unsqueeze(-1)
+            mean = hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True)
+            vectors[rows] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+        return vectors
+
+    def _digest(self) -> str:
+        """Of weights, tokenizer and what else the vectors depend on, wherever the encoder was loaded from."""
+        settings = [self.model.config.model_type, str(self.dtype), self.max_length, self.tokenizer.get_vocab()]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:32]
+
+
+class DenseRetriever:
+    """Finds the paragraphs whose best sentence lies nearest to the query.
+
+    ```python
+    retriever = DenseRetriever.from_corpus(corpus, "sentence-transformers/all-MiniLM-L6-v2")
+    retriever.search(["Who founded Acme ?"], top_k=3)[0][0]["title"]
+    ```
+    """
+
+    def __init__(
+        self,
+        corpus: KnowledgeCorpus,
+        encoder: SentenceEncoder,
+        index_dir: str | Path,
+        search_parameters: str = "",
+    ) -> None:
+        """Open a saved index.
+
+        Args:
+            search_parameters: of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128").
+
+        Raises:
+            FileNotFoundError: `index_dir` holds no index.
+            ValueError: it is the index of another corpus, encoder or version, or not whole.
+        """
+        self.corpus = corpus
+        self.encoder = encoder
+        self.index_dir = Path(index_dir)
+        self.search_parameters = search_parameters
+        meta = _read_meta(self.index_dir)
+        for name, here in (("corpus", corpus.fingerprint), ("encoder", encoder.fingerprint), ("rows", len(corpus))):
+            if meta[name] != here:
+                raise ValueError(
+                    f"The index in {self.index_dir} is of {name} {meta[name]}, not {here}: build it again."
+                )
+        self.string_factory: str = meta["string_factory"]
+        file = self.index_dir / INDEX_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"{self.index_dir} lacks its file {file.name}.")
+        self.table = Dataset(corpus.sentences.data)  # its own object: an index on the corpus's would stay with it
+        try:
+            self.table.load_faiss_index(_INDEX, str(file))
+        except RuntimeError as error:
+            raise ValueError(f"{file} is not a FAISS index ({str(error).splitlines()[0]}).") from None
+        index = self.table.get_index(_INDEX).faiss_index
+        if (index.ntotal, index.d) != (len(corpus), encoder.dimension):
+            raise ValueError(
+                f"{file} holds {index.ntotal} vectors of {index.d} numbers, not {len(corpus)} of {encoder.dimension}."
+            )
+        if search_parameters:
+            parameters: Any = faiss.ParameterSpace()
+            parameters.set_index_parameters(index, search_parameters)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the results depend on besides queries and top_k."""
+        index = f"{self.string_factory}-{self.search_parameters}"
+        return f"dense-{INDEX_VERSION}-{index}-{self.encoder.fingerprint}-{self.corpus.fingerprint}"
+
+    @classmethod
+    def from_corpus(
+        cls,
+        corpus: KnowledgeCorpus,
+        encoder: str | Path | SentenceEncoder,
+        index_dir: str | Path | None = None,
+        string_factory: str | None = None,
+        search_parameters: str = "",
+    ) -> "DenseRetriever":
+        """Open the index of corpus and encoder; where there is none, embed the sentences, build and save it first.
+
+        The vectors are kept in shards, so a run that was killed continues; several processes share the shards.
+
+        Args:
+            index_dir: default: beside the corpus's tables in the cache.
+            string_factory: a FAISS index, such as "IVF4096,PQ64" or "HNSW32"; default: exact search ("Flat").
+        """
+        if not isinstance(encoder, SentenceEncoder):
+            encoder = SentenceEncoder(encoder)
+        string_factory = string_factory or "Flat"
+        home = Path(index_dir) if index_dir is not None else corpus.folder / "dense" / encoder.fingerprint
+        folder = home / re.sub(r"\W+", "_", string_factory)
+        if not (folder / META_FILE).is_file():
+            vectors = embed_corpus(corpus, encoder, home / "embeddings")
+            _build(vectors, corpus, encoder, folder, string_factory)
+        return cls(corpus, encoder, folder, search_parameters)
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the index (without the shards of vectors) into a folder."""
+        shutil.copytree(self.index_dir, folder, dirs_exist_ok=True)
+
+    def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
+        """The `top_k` distinct paragraphs of each query by their best sentence, as ranked entries; score = inner
+        product, equal ones in the order of the corpus. A query without a word finds nothing.
+
+        Args:
+            posts: the texts the queries were made from: entries that hold their post are dropped and replaced.
+        """
+        if top_k < 1:
+            raise ValueError(f"At least one result must be asked for, not {top_k}.")
+        if posts is not None:
+            return search_without_leaks(self.search, queries, posts, top_k)[0]
+        results: list[list[Entry]] = [[] for _ in queries]
+        asked = [row for row, query in enumerate(queries) if WORDS.search(query)]
+        for first in range(0, len(asked), _BATCH):
+            rows = asked[first : first + _BATCH]
+            vectors = self.encoder.embed([queries[row] for row in rows])
+            for row, entries in zip(rows, self._search_vectors(vectors, top_k), strict=True):
+                results[row] = entries
+        return results
+
+    def _search_vectors(self, vectors: np.ndarray, top_k: int) -> list[list[Entry]]:
+        results: list[list[Entry]] = [[] for _ in vectors]
+        pending, fetch = np.arange(len(vectors)), min(4 * top_k, len(self.corpus))
+        while len(pending):
+            found = self.table.search_batch(_INDEX, vectors[pending], k=fetch)
+            scores, rows = np.asarray(found.total_scores), np.asarray(found.total_indices)
+            order = np.lexsort((rows, -scores), axis=-1)
+            scores, rows = (np.take_along_axis(values, order, axis=-1) for values in (scores, rows))
+            entries = distinct_entries(self.corpus, rows, scores, top_k)
+            for query, ranked in zip(pending.tolist(), entries, strict=True):
+                results[query] = ranked
+            # many sentences of one paragraph: fetch on, until the corpus ends
+            short = np.array([len(results[query]) < top_k for query in pending.tolist()])
+            # or an approximate index has no more
+            pending = pending[short & (rows[:, -1] >= 0)] if fetch < len(self.corpus) else pending[:0]
+            fetch = min(4 * fetch, len(self.corpus))
+        return results
+
+
+class FusedRetriever:
+    """Joins the rankings of several retrievers by reciprocal rank fusion.
+
+    score(entry) = Σ over the retrievers that found it of 1 / (k + rank), rank from 1, k = 60 (Cormack, Clarke and
+    Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods", SIGIR 2009). Only
+    ranks count, so scores of different scales need no weights. Each retriever is asked for `depth` entries; equal
+    scores stand by their best rank, then by the order of the retrievers. The matched sentence is that of the retriever
+    that ranks the entry best.
+    """
+
+    def __init__(self, retrievers: Sequence[TextRetriever], k: int = 60, depth: int = 100) -> None:
+        if not retrievers:
+            raise ValueError("No retriever is given: name at least one.")
+        self.retrievers = list(retrievers)
+        self.k = k
+        self.depth = depth
+
+    @property
+    def fingerprint(self) -> str:
+        """What the results depend on besides queries and top_k."""
+        return f"rrf-{self.k}-{self.depth}-" + "+".join(retriever.fingerprint for retriever in self.retrievers)
+
+    def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
+        """The `top_k` entries of each query by fused score.
+
+        Args:
+            posts: the texts the queries were made from: entries that hold their post are dropped and replaced.
+        """
+        if posts is not None:
+            return search_without_leaks(self.search, queries, posts, top_k)[0]
+        rankings = [retriever.search(queries, max(self.depth, top_k)) for retriever in self.retrievers]
+        return [self._fuse(lists)[:top_k] for lists in zip(*rankings, strict=True)]
+
+    def _fuse(self, lists: Sequence[list[Entry]]) -> list[Entry]:
+        scores: dict[tuple[str, str], float] = {}
+        best: dict[tuple[str, str], tuple[int, int, Entry]] = {}
+        for place, entries in enumerate(lists):
+            for rank, entry in enumerate(entries, 1):
+                key = entry["title"], entry["text"]
+                scores[key] = scores.get(key, 0.0) + 1 / (self.k + rank)
+                if key not in best or (rank, place) < best[key][:2]:
+                    best[key] = rank, place, entry
+        ranked = sorted(scores, key=lambda key: (-scores[key], *best[key][:2]))
+        return [{**best[key][2], "score": scores[key]} for key in ranked]
+
+
+def embed_corpus(corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path) -> Dataset:
+    """The vectors of a corpus's keys as a memory-mapped data set {embedding}, one row a sentence.
+
+    Written in shards, each when it is whole: a run that was killed goes on after its last shard. Where several
+    processes run (`accelerate launch`), each begins at another shard and skips those that are there already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    features = Features({"embedding": List(Value("float32"), length=encoder.dimension)})
+    starts = range(0, len(corpus), _SHARD_ROWS)
+    digest = hashlib.sha256(f"{corpus.fingerprint} {encoder.fingerprint} {_SHARD_ROWS}".encode()).hexdigest()[:16]
+    files = [folder / f"{digest}-{number:06d}.arrow" for number in range(len(starts))]
+    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    turn = process * len(starts) // processes
+    with tqdm(total=len(corpus), desc="Embedding sentences", unit="sentences", disable=None) as bar:
+        for number in [*range(turn, len(starts)), *range(turn)]:
+            rows = range(starts[number], min(starts[number] + _SHARD_ROWS, len(corpus)))
+            if not _is_whole(files[number], len(rows), features):
+                keys: list[str] = corpus.table[rows.start : rows.stop]["key"]
+                _write_shard(files[number], encoder.embed(keys), features)
+            bar.update(len(rows))
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+
+
+def _is_whole(file: Path, rows: int, features: Features) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        shard = Dataset.from_file(str(file))
+    except (pa.ArrowInvalid, OSError, ValueError):
+        shard = None
+    if shard is None or len(shard) != rows or shard.features != features:
+        logger.warning("%s is damaged: its sentences are embedded again.", file)  # not by us: writing is atomic
+        return False
+    return True
+
+
+def _write_shard(file: Path, vectors: np.ndarray, features: Features) -> None:
+    schema = features.arrow_schema
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]).cast(schema.types[0])
+    beside = file.with_suffix(f".tmp{os.getpid()}")
+    try:
+        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_batch(pa.record_batch([column], schema=schema))
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _build(
+    vectors: Dataset, corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path, string_factory: str
+) -> None:
+    flat = string_factory == "Flat"
+    try:
+        vectors.add_faiss_index(
+            "embedding",
+            index_name=_INDEX,
+            metric_type=faiss.METRIC_INNER_PRODUCT,
+            string_factory=string_factory,
+            train_size=None if flat else min(len(vectors), _TRAIN_ROWS),
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise ValueError(
+            f"FAISS can't build {string_factory!r} over {len(vectors)} vectors of {encoder.dimension} numbers: "
+            f"{reason}"
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"index.tmp{os.getpid()}"
+    meta = {
+        "version": INDEX_VERSION,
+        "corpus": corpus.fingerprint,
+        "encoder": encoder.fingerprint,
+        "encoder_name": Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
+        "rows": len(vectors),
+        "dimension": encoder.dimension,
+        "string_factory": string_factory,
+    }
+    try:
+        vectors.save_faiss_index(_INDEX, str(beside))
+        os.replace(beside, folder / INDEX_FILE)
+        beside.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        os.replace(beside, folder / META_FILE)  # last: a folder without it is no index
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    file = folder / META_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no dense index: {META_FILE} is missing.")
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        if meta["version"] != INDEX_VERSION:
+            raise ValueError(f"{file} is of version {meta['version']}, not {INDEX_VERSION}: build it again.")
+        return {name: meta[name] for name in ("corpus", "encoder", "rows", "string_factory")}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} does not describe a dense index ({error!r}).") from None

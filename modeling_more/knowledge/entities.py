@@ -1,0 +1,122 @@
+"""The second round of retrieval: predicted entities search the titles (METHOD, section 1; from KB-NER).
+
+score(sentence) = BM25(post, sentence) + 2.0 · BM25(entities, title of the sentence's article)
+
+The second term is BM25 with the same k1 and b over the titles, one title an article: what Elasticsearch computes for a
+query of two `match` clauses, the one on the title with boost 2.0. A paragraph whose title alone matches is found too.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .captions import json_lines
+from .corpus import KnowledgeCorpus
+from .text import META_FILE, BM25Retriever, Titles, _build, open_index, read_postings, split_query
+
+TITLE_BOOST = 2.0
+_SEPARATOR = "\x1f"  # between the post and its entities in a query: a retriever is asked with strings
+_FOLDER = "bm25_titles"
+_STARTS = "article_start.npy"
+
+
+class Prediction(NamedTuple):
+    """What a model found in a post: the texts of its entities, the post's words where the file has them."""
+
+    entities: list[str]
+    tokens: list[str] | None
+    where: str  # file and line
+
+
+def read_predictions(files: Iterable[str | Path]) -> dict[str, Prediction]:
+    """Predicted entities by post id, from JSONL {"id", "entities": [{"text"}]} as run_ner.py writes them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line of another form, different predictions of one post; names file and line.
+    """
+    found: dict[str, Prediction] = {}
+    for file in map(Path, files):
+        if not file.is_file():
+            raise FileNotFoundError(f"The predictions file {file} does not exist.")
+        for where, row in json_lines(file):
+            post, entities, tokens = row.get("id"), row.get("entities"), row.get("tokens")
+            if not isinstance(post, str):
+                raise ValueError(f'{where}: no "id"; a line has the post\'s "id" and its "entities".')
+            if not isinstance(entities, list) or not all(
+                isinstance(entity, dict) and isinstance(entity.get("text"), str) for entity in entities
+            ):
+                raise ValueError(f'{where}: "entities" must be a list of objects with "text".')
+            prediction = Prediction([entity["text"] for entity in entities], tokens, where)
+            if post in found and found[post][:2] != prediction[:2]:
+                raise ValueError(
+                    f"{where}: post {post} has other predictions at {found[post].where}; give one file for each post."
+                )
+            found.setdefault(post, prediction)
+    return found
+
+
+def entity_query(text: str, entities: Sequence[str]) -> str:
+    """The query of `EntityRetriever` for a post and the entities predicted in it."""
+    return _SEPARATOR.join(part.replace(_SEPARATOR, " ") for part in (text, " ".join(entities)))
+
+
+class EntityRetriever(BM25Retriever):
+    """BM25 over sentences, and over titles for the entities of a query that `entity_query` made.
+
+    ```python
+    retriever = EntityRetriever.from_corpus(KnowledgeCorpus.from_files("articles.jsonl"))
+    retriever.search([entity_query("Lund speaks in Oslo", ["Lund", "Oslo"])], top_k=3)
+    ```
+    """
+
+    def __init__(self, corpus: KnowledgeCorpus, index_dir: str | Path, n_threads: int = 1) -> None:
+        """Open a saved index and that of the titles; where the corpus's folder has none of these, it is built."""
+        super().__init__(corpus, index_dir, n_threads)
+        folder = corpus.folder / _FOLDER
+        if not (folder / META_FILE).is_file():
+            _build_titles(corpus, folder)
+        starts = np.load(corpus.folder / _STARTS, mmap_mode="r").view(np.ndarray)
+        index = open_index(folder, corpus.fingerprint, len(starts) - 1)
+        self.title_vocabulary: dict[str, int] = index.vocab_dict
+        scores, articles, bounds = read_postings(index)
+        boosted = scores * np.float32(TITLE_BOOST)
+        boosted.flags.writeable = False
+        self._titles: Titles = (boosted, articles, bounds, starts)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the results depend on besides queries and top_k."""
+        return f"{super().fingerprint}-titles-{TITLE_BOOST}"
+
+    def search_paragraphs(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `BM25Retriever.search_paragraphs`, for queries of `entity_query`; a query without entities is searched
+        among the sentences alone."""
+        parts = [query.partition(_SEPARATOR) for query in queries]
+        vocabulary = self.title_vocabulary
+        title_ids = [
+            [vocabulary[word] for word in split_query(entities) if word in vocabulary] for _, _, entities in parts
+        ]
+        return self._best([self.word_ids(text) for text, _, _ in parts], k, title_ids, self._titles)
+
+
+def _build_titles(corpus: KnowledgeCorpus, folder: Path) -> None:
+    """The index of the titles and, beside it, int32 [articles + 1]: the first sentence of each article."""
+    titles: list[str] = []
+    first_paragraphs: list[int] = []
+    before: tuple[str, str] | None = None
+    for first in range(0, corpus.info.paragraphs, 10_000):
+        rows = corpus.paragraphs.data.slice(first, 10_000)  # an article's paragraphs stand together
+        for row, article in enumerate(zip(*(rows.column(c).to_pylist() for c in ("id", "title")), strict=True), first):
+            if article != before:
+                titles.append(article[1])
+                first_paragraphs.append(row)
+                before = article
+    starts = np.searchsorted(corpus.sentence_paragraph, np.array([*first_paragraphs, corpus.info.paragraphs]))
+    beside = corpus.folder / f".{_STARTS}"
+    with open(beside, "wb") as file:
+        np.save(file, starts.astype(np.int32))
+    beside.replace(corpus.folder / _STARTS)
+    _build(titles, folder, corpus.fingerprint)
