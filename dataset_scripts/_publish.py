@@ -178,8 +178,13 @@ def push(configs: dict[str, DatasetDict], card: DatasetCard, repo_id: str, priva
             path_or_fileobj=str(merged).encode(), path_in_repo="README.md", repo_id=repo_id, repo_type="dataset"
         )
     except Exception as error:  # whatever the client raises, the folder is whole and can be pushed again
-        again = f"hf upload {repo_id} {folder} --repo-type dataset"
-        raise ConnectionError(f"The upload to {repo_id} failed ({error}); {folder} is whole: {again}") from error
+        raise failed_push(repo_id, folder, error) from error
+
+
+def failed_push(repo_id: str, folder: Path, error: Exception) -> ConnectionError:
+    """The error that says how to push what is written already."""
+    again = f"hf upload {repo_id} {folder} --repo-type dataset"
+    return ConnectionError(f"The upload to {repo_id} failed ({error}); {folder} is whole: {again}")
 
 
 def publish(arguments: argparse.Namespace, name: str, command: Sequence[str]) -> Path:
@@ -228,7 +233,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     return made
 
 
-def _without_folder(word: str) -> str:
+def without_folder(word: str) -> str:
     """The card is published: it names files, not where they lie on this machine."""
     return Path(word).name if Path(word).is_absolute() else word
 
@@ -240,7 +245,7 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("dataset_scripts").setLevel(logging.INFO)
     try:
-        publish(parsed, name, ["python", f"dataset_scripts/{name}.py", *map(_without_folder, given)])
+        publish(parsed, name, ["python", f"dataset_scripts/{name}.py", *map(without_folder, given)])
     except (ValueError, OSError) as error:
         logger.error("%s", error)
         return 1

@@ -1,0 +1,334 @@
+"""What the builders of knowledge corpora share: from a stream of rows to shards, from these to a corpus, and its card.
+
+The stream is written as shards of normalised Parquet {id, title, text, lead?, image?} with a note on how far it was
+read. A run that was killed keeps the shards that are finished and reads on behind them, so its corpus is that of an
+unbroken run.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, IterableDataset, Value, load_dataset
+from huggingface_hub import HfApi
+from tqdm.auto import tqdm
+
+from dataset_scripts._publish import failed_push, without_folder
+from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
+from modeling_more.model_card import markdown_table, scrub_command
+
+logger = logging.getLogger(__name__)
+
+BUILD_VERSION = 1
+PROGRESS = "progress.json"
+TEXT_SHARD = 50_000  # articles
+IMAGE_SHARD = 5_000
+_GROUP = 500  # rows that are written at once
+_STRING = Value("string")
+
+Row = dict[str, Any]
+Convert = Callable[[Row, Counter[str]], Iterable[Row]]
+
+
+@dataclass
+class Plan:
+    """A corpus to build.
+
+    Attributes:
+        name: of the builder.
+        source: rows as the source has them.
+        identity: what the source's rows depend on, as JSON; with `options` it names the shards.
+        convert: from a row to the articles it holds; what it leaves out it counts by reason.
+        images: the articles have `lead` and `image`.
+        options: what `convert` depends on, as JSON.
+        license: of texts and images, as the Hub spells it.
+        date: of the source.
+    """
+
+    name: str
+    source: IterableDataset
+    identity: Any
+    convert: Convert
+    images: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    language: str = "en"
+    license: str | None = None
+    date: str | None = None
+    description: str = ""
+
+    @property
+    def features(self) -> Features:
+        more = {"lead": _STRING, "image": Image()} if self.images else {}
+        return Features({"id": _STRING, "title": _STRING, "text": _STRING, **more})
+
+    @property
+    def digest(self) -> str:
+        parts = [BUILD_VERSION, self.name, self.identity, self.options, self.language, self.images]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+# ---------------------------------------------------------------- sources
+
+
+def stream(
+    where: str, config: str | None, columns: Sequence[str], data_dir: str | None
+) -> tuple[IterableDataset, Any]:
+    """The rows of a data set of the Hub, or of a local copy in its schema; and what they depend on.
+
+    Args:
+        where: the repository.
+        columns: those to read.
+        data_dir: a folder with Parquet or JSON Lines files, or one such file, instead.
+
+    Raises:
+        FileNotFoundError: no such folder, or no file in it.
+        ConnectionError: the Hub does not answer, or has no such data set.
+    """
+    if data_dir is None:
+        try:
+            revision = HfApi().dataset_info(where).sha
+            found = load_dataset(
+                where, config, split="train", streaming=True, columns=list(columns), revision=revision
+            )
+        except Exception as error:  # whatever the client raises
+            raise ConnectionError(
+                f"{where} {config or ''} can't be had from the Hub ({error}); --data_dir reads a local copy."
+            ) from error
+        return _undecoded(found), [where, config, revision]
+    files = local_files(Path(data_dir))
+    kind = "parquet" if files[0].suffix == ".parquet" else "json"
+    paths = [str(file) for file in files]
+    options = {"columns": list(columns)} if kind == "parquet" else {}
+    found = load_dataset(kind, data_files=paths, split="train", streaming=True, **options)
+    return _undecoded(found), stamps(files)
+
+
+def local_files(path: Path) -> list[Path]:
+    """The Parquet files of a folder in the order of their names, or else its JSON Lines files; or the file itself."""
+    path = path.expanduser().resolve()
+    if path.is_file():
+        return [path]
+    for pattern in ("*.parquet", "*.jsonl*"):
+        if found := sorted(path.rglob(pattern)):
+            return found
+    what = "holds no Parquet or JSON Lines file" if path.is_dir() else "no such file or folder"
+    raise FileNotFoundError(f"{path}: {what}; --data_dir should name a copy of the data set.")
+
+
+def stamps(files: Sequence[Path]) -> list[list[Any]]:
+    """Name, size and time of each file: a change of one makes other shards."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def wiki_name(language: str) -> str:
+    """As Wikimedia names the wiki of a language: zh-min-nan -> zh_min_nanwiki."""
+    return f"{language.replace('-', '_')}wiki"
+
+
+def _undecoded(rows: IterableDataset) -> IterableDataset:
+    """Images as the bytes of their files: they are checked later, and a broken one must not end the stream."""
+    if rows.features and isinstance(rows.features.get("image"), Image):
+        return rows.cast_column("image", Image(decode=False))
+    return rows
+
+
+# ---------------------------------------------------------------- shards
+
+
+@dataclass
+class Progress:
+    """How far the stream was read: what lies behind `state` is in the first `shards` shards."""
+
+    shards: int = 0
+    articles: int = 0
+    done: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    state: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> "Progress":
+        if not file.is_file():
+            return cls()
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        return cls(**{**noted, "counts": Counter(noted["counts"])})
+
+    def write(self, file: Path) -> None:
+        beside = file.with_suffix(f".tmp{os.getpid()}")
+        beside.write_text(json.dumps(vars(self)), encoding="utf-8")
+        os.replace(beside, file)
+
+
+def write_shards(
+    plan: Plan, cache_dir: str | Path | None = None, limit: int | None = None, size: int | None = None
+) -> tuple[list[Path], Counter[str]]:
+    """Read the stream into shards, from where an earlier run of the same plan stopped.
+
+    Args:
+        limit: articles at most.
+        size: articles a shard, or a few more, for the articles of one row stay together.
+
+    Returns:
+        the files; and the rows read, the articles made and what was left out, by reason.
+    """
+    root = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    size = size or (IMAGE_SHARD if plan.images else TEXT_SHARD)
+    folder = root / "builders" / f"{plan.name}-{plan.digest}-{limit or 'all'}-{size}"
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress.read(folder / PROGRESS)
+    files = [folder / f"{number:05d}.parquet" for number in range(progress.shards)]
+    if progress.state is not None:
+        plan.source.load_state_dict(progress.state)
+        logger.info("%s: the %d articles of an earlier run are kept.", plan.name, progress.articles)
+    seen = _ids(files) if plan.images else set()
+    rows = iter(plan.source)
+    with tqdm(total=limit, initial=progress.articles, desc=plan.name, unit="articles", disable=None) as bar:
+        while not progress.done:
+            file = folder / f"{progress.shards:05d}.parquet"
+            first = progress.articles
+            with _writer(file, plan.features) as write:
+                for row in rows:
+                    progress.counts["rows read"] += 1
+                    for article in plan.convert(row, progress.counts):
+                        if limit and progress.articles == limit:
+                            break
+                        write(_once(article, seen) if plan.images else article)
+                        progress.articles += 1
+                        bar.update()
+                    if limit and progress.articles == limit:
+                        progress.done = True
+                    if progress.done or progress.articles - first >= size:
+                        break
+                else:
+                    progress.done = True
+            files.append(file)
+            progress.shards, progress.state = len(files), plan.source.state_dict()
+            progress.write(folder / PROGRESS)
+    return files, progress.counts + Counter({"articles": progress.articles})
+
+
+@contextmanager
+def _writer(file: Path, features: Features) -> Iterator[Callable[[Row], None]]:
+    """Write rows to a Parquet file that appears under its name when it is whole."""
+    beside = file.with_suffix(".tmp")  # one name: what a killed run left is written over
+    schema = features.arrow_schema
+    rows: list[Row] = []
+    try:
+        with pq.ParquetWriter(beside, schema) as parquet:
+
+            def flush() -> None:
+                parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows.clear()
+
+            def write(row: Row) -> None:
+                rows.append(row)
+                if len(rows) == _GROUP:
+                    flush()
+
+            yield write
+            if rows:
+                flush()
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _hash(article: str) -> int:
+    return int.from_bytes(hashlib.blake2b(article.encode(), digest_size=8).digest(), "big")
+
+
+def _ids(files: Iterable[Path]) -> set[int]:
+    """Hashes of the ids in finished shards: those of a whole Wikipedia take 0.5 GB."""
+    return {_hash(article) for file in files for article in pq.read_table(file, columns=["id"])["id"].to_pylist()}
+
+
+def _once(article: Row, seen: set[int]) -> Row:
+    """An article with several images comes several times: its text goes to the corpus once, its lead with each."""
+    key = _hash(article["id"])
+    if key in seen:
+        return {**article, "text": ""}
+    seen.add(key)
+    return article
+
+
+# ---------------------------------------------------------------- corpus
+
+
+def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path:
+    """What the command line asks for; returns the folder of the saved corpus."""
+    folder = Path(given.output_dir).expanduser().resolve()
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / META_FILE).is_file():
+            raise ValueError(f"{folder}: holds something that is no knowledge corpus; give another --output_dir.")
+        if not given.overwrite_output_dir:
+            raise ValueError(f"{folder}: holds a corpus; give another --output_dir or --overwrite_output_dir.")
+    files, counts = write_shards(plan, given.cache_dir, given.max_articles)
+    if not counts["articles"]:
+        raise ValueError(f"{plan.name}: no article was made of {counts['rows read']} rows ({_listed(counts)}).")
+    corpus = KnowledgeCorpus.from_files(files, given.cache_dir, given.title_in_key, plan.language)
+    made = scrub_command(command)
+    table = markdown_table([{"": key, "count": count} for key, count in counts.items()])
+    description = f"{plan.description}\n\n{table}\n\nMade by `{made}`."
+    license, date = given.license or plan.license, given.date or plan.date
+    corpus.save_pretrained(folder, license, description, date=date)
+    logger.info("Written: %s (%s)", folder, _listed(counts))
+    if given.push_to_hub:
+        try:
+            corpus.push_to_hub(given.push_to_hub, license, description, private=given.private or None, date=date)
+        except Exception as error:  # whatever the client raises, the folder is whole and can be pushed again
+            raise failed_push(given.push_to_hub, folder, error) from error
+        logger.info("Pushed: %s", given.push_to_hub)
+    return folder
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {key}" for key, count in counts.items())
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The options that all builders of knowledge have; a script adds its own."""
+    made = argparse.ArgumentParser(
+        f"dataset_scripts/{name}.py",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--output_dir", required=True, help="folder to write the corpus to")
+    made.add_argument("--overwrite_output_dir", action="store_true", help="replace the corpus in it")
+    made.add_argument("--push_to_hub", metavar="ORG/NAME", help="push there as well")
+    made.add_argument("--private", action="store_true", help="make the repository private")
+    made.add_argument("--language", default="en", help="of the articles, as Wikipedia's address has it (default: en)")
+    made.add_argument("--max_articles", type=int, help="stop after so many")
+    made.add_argument("--title_in_key", action="store_true", help='search "title sentence" instead of the sentence')
+    made.add_argument("--license", help="of the texts and images, as the Hub spells it, for the card")
+    made.add_argument("--date", help="of the source, for the card")
+    made.add_argument("--cache_dir", help="of finished shards, of corpora and their indices")
+    return made
+
+
+def main(
+    make: Callable[[argparse.Namespace], Plan], made: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> int:
+    """Run a builder; the exit code, 1 after one sentence on the error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = made.parse_args(words)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("dataset_scripts").setLevel(logging.INFO)
+    try:
+        if given.max_articles is not None and given.max_articles < 1:
+            raise ValueError(f"--max_articles must be at least 1, not {given.max_articles}.")
+        build(make(given), given, ["python", made.prog, *map(without_folder, words)])
+    except (ValueError, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    return 0

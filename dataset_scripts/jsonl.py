@@ -1,0 +1,114 @@
+"""A knowledge corpus of your own: JSON Lines with one article a line, whatever its columns are called.
+
+python dataset_scripts/jsonl.py --data_dir FILE... --output_dir OUT
+python dataset_scripts/jsonl.py --data_dir flags.jsonl --id_column code --image_column file --output_dir OUT
+"""
+
+import argparse
+import gzip
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path, the repository is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from datasets import IterableDataset
+
+from dataset_scripts._knowledge import Plan, Row, local_files, main, parser, stamps
+
+NAME = "jsonl"
+
+
+def lines(files: Sequence[str]) -> Iterator[Row]:
+    """{"where", "folder", "row"} of each line that is not blank; the row as JSON, for its columns may be of any type.
+
+    Raises:
+        ValueError: a line that is no JSON object, or a damaged file.
+    """
+    for file in files:
+        number = 0
+        try:
+            with gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb") as content:
+                for number, line in enumerate(content, 1):
+                    if line.strip():
+                        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                        yield {"where": f"{file}, line {number}", "folder": str(Path(file).parent), "row": text}
+        except (EOFError, OSError, UnicodeDecodeError) as error:  # a cut gzip
+            raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
+
+
+def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir: str | None) -> Iterable[Row]:
+    """The article of a line.
+
+    Raises:
+        ValueError: the line is no JSON object, or lacks id or title.
+    """
+    where = line["where"]
+    try:
+        row = json.loads(line["row"])
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); one object a line is read.") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: not a JSON object.")
+    made: Row = {}
+    for name in ("id", "title", "text", "lead"):
+        column = columns.get(name)
+        if column is None:
+            continue
+        value = row.get(column)
+        if name in ("id", "title") and value is None:
+            there = ", ".join(row)
+            raise ValueError(
+                f"{where}: no column {column}, only {there}; --{name}_column names the one with the {name}."
+            )
+        if isinstance(value, list | dict):
+            raise ValueError(f"{where}: the column {column} holds a {type(value).__name__}, not a text.")
+        made[name] = "" if value is None else str(value)
+    counts["without text"] += not made["text"].strip()
+    if "image" in columns:
+        path = row.get(columns["image"])
+        counts["without image"] += not path
+        # the file is read when the corpus is built, which also notices that it changed
+        image = {"bytes": None, "path": str(Path(image_dir or line["folder"], str(path)))} if path else None
+        made |= {"lead": made.get("lead", made["text"]), "image": image}
+    yield made
+
+
+def plan(given: argparse.Namespace) -> Plan:
+    files = [file for path in given.data_dir for file in local_files(Path(path))]
+    if wrong := [file for file in files if not file.name.endswith((".jsonl", ".jsonl.gz"))]:
+        raise ValueError(f"{wrong[0]}: not a .jsonl or .jsonl.gz file.")
+    names = ("id", "title", "text", "lead", "image")
+    columns = {name: getattr(given, f"{name}_column") for name in names if getattr(given, f"{name}_column")}
+    image_dir = str(Path(given.image_dir).expanduser().resolve()) if given.image_dir else None
+    source = IterableDataset.from_generator(lines, gen_kwargs={"files": [str(file) for file in files]})
+    return Plan(
+        name=NAME,
+        source=source,
+        identity=stamps(files),
+        convert=lambda row, counts: article(row, counts, columns, image_dir),
+        images="image" in columns,
+        options={"columns": columns, "image_dir": image_dir, "folders": [str(file.parent) for file in files]},
+        language=given.language,
+        description=given.description,
+    )
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    made = parser(NAME, __doc__)
+    made.add_argument("--data_dir", nargs="+", required=True, help="JSON Lines files (.jsonl, .jsonl.gz) or folders")
+    made.add_argument("--id_column", default="id", help="(default: id)")
+    made.add_argument("--title_column", default="title", help="(default: title)")
+    made.add_argument("--text_column", default="text", help="(default: text)")
+    made.add_argument("--lead_column", help="what an image stands for; default: the whole text")
+    made.add_argument("--image_column", help="files of images, relative to the folder of the JSON Lines file")
+    made.add_argument("--image_dir", help="the folder they are relative to instead")
+    made.add_argument("--description", default="", help="where the texts come from, for the card")
+    return main(plan, made, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
