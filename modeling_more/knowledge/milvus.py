@@ -354,42 +354,44 @@ def _begin(
 
 
 def _create(client: Any, name: str, kind: str, dimension: int = 0, index: dict[str, Any] | None = None) -> None:
-    if client.has_collection(name):
-        return
+    """Make a collection and the index of its vectors, or what is missing of the two."""
     from pymilvus import DataType, Function, FunctionType
 
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    indices = client.prepare_index_params()
-    schema.add_field("id", DataType.INT64, is_primary=True)
-    if kind == "sentences":
-        analyzer = {"tokenizer": "standard", "filter": ["lowercase"]}
-        schema.add_field("key", DataType.VARCHAR, max_length=MAX_BYTES, enable_analyzer=True, analyzer_params=analyzer)
-        schema.add_field("words", DataType.SPARSE_FLOAT_VECTOR)
-        schema.add_function(
-            Function("bm25", FunctionType.BM25, input_field_names=["key"], output_field_names=["words"])
-        )
-        for field in ("paragraph", "start", "end"):
-            schema.add_field(field, DataType.INT64)
-        index = {"index_type": "SPARSE_INVERTED_INDEX", "params": {"bm25_k1": K1, "bm25_b": B}}
-        vector, metric = "words", "BM25"
-    else:
-        for field in ("kind", "about") if kind == "about" else ("source", "title", "text"):
-            schema.add_field(field, DataType.VARCHAR, max_length=MAX_BYTES)
-        # Milvus wants a vector in every collection: eight bytes a row where there is nothing to search
-        vector, metric = "vector" if kind == "images" else "unused", "IP"
-        schema.add_field(vector, DataType.FLOAT_VECTOR, dim=dimension if kind == "images" else 2)
-    index = index or {"index_type": "FLAT"}
-    # "params" twice: the client takes one level away, milvus-lite reads the inner one, a server both forms
-    parameters = {"params": index.get("params", {})}
-    indices.add_index(vector, index_type=index["index_type"], metric_type=metric, params=parameters)
-    client.create_collection(name, schema=schema, index_params=indices, consistency_level="Strong")
+    vector, metric = {"sentences": ("words", "BM25"), "images": ("vector", "IP")}.get(kind, ("unused", "IP"))
+    if not client.has_collection(name):
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        if kind == "sentences":
+            split = {"tokenizer": "standard", "filter": ["lowercase"]}
+            schema.add_field(
+                "key", DataType.VARCHAR, max_length=MAX_BYTES, enable_analyzer=True, analyzer_params=split
+            )
+            schema.add_field(vector, DataType.SPARSE_FLOAT_VECTOR)
+            schema.add_function(
+                Function("bm25", FunctionType.BM25, input_field_names=["key"], output_field_names=[vector])
+            )
+            for field in ("paragraph", "start", "end"):
+                schema.add_field(field, DataType.INT64)
+        else:
+            for field in ("kind", "about") if kind == "about" else ("source", "title", "text"):
+                schema.add_field(field, DataType.VARCHAR, max_length=MAX_BYTES)
+            # Milvus wants a vector in every collection: eight bytes a row where there is nothing to search
+            schema.add_field(vector, DataType.FLOAT_VECTOR, dim=dimension or 2)
+        client.create_collection(name, schema=schema, consistency_level="Strong")
+    if not client.list_indexes(name):
+        bm25 = {"index_type": "SPARSE_INVERTED_INDEX", "params": {"bm25_k1": K1, "bm25_b": B}}
+        chosen = bm25 if kind == "sentences" else index or {"index_type": "FLAT"}
+        # "params" twice: the client takes one level away; milvus-lite reads the inner one only, a server either
+        parameters = {"params": chosen.get("params", {})}
+        indices = client.prepare_index_params()
+        indices.add_index(vector, index_type=chosen["index_type"], metric_type=metric, params=parameters)
+        client.create_index(name, indices, sync=False)  # loading waits for it
 
 
 def _load(client: Any, name: str, rows: Callable[[int, int], Rows], total: int, size: int) -> None:
     """Insert the rows 0 … total − 1 that are not there, `size` at a time, in their order."""
     client.load_collection(name)
     there = _count(client, name)
-    first = 0
     low, high = 0, there // size  # the longest run of whole inserts: nearly always all that are there
     while low < high:
         middle = high if low == 0 else (low + high + 1) // 2
