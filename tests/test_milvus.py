@@ -1,5 +1,6 @@
 """Retrieval from Milvus (a local file of milvus-lite) beside the embedded engines; loads that are killed."""
 
+import fcntl
 import json
 import os
 import random
@@ -9,14 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, milvus
-from modeling_more.knowledge.milvus import Database, MilvusTextRetriever, is_milvus
+from modeling_more.knowledge.image import ImageEncoder, ImageRetriever
+from modeling_more.knowledge.milvus import Database, MilvusImageRetriever, MilvusTextRetriever, is_milvus
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [f"word{number}" for number in range(40)]
@@ -134,7 +138,7 @@ def test_attached_columns_are_equal(tmp_path: Path) -> None:
 
 def test_a_killed_load_continues_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = build(tmp_path, random_articles(3))
-    monkeypatch.setattr(milvus, "_ROWS", 16)
+    monkeypatch.setattr(milvus, "BATCH", 16)
     assert 4 * 16 < corpus.info.paragraphs <= 5 * 16
     whole = dump(MilvusTextRetriever.from_corpus(corpus, f"milvus:{tmp_path / 'whole.db'}"))
     script = f"""
@@ -148,7 +152,7 @@ def killed(self, name, rows):
     if len(calls) == 9:
         os.kill(os.getpid(), signal.SIGKILL)
 MilvusClient.insert = killed
-milvus._ROWS = 16
+milvus.BATCH = 16
 milvus.MilvusTextRetriever.from_corpus(KnowledgeCorpus({str(corpus.folder)!r}), "milvus:{tmp_path}/broken.db")
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -184,6 +188,14 @@ def test_the_database_says_what_it_holds(tmp_path: Path) -> None:
     assert MilvusTextRetriever(spec).search(["a city"])[0][0]["source"] == "Q0"
 
 
+def test_a_local_file_that_another_process_holds(tmp_path: Path) -> None:
+    (tmp_path / "k.db").mkdir()
+    with open(tmp_path / "k.db" / "LOCK", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConnectionError, match="k.db can't be opened .* does another process hold it?"):
+            MilvusTextRetriever(f"milvus:{tmp_path / 'k.db'}")
+
+
 def test_over_long_texts_are_cut_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     filler = "ä" * 200
     long = " ".join([filler] * 200) + ". Zebra stripes."
@@ -201,3 +213,110 @@ def test_the_command_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     milvus.main([spec, "--knowledge", str(tmp_path / "articles.jsonl"), "--cache_dir", str(tmp_path / "cache")])
     assert capsys.readouterr().out.startswith("1 sentences, milvus-")
     assert MilvusTextRetriever(spec).search(["Oslo"])[0][0]["text"] == "Oslo is a city."
+
+
+# ---------------------------------------------------------------- images
+
+
+def picture(seed: int) -> Image.Image:
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    return Image.fromarray(blocks).resize((32, 32), Image.Resampling.NEAREST)
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> list[ImageEncoder]:
+    import torch
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    encoders = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = CLIPVisionConfig(**size, projection_dim=8, image_size=32, patch_size=8)
+        folder = str(tmp_path_factory.mktemp("tower"))
+        CLIPVisionModelWithProjection(config).save_pretrained(folder)
+        square = {"height": 32, "width": 32}
+        CLIPImageProcessorPil(size=square, crop_size=square).save_pretrained(folder)
+        encoders.append(ImageEncoder(folder, device="cpu"))
+    return encoders
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> KnowledgeCorpus:
+    """Thirty images of ten articles."""
+    rows = []
+    for number in range(30):
+        picture(number).save(tmp_path / f"{number}.png")
+        article = number % 10
+        row = {"id": f"Q{article}", "title": f"Title {article}", "text": f"Article {article}." if number < 10 else ""}
+        rows.append({**row, "lead": f"Article {article}.", "image": f"{number}.png"})
+    file = tmp_path / "gallery.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return KnowledgeCorpus.from_files(file, tmp_path / "cache")
+
+
+def test_images_equal_the_embedded_engine(
+    tmp_path: Path, gallery: KnowledgeCorpus, towers: list[ImageEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = f"milvus:{tmp_path / 'k.db'}"
+    embedded = ImageRetriever.from_corpus(gallery, towers[0])
+    retriever = MilvusImageRetriever.from_corpus(gallery, towers[0], spec)
+    queries = [picture(3), None, picture(100), picture(27)]
+    for top_k in (1, 4, 10, 50):
+        found, exact = (each.search(queries, top_k) for each in (retriever, embedded))
+        assert found[1] == [] and len(found[0]) == min(top_k, 10)
+        assert_equal_but_for_ties(found, exact)
+    assert found[3][0]["title"] == "Title 7" and found[3][0]["score"] == pytest.approx(1, abs=1e-5)
+    assert {key: value for key, value in found[0][0].items() if key != "score"} == {
+        "title": "Title 3",
+        "text": "Article 3.",
+        "source": "Q3",
+        "match_start": 0,
+        "match_end": 0,
+    }
+    with pytest.raises(
+        ValueError, match="were embedded by .*: give that image model, or load them under another name"
+    ):
+        MilvusImageRetriever(spec, towers[1])
+    approximate = MilvusImageRetriever.from_corpus(
+        gallery, towers[0], f"{spec}#hnsw", {"index_type": "HNSW", "params": {"M": 8, "efConstruction": 64}}
+    )
+    assert approximate.search([picture(3)], 1)[0][0]["title"] == "Title 3"
+    assert len({each.fingerprint for each in (embedded, retriever, approximate)}) == 3
+    text = KnowledgeCorpus.from_files(_text_only(tmp_path), tmp_path / "cache")
+    with pytest.raises(ValueError, match="has no images"):
+        MilvusImageRetriever.from_corpus(text, towers[0], spec)
+
+
+def _text_only(tmp_path: Path) -> Path:
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"id": "1", "title": "A", "text": "B."}')
+    return file
+
+
+def test_a_killed_load_of_images_continues(
+    tmp_path: Path, gallery: KnowledgeCorpus, towers: list[ImageEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(milvus, "_IMAGES", 8)
+    whole = MilvusImageRetriever.from_corpus(gallery, towers[0], f"milvus:{tmp_path / 'whole.db'}")
+    embedded: list[int] = []
+    embed = ImageEncoder.embed
+
+    def counting(self: ImageEncoder, images: Any) -> np.ndarray:
+        embedded.append(len(images))
+        if len(embedded) == 3:
+            raise KeyboardInterrupt
+        return embed(self, images)
+
+    monkeypatch.setattr(ImageEncoder, "embed", counting)
+    spec = f"milvus:{tmp_path / 'broken.db'}"
+    with pytest.raises(KeyboardInterrupt):
+        MilvusImageRetriever.from_corpus(gallery, towers[0], spec)
+    release(tmp_path / "broken.db")
+    continued = MilvusImageRetriever.from_corpus(gallery, towers[0], spec)
+    assert embedded == [8, 8, 8, 8, 6]
+    rows = [
+        sorted(each.client.query("more_images", filter="id >= 0", output_fields=["*"]), key=lambda row: row["id"])
+        for each in (whole, continued)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 30
