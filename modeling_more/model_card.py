@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 CURVE = "training_curve.png"
 REDACTED = "<secret>"
 PACKAGES = ("modeling-more", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "bm25s")
-METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "strict_f1": "strict F1", "accuracy": "accuracy"}
+METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "strict_f1": "strict F1",
+           "macro_f1": "macro F1", "accuracy": "accuracy"}  # fmt: skip
 SPLITS = {"test": "test", "dev": "validation"}  # a score's prefix -> the split's name in the published sets
 TASKS = {"token-classification": "Named entity recognition", "text-classification": "Relation extraction"}
 PAPER = "[Named Entity and Relation Extraction with Multi-Modal Retrieval](https://arxiv.org/abs/2212.01612)"
@@ -50,7 +51,19 @@ processor = AutoProcessor.from_pretrained({model!r})
 post = {{"text": "Rivera joins Northfield United"}}
 {knowledge}for entity in predict(model, processor, [post])[0]["entities"]:
     print(entity["type"], entity["text"], round(entity["score"], 3))
-"""
+""",
+    "text-classification": """\
+import modeling_more
+from modeling_more.prediction import predict
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+model = AutoModelForSequenceClassification.from_pretrained({model!r})
+processor = AutoProcessor.from_pretrained({model!r})
+# head and tail in characters; or give "entities", a list of spans: all ordered pairs of them are classified
+post = {{"text": "Rivera joins Northfield United", "head": [0, 6], "tail": [13, 30]}}
+{knowledge}for found in predict(model, processor, [post])[0]["relations"]:
+    print(found["head_text"], found["relation"], found["tail_text"], round(found["score"], 3))
+""",
 }
 
 
@@ -72,9 +85,9 @@ def write_model_card(
 
     Args:
         output_dir: the model's folder.
-        results: what `all_results.json` holds: `{test,dev}[_VARIANT]_{f1,precision,recall,strict_f1,accuracy}` in
-            percent, each with an optional `…_std` over seeds, and `test_f1_per_type` {type: {precision, recall, f1,
-            support}}. Any VARIANT becomes a row of its own (`no_knowledge`, an expert of a mixture).
+        results: what `all_results.json` holds: `{test,dev}[_VARIANT]_METRIC`, a METRIC of METRICS, in percent, each
+            with an optional `…_std` over seeds, and `test_f1_per_type` {type: {precision, recall, f1, support}}. Any
+            VARIANT becomes a row of its own (`no_knowledge`, an expert of a mixture).
         config: the run's settings. `dataset`, `retrieval`, `model_name_or_path` and `hub_model_id` also go into the
             metadata where they are given.
         command: the exact command line, as a string or as its arguments.

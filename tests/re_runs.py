@@ -6,23 +6,22 @@ from pathlib import Path
 from ner_runs import PEOPLE, PLACES
 
 RELATIONS = ("None", "/per/loc/place_of_birth", "/per/loc/place_of_residence")
-TEXTS = ("{head} once saw {tail} .", "{head} was born in {tail} .", "{head} lives in {tail} .")
+TEXTS = ("nothing of it", "born born born", "lives lives lives")
 
 
 def pairs(number: int, offset: int = 0) -> list[dict]:
-    """Rows {id, tokens, head, tail, relation, knowledge_text}; every third one names the tail first."""
+    """Rows {id, tokens, head, tail, relation, knowledge_text}; neither names nor their order tell the relation."""
     rows = []
     for i in range(offset, offset + number):
         person, place = PEOPLE[i % len(PEOPLE)].split(), PLACES[(i // 2) % len(PLACES)].split()
-        first, second = (place, person) if i % 3 == 0 else (person, place)
+        first, second = (place, person) if i % 2 == 0 else (person, place)
         tokens = [*first, "and", *second, *["again"] * (i % 4)]
         spans = [[0, len(first)], [len(first) + 1, len(first) + 1 + len(second)]]
-        head, tail = reversed(spans) if i % 3 == 0 else spans
-        kind = i % len(RELATIONS)
-        text = TEXTS[kind].format(head=" ".join(person), tail=" ".join(place))
+        head, tail = reversed(spans) if i % 2 == 0 else spans
+        kind = (i // 12 + i // 2 + i * i) % len(RELATIONS)
         rows.append(
             {"id": f"pair-{i}", "tokens": tokens, "head": head, "tail": tail, "relation": RELATIONS[kind],
-             "knowledge_text": [{"title": " ".join(person), "text": text, "score": 1.0}]}
+             "knowledge_text": [{"title": " ".join(person), "text": TEXTS[kind], "score": 1.0}]}
         )  # fmt: skip
     return rows
 

@@ -19,11 +19,14 @@ from re_runs import RELATIONS, mnre_line, options, pairs, write_files
 
 @pytest.fixture
 def pair_files(tmp_path):
-    return write_files(tmp_path)
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    return write_files(folder)
 
 
 def test_train_score_reload(pair_files, tiny_encoder):
-    extra = ["--two_views", "kl", "--num_train_epochs", "12", "--top_k", "1", "--class_weights"]
+    extra = ["--two_views", "kl", "--num_train_epochs", "25", "--top_k", "1", "--class_weights"]
+    extra += ["--learning_rate", "3e-3"]
     results = run_re.main(options(pair_files, tiny_encoder("bert"), *extra, retrieval="text"))
     assert read(pair_files, "all_results.json") == json.loads(json.dumps(results))
     # the relation stands in the knowledge alone

@@ -58,7 +58,7 @@ def test_contents(installed):
     assert {name for name in packages if not name.endswith(".dist-info")} == {"modeling_more"}
     recipes = {Path(name).name for name in names if "/recipes/" in name}
     assert (
-        recipes == {path.name for path in (ROOT / "modeling_more" / "recipes").glob("*.yaml")} and len(recipes) == 12
+        recipes == {path.name for path in (ROOT / "modeling_more" / "recipes").glob("*.yaml")} and len(recipes) == 15
     )
     assert not [name for name in names if "shared" in name or name.endswith((".txt.gz", ".conll"))]
 
