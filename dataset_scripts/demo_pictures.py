@@ -70,7 +70,7 @@ def _masks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         near & (abs(ax - ay) * 5 <= r * 2),
         (ax <= r) & (3 * ay <= r),
     ]
-    return np.array(outlines), np.array(layouts), np.array(charges)
+    return np.array(outlines), np.array(layouts, np.uint8), np.array(charges)
 
 
 _OUTLINES, _LAYOUTS, _CHARGES = _masks()
@@ -78,11 +78,11 @@ _OUTLINES, _LAYOUTS, _CHARGES = _masks()
 
 def draw_emblem(emblem: Emblem) -> Image.Image:
     """The emblem as an RGB picture of 64 x 64 pixels, edges smoothed."""
-    palette = np.array([*(COLOURS[colour] for colour in emblem.fields), COLOURS[emblem.charge_colour], BACKGROUND])
-    index = np.where(_CHARGES[emblem.charge], 4, _LAYOUTS[emblem.layout])
-    index = np.where(_OUTLINES[emblem.outline], index, 5)
-    pixels = palette[index].reshape(SIZE, 2, SIZE, 2, 3).sum(axis=(1, 3)) // 4
-    return Image.fromarray(pixels.astype(np.uint8), "RGB")
+    index = np.where(_CHARGES[emblem.charge], np.uint8(4), _LAYOUTS[emblem.layout])
+    picture = Image.fromarray(np.where(_OUTLINES[emblem.outline], index, np.uint8(5)), "P")
+    colours = [*(COLOURS[colour] for colour in emblem.fields), COLOURS[emblem.charge_colour], BACKGROUND]
+    picture.putpalette([value for colour in colours for value in colour])
+    return picture.convert("RGB").reduce(2)
 
 
 def distort(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
