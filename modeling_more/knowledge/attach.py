@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -13,20 +14,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
+from datasets import Image as ImageFeature
+from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from modeling_more.tagging import tags_to_spans
 
 from .corpus import KNOWLEDGE_FEATURE, default_cache_dir
+from .corpus_images import Unusable
+from .corpus_tables import claim
 from .leakage import Entry, search_without_leaks
+from .pictures import ImageError, Source, find_image, open_image, read_bytes
 
 logger = logging.getLogger(__name__)
 
 ATTACH_VERSION = 1
 LABEL_COLUMNS = frozenset({"ner_tags", "tags", "labels", "label", "relation", "spans"})
 _SHARD = Features({"knowledge": KNOWLEDGE_FEATURE, "dropped": Value("int32")})
+_IMAGE_SHARD = Features({**_SHARD, "reason": Value("string")})  # why a post's image could not be used
 
 Posts = TypeVar("Posts", Dataset, DatasetDict)
+Report = TypeVar("Report", bound="AttachReport")
 Row = dict[str, Any]
 
 
@@ -39,6 +47,15 @@ class TextRetriever(Protocol):
     def search(self, queries: Sequence[str], top_k: int = 10) -> list[list[Entry]]: ...
 
 
+class ImageSearch(Protocol):
+    """What `attach_image_knowledge` needs; `ImageRetriever` is one."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def search(self, images: Sequence[Image], top_k: int = 10) -> list[list[Entry]]: ...
+
+
 @dataclass
 class AttachReport:
     """Counts over all splits."""
@@ -49,8 +66,28 @@ class AttachReport:
     dropped_as_leak: int = 0  # entries that held their post and were replaced by the next
     cached: int = 0  # posts whose knowledge came from the cache
 
-    def __add__(self, other: "AttachReport") -> "AttachReport":
-        return AttachReport(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+    def __add__(self: Report, other: Report) -> Report:
+        return type(self)(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass
+class ImageAttachReport(AttachReport):
+    """Counts over all splits; the last five are posts without a usable image, by the reason of `ImageError`."""
+
+    missing: int = 0
+    truncated: int = 0
+    over_large: int = 0
+    not_an_image: int = 0
+    damaged: int = 0
+
+
+class Shard(NamedTuple):
+    """Some of the posts: what their knowledge depends on, how it is found, and in which columns it is cached."""
+
+    key: list[object]
+    search: Callable[[], tuple[list[Any], ...]]
+    features: Features = _SHARD
+    names: Sequence[str] = ()
 
 
 def post_text(row: Row) -> str:
@@ -70,7 +107,8 @@ def attach_text_knowledge(
     """Add a column with the ranked knowledge of each post.
 
     Results are cached in shards named by what they depend on (corpus, queries, posts, `top_k`), so a run that was
-    killed continues where it was, and posts seen before are not searched again.
+    killed continues where it was, and posts seen before are not searched again. Processes that attach the same at once
+    (`accelerate launch`) share the shards.
 
     Args:
         dataset: rows with `tokens`; labels are never shown to `query`.
@@ -80,17 +118,129 @@ def attach_text_knowledge(
     Raises:
         ValueError: the column is there already, `tokens` is missing, or `top_k` or `shard_size` is below 1.
     """
+
+    def prepare(split: Dataset) -> Callable[[range], Shard]:
+        visible = split.remove_columns([c for c in split.column_names if c in LABEL_COLUMNS or c == "image"])
+        if query is post_text:
+            visible = visible.select_columns(["tokens"])
+
+        def shard(numbers: range) -> Shard:
+            rows: list[Row] = visible.select(numbers).to_list()
+            posts = [post_text(row) for row in rows]
+            queries = [query(row) for row in rows]
+            key = [ATTACH_VERSION, retriever.fingerprint, top_k, queries, posts]
+            return Shard(key, lambda: search_without_leaks(retriever.search, queries, posts, top_k))
+
+        return shard
+
+    return _attach(dataset, prepare, top_k, column, cache_dir, shard_size, AttachReport)
+
+
+def attach_image_knowledge(
+    dataset: Posts,
+    retriever: ImageSearch,
+    top_k: int = 10,
+    column: str = "knowledge_image",
+    image_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    shard_size: int = 64,
+) -> tuple[Posts, ImageAttachReport]:
+    """Add a column with the ranked knowledge that each post's image finds; cached and shared as the text's is.
+
+    A post without a usable image gets an empty list; the report counts why, and the log names each.
+
+    Args:
+        dataset: rows with `tokens`, which the leakage guard compares, and `image` (a `datasets.Image` column).
+        image_dir: take the images from this folder by the posts' `image_id`, as `find_image` does, instead.
+        shard_size: posts whose images are open at once.
+
+    Raises:
+        ValueError: the column is there already, `tokens` is missing, there are no images, or `top_k` or `shard_size`
+            is below 1.
+        FileNotFoundError: `image_dir` is no folder.
+    """
+    folder = Path(image_dir) if image_dir is not None else None
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f"The folder {folder} of the posts' images does not exist.")
+
+    def prepare(split: Dataset) -> Callable[[range], Shard]:
+        needed = "image" if folder is None else "image_id"
+        if needed not in split.column_names:
+            hint = "give image_dir, or posts with their images" if folder is None else "images are found by it"
+            raise ValueError(f"The posts have no column {needed}, only {', '.join(split.column_names)}: {hint}.")
+        visible = split.select_columns(
+            [c for c in dict.fromkeys(("id", "image_id", "tokens", needed)) if c in split.column_names]
+        )
+        if folder is None:
+            visible = visible.cast_column("image", ImageFeature(decode=False))
+
+        def shard(numbers: range) -> Shard:
+            rows: list[Row] = visible.select(numbers).to_list()
+            posts = [post_text(row) for row in rows]
+            named = zip(rows, numbers, strict=True)
+            names = [str(row.get("image_id") or row.get("id") or number) for row, number in named]
+            sources = [row["image"] if folder is None else find_image(folder, row["image_id"] or "") for row in rows]
+            key = [ATTACH_VERSION, "image", retriever.fingerprint, top_k, [_image_digest(s) for s in sources], posts]
+
+            def search() -> tuple[list[list[Entry]], list[int], list[str | None]]:
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    opened = list(pool.map(_opened, sources))
+                images = {row: image for row, image in enumerate(opened) if not isinstance(image, ImageError)}
+
+                def find(queries: list[str], k: int) -> list[list[Entry]]:
+                    return retriever.search([images[int(row)] for row in queries], k)
+
+                usable = [str(row) for row in images]  # the guard hands back which queries it wants more of
+                found, drops = search_without_leaks(find, usable, [posts[row] for row in images], top_k)
+                knowledge: list[list[Entry]] = [[] for _ in rows]
+                dropped = [0] * len(rows)
+                for row, entries, drop in zip(images, found, drops, strict=True):
+                    knowledge[row], dropped[row] = entries, drop
+                reasons = [image.reason if isinstance(image, ImageError) else None for image in opened]
+                return knowledge, dropped, reasons
+
+            return Shard(key, search, _IMAGE_SHARD, names)
+
+        return shard
+
+    return _attach(dataset, prepare, top_k, column, cache_dir, shard_size, ImageAttachReport)
+
+
+def _image_digest(source: Source) -> str:
+    """Of the file as it is, so that nothing is decoded for posts seen before."""
+    try:
+        return hashlib.sha256(read_bytes(source)).hexdigest()
+    except ImageError as error:
+        return str(error.reason)
+
+
+def _opened(source: Source) -> Image | ImageError:
+    try:
+        return open_image(source)
+    except ImageError as error:
+        return error
+
+
+def _attach(
+    dataset: Posts,
+    prepare: Callable[[Dataset], Callable[[range], Shard]],
+    top_k: int,
+    column: str,
+    cache_dir: str | Path | None,
+    shard_size: int,
+    report_type: type[Report],
+) -> tuple[Posts, Report]:
     if top_k < 1 or shard_size < 1:
         raise ValueError(f"top_k and shard_size must be at least 1, not {top_k} and {shard_size}.")
     cache = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "attach"
     splits = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
-    result, total = {}, AttachReport()
+    result, total = {}, report_type()
     for name, split in splits.items():
         if column in split.column_names:
             raise ValueError(f"The posts have a column {column} already: remove it or choose another name.")
         if "tokens" not in split.column_names:
             raise ValueError(f"The posts have no column tokens, only {', '.join(split.column_names)}.")
-        files, report = _retrieve(split, retriever, top_k, cache, query, shard_size, name or "posts")
+        files, report = _retrieve(split, prepare(split), cache, shard_size, name or "posts", report_type)
         result[name] = _with_column(split, files, column)
         total += report
     logger.info("Knowledge attached: %s", total)
@@ -99,49 +249,60 @@ def attach_text_knowledge(
 
 def _retrieve(
     split: Dataset,
-    retriever: TextRetriever,
-    top_k: int,
+    shard_of: Callable[[range], Shard],
     cache: Path,
-    query: Callable[[Row], str],
     shard_size: int,
     name: str,
-) -> tuple[list[Path], AttachReport]:
-    visible = split.remove_columns([c for c in split.column_names if c in LABEL_COLUMNS or c == "image"])
-    if query is post_text:
-        visible = visible.select_columns(["tokens"])
+    report_type: type[Report],
+) -> tuple[list[Path], Report]:
     cache.mkdir(parents=True, exist_ok=True)
-    files, report = [], AttachReport()
+    starts = range(0, len(split), shard_size)
+    files: dict[int, Path] = {}
+    report, unusable = report_type(), Unusable("post's image")
     with tqdm(total=len(split), desc=f"Retrieving for {name}", unit="posts", disable=None) as bar:
-        for first in range(0, len(split), shard_size):
-            rows: list[Row] = visible.select(range(first, min(first + shard_size, len(split)))).to_list()
-            posts = [post_text(row) for row in rows]
-            queries = [query(row) for row in rows]
-            settings = [ATTACH_VERSION, retriever.fingerprint, top_k]
-            file = cache / f"{_digest([*settings, queries, posts])}.arrow"
-            shard = _open(file, len(rows))
-            cached = shard is not None
-            if shard is None:
-                shard = _write(file, *search_without_leaks(retriever.search, queries, posts, top_k))
-            counts = pc.list_value_length(shard.column("knowledge")).to_pylist()
-            report += AttachReport(
-                posts=len(rows),
-                entries=sum(counts),
-                without_knowledge=counts.count(0),
-                dropped_as_leak=sum(shard.column("dropped").to_pylist()),
-                cached=len(rows) if cached else 0,
-            )
-            files.append(file)
-            bar.update(len(rows))
-    return files, report
+        for wait in (False, True):  # first what no other process does, then what the others have done
+            for first in starts:
+                if first in files:
+                    continue
+                rows = range(first, min(first + shard_size, len(split)))
+                shard = shard_of(rows)
+                file = cache / f"{_digest(shard.key)}.arrow"
+                table = _open(file, len(rows), shard.features)
+                cached = table is not None and not wait
+                if table is None:
+                    with claim(file, wait) as ours:
+                        if not ours:
+                            continue
+                        table = _open(file, len(rows), shard.features) or _write(file, shard.features, *shard.search())
+                counts = pc.list_value_length(table.column("knowledge")).to_pylist()
+                report += report_type(
+                    posts=len(rows),
+                    entries=sum(counts),
+                    without_knowledge=counts.count(0),
+                    dropped_as_leak=sum(table.column("dropped").to_pylist()),
+                    cached=len(rows) if cached else 0,
+                )
+                if isinstance(report, ImageAttachReport):
+                    for post, reason in zip(shard.names, table.column("reason").to_pylist(), strict=True):
+                        if reason is not None:
+                            unusable.add(post, ImageError(reason))
+                files[first] = file
+                bar.update(len(rows))
+    for reason, number in unusable.counts.items():
+        setattr(report, reason.replace(" ", "_").replace("-", "_"), number)
+    unusable.warn()
+    return [files[first] for first in starts], report
 
 
-def _write(file: Path, knowledge: list[list[Entry]], dropped: list[int]) -> pa.Table:
+def _write(file: Path, features: Features, knowledge: list[list[Entry]], *others: list[Any]) -> pa.Table:
     entries = [entry for found in knowledge for entry in found]
     offsets = np.cumsum([0] + [len(found) for found in knowledge])
-    fields = list(_SHARD.arrow_schema.field("knowledge").type.value_type)
+    schema = features.arrow_schema
+    fields = list(schema.field("knowledge").type.value_type)
     columns = [pa.array([entry[field.name] for entry in entries], field.type) for field in fields]
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(columns, fields=fields))
-    table = pa.Table.from_arrays([lists, pa.array(dropped, pa.int32())], schema=_SHARD.arrow_schema)
+    more = [pa.array(values, kind) for values, kind in zip(others, schema.types[1:], strict=True)]
+    table = pa.Table.from_arrays([lists, *more], schema=schema)
     beside = file.with_suffix(f".tmp{os.getpid()}")
     try:
         with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -152,7 +313,7 @@ def _write(file: Path, knowledge: list[list[Entry]], dropped: list[int]) -> pa.T
     return table
 
 
-def _open(file: Path, rows: int) -> pa.Table | None:
+def _open(file: Path, rows: int, features: Features = _SHARD) -> pa.Table | None:
     if not file.is_file():
         return None
     try:
@@ -160,7 +321,7 @@ def _open(file: Path, rows: int) -> pa.Table | None:
             table = pa.ipc.open_stream(source).read_all()
     except pa.ArrowInvalid:
         table = None
-    if table is None or table.schema != _SHARD.arrow_schema or table.num_rows != rows:
+    if table is None or table.schema != features.arrow_schema or table.num_rows != rows:
         logger.warning("%s is damaged: its posts are searched again.", file)  # not by us: writing is atomic
         return None
     return table
@@ -172,7 +333,7 @@ def _with_column(split: Dataset, files: list[Path], column: str) -> Dataset:
         return Dataset.from_dict({name: [] for name in features}, features, split=split.split)
     # the shards stay memory-mapped: neither the posts nor the knowledge need fit into memory
     knowledge = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
-    knowledge = knowledge.remove_columns("dropped").rename_column("knowledge", column)
+    knowledge = knowledge.select_columns("knowledge").rename_column("knowledge", column)
     return concatenate_datasets([split, knowledge], axis=1)
 
 

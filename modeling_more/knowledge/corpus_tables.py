@@ -4,13 +4,15 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Features
+from filelock import FileLock, Timeout
 
 
 def write_stream(file: Path, schema: pa.Schema | Features, batches: Iterable[pa.RecordBatch]) -> int:
@@ -77,3 +79,23 @@ def build_once(folder: Path, meta_file: str, build: Callable[[Path], Any]) -> Pa
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def claim(file: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process is to make `file`: not while another does so, unless it is waited for.
+
+    Processes that walk over the same files, first without waiting and then with it, share the work; none needs to know
+    of the others, and the lock of one that died is free. Whoever gets it looks first whether the file is there by now.
+    """
+    lock = FileLock(file.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who takes a new one finds the file made
+        lock.release()

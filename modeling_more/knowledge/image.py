@@ -1,0 +1,365 @@
+"""Image retrieval: inner products of image embeddings over the images of a corpus (METHOD, section 1)."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
+
+from .corpus import KnowledgeCorpus
+from .corpus_info import FAISS_FOLDER, FAISS_META
+from .leakage import Entry
+from .pictures import Source, open_image
+from .vectors import build_index, embed_in_shards, index_name, load_index, search_rows
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
+INDEX_VERSION = 1
+_SHARD_ROWS = 2048  # images a shard: what a killed run loses at most
+_THREADS = min(16, os.cpu_count() or 1)  # that decode and resize while the tower computes
+_LONGEST = 16  # times the short side: an image thinner than that would be blown up to gigabytes
+_SLACK = 2  # results above top_k, so that an article with several images seldom needs a second search
+
+
+class ImageEncoder:
+    """Any image tower of transformers: CLIP, SigLIP and others, whole or the vision part alone.
+
+    ```python
+    encoder = ImageEncoder("openai/clip-vit-base-patch32")
+    encoder.embed([PIL.Image.open("picture.jpg")])  # float32 [1, 512]
+    ```
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path = DEFAULT_ENCODER,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """Load the tower and its image processor.
+
+        Args:
+            name_or_path: a folder or a Hub id.
+            device: default: the accelerator of this process where there is one.
+            dtype: default: bfloat16 on a GPU that has it, else float32; norms are taken in float32.
+            batch_size: images embedded at once.
+
+        Raises:
+            FileNotFoundError: no image tower of that name in a folder or on the Hub.
+            ValueError: the checkpoint lacks weights of the tower.
+        """
+        self.name = str(name_or_path)
+        self.batch_size = batch_size
+        self.device = torch.device(device) if device is not None else _default_device()
+        if dtype is None:
+            half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            dtype = torch.bfloat16 if half else torch.float32
+        self.dtype = dtype
+        try:
+            # the Pillow kind: it needs no torchvision, and the same pixels come out on every machine
+            self.processor: Any = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, backend="pil")
+            model = _load_tower(name_or_path, revision)
+        except OSError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FileNotFoundError(f"The image tower {name_or_path} can't be loaded: {reason}") from error
+        #: digest of the weights as stored and of the preprocessing; the device and its precision do not count, so an
+        #: index made on a GPU serves a query on a CPU
+        self.fingerprint = _digest(model, self.processor)
+        self.model: Any = model.to(self.device, dtype).eval()
+        probe = Image.new("RGB", (8, 8))
+        self.dimension = int(self._embed_pixels(self._pixels([probe])).shape[1])
+
+    @property
+    def label(self) -> str:
+        """The name for cards: of a folder only its last part."""
+        return Path(self.name).name if Path(self.name).is_dir() else self.name
+
+    def embed(self, images: Sequence[Source]) -> np.ndarray:
+        """float32 [images, dimension], each row of length 1.
+
+        Args:
+            images: whatever `open_image` opens; threads decode and resize them while the tower computes.
+
+        Raises:
+            ImageError: one can't be used.
+        """
+        vectors = [self._embed_pixels(pixels) for pixels in self._prepare(images)]
+        return np.concatenate(vectors) if vectors else np.empty((0, self.dimension), np.float32)
+
+    def _prepare(self, images: Sequence[Source]) -> Iterator[torch.Tensor]:
+        """Batches of pixel values, a few of them ahead."""
+        starts = iter(range(0, len(images), self.batch_size))
+        ahead: deque[Future[torch.Tensor]] = deque()
+        with ThreadPoolExecutor(_THREADS) as pool:
+            try:
+                while True:
+                    while len(ahead) <= _THREADS and (first := next(starts, None)) is not None:
+                        ahead.append(pool.submit(self._pixels, images[first : first + self.batch_size]))
+                    if not ahead:
+                        return
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _pixels(self, images: Sequence[Source]) -> torch.Tensor:
+        opened = [_not_too_thin(open_image(image)) for image in images]
+        # said, not guessed: a picture of 1 or 3 pixels' height looks like channels first
+        pixels = self.processor(opened, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        return torch.as_tensor(pixels)
+
+    def _embed_pixels(self, pixels: torch.Tensor) -> np.ndarray:
+        embed = getattr(self.model, "get_image_features", self.model)  # of models with a text tower, too
+        with torch.no_grad():
+            output = embed(pixel_values=pixels.to(self.device, self.dtype))
+        found = (getattr(output, name, None) for name in ("image_embeds", "pooler_output"))
+        vectors = next((value for value in found if value is not None), None)
+        if vectors is None:
+            vectors = output.last_hidden_state[:, 0]
+        vectors = vectors.flatten(1).float()  # the poolers of convolutional towers keep two axes of one pixel
+        return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
+
+
+class ImageRetriever:
+    """Finds the articles whose image lies nearest to the query's.
+
+    ```python
+    retriever = ImageRetriever.from_corpus(corpus, ImageEncoder())
+    retriever.search([PIL.Image.open("picture.jpg")], top_k=3)[0][0]["title"]
+    ```
+    """
+
+    def __init__(
+        self, corpus: KnowledgeCorpus, encoder: ImageEncoder, index_dir: str | Path, search_parameters: str = ""
+    ) -> None:
+        """Open a saved index.
+
+        Args:
+            search_parameters: of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128").
+
+        Raises:
+            FileNotFoundError: `index_dir` holds no index.
+            ValueError: the corpus has no images; or the index is of others, of another tower or version, or damaged.
+        """
+        images = _images(corpus)
+        self.corpus = corpus
+        self.encoder = encoder
+        self.index_dir = Path(index_dir)
+        meta = _read_meta(self.index_dir)
+        expected = {"images": corpus.info.image_fingerprint, "encoder": encoder.fingerprint, "rows": len(images)}
+        for name, here in expected.items():
+            if meta[name] != here:
+                raise ValueError(
+                    f"The index in {self.index_dir} is of {name} {meta[name]}, not {here}: build it again."
+                )
+        self.factory: str = meta["factory"]
+        self.table = images.remove_columns("image")
+        self.search_parameters = load_index(self.table, self.index_dir, encoder.dimension, search_parameters)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the results depend on besides queries and top_k."""
+        index = f"{INDEX_VERSION}-{self.factory}-{self.search_parameters}"
+        return f"image-{index}-{self.encoder.fingerprint}-{self.corpus.info.image_fingerprint}"
+
+    @classmethod
+    def from_corpus(
+        cls,
+        corpus: KnowledgeCorpus,
+        encoder: ImageEncoder,
+        index_dir: str | Path | None = None,
+        string_factory: str | None = None,
+        search_parameters: str = "",
+        shard_rows: int = _SHARD_ROWS,
+    ) -> "ImageRetriever":
+        """Open the index of corpus and encoder; where there is none, embed the images, build and save it first.
+
+        The vectors are kept in shards, so a run that was killed continues, and so does one that builds another kind of
+        index; the processes of `accelerate launch` share the shards.
+
+        Args:
+            index_dir: a folder for the indices and shards; default: the indices saved with the corpus, else a folder
+                beside its tables in the cache, from where `save_pretrained` takes them.
+            string_factory: a FAISS index for large corpora, such as "IVF4096,PQ64" or "HNSW32"; default: exact search.
+            shard_rows: images a shard.
+        """
+        images = _images(corpus)
+        factory = string_factory or "Flat"
+        name = index_name(encoder.fingerprint, factory)
+        if index_dir is None and corpus.faiss_dir is not None and (corpus.faiss_dir / name / FAISS_META).is_file():
+            return cls(corpus, encoder, corpus.faiss_dir / name, search_parameters)
+        home = Path(index_dir) if index_dir is not None else corpus.folder / FAISS_FOLDER
+        if not (home / name / FAISS_META).is_file():
+            raw = images.cast_column("image", ImageFeature(decode=False))
+            digest = hashlib.sha256(f"{corpus.info.image_fingerprint} {encoder.fingerprint}".encode()).hexdigest()[:16]
+
+            def embed(first: int, last: int) -> np.ndarray:
+                return encoder.embed(raw[first:last]["image"])
+
+            vectors = embed_in_shards(
+                home / "embeddings", digest, len(images), encoder.dimension, embed, shard_rows, "images"
+            )
+            meta = {
+                "version": INDEX_VERSION,
+                "images": corpus.info.image_fingerprint,
+                "encoder": encoder.fingerprint,
+                "encoder_name": encoder.label,
+                "rows": len(images),
+                "dimension": encoder.dimension,
+                "factory": factory,
+            }
+            build_index(vectors, home / name, factory, FAISS_META, meta)
+        return cls(corpus, encoder, home / name, search_parameters)
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the index (without the shards of vectors) into a folder."""
+        shutil.copytree(self.index_dir, folder, dirs_exist_ok=True)
+
+    def search(self, images: Sequence[Source], top_k: int = 10) -> list[list[Entry]]:
+        """The `top_k` articles of each image as ranked entries of `KNOWLEDGE_FEATURE`, one an article; score = inner
+        product, equal ones in the order of the corpus. None finds nothing.
+
+        Raises:
+            ImageError: an image can't be used.
+        """
+        results: list[list[Entry]] = [[] for _ in images]
+        asked = [row for row, image in enumerate(images) if image is not None]
+        vectors = self.encoder.embed([images[row] for row in asked])
+        for row, entries in zip(asked, self.search_vectors(vectors, top_k), strict=True):
+            results[row] = entries
+        return results
+
+    def search_vectors(self, vectors: np.ndarray, top_k: int = 10) -> list[list[Entry]]:
+        """`search` for embeddings, float32 [queries, dimension]."""
+        if top_k < 1:
+            raise ValueError(f"At least one result must be asked for, not {top_k}.")
+        results: list[list[Entry]] = [[] for _ in vectors]
+        pending, fetch = np.arange(len(vectors)), min(top_k + _SLACK, len(self.table))
+        while len(pending):
+            scores, rows = search_rows(self.table, vectors[pending], fetch)
+            for query, entries in zip(pending.tolist(), self._entries(scores, rows, top_k), strict=True):
+                results[query] = entries
+            short = np.array([len(results[query]) < top_k for query in pending.tolist()])
+            # several images of one article: fetch on, until the corpus ends or an approximate index has no more
+            pending = pending[short & (rows[:, -1] >= 0)] if fetch < len(self.table) else pending[:0]
+            fetch = min(4 * fetch, len(self.table))
+        return results
+
+    def _entries(self, scores: np.ndarray, rows: np.ndarray, top_k: int) -> Iterator[list[Entry]]:
+        distinct, place = np.unique(rows[rows >= 0], return_inverse=True)
+        read = self.table[distinct] if len(distinct) else {}
+        at = np.full(rows.shape, -1)
+        at[rows >= 0] = place
+        for found, ranked in zip(at.tolist(), scores.tolist(), strict=True):
+            entries: list[Entry] = []
+            seen = set()
+            for number, score in zip(found, ranked, strict=True):
+                if number < 0 or len(entries) == top_k:
+                    break
+                article, title, value = (read[name][number] for name in ("id", "title", "value"))
+                if article in seen or (title, value) in seen:  # the same article from another source, too
+                    continue
+                seen |= {article, (title, value)}
+                entry = {"title": title, "text": value, "score": score, "source": article}
+                entries.append({**entry, "match_start": 0, "match_end": 0})
+            yield entries
+
+
+def _images(corpus: KnowledgeCorpus) -> Any:
+    if corpus.images is None:
+        raise ValueError(
+            f"The knowledge corpus in {corpus.folder} has no images: build it from files with a column image."
+        )
+    return corpus.images
+
+
+def _default_device() -> torch.device:
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return torch.device("cpu")
+    return torch.device(found.type, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _load_tower(name: str | Path, revision: str | None) -> Any:
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    options: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
+    if config.model_type not in ("clip", "clip_vision_model"):
+        model, info = AutoModel.from_pretrained(name, **options)
+        _check_weights(name, info)
+        return model.vision_model if config.model_type == "siglip" else model  # no need of its text tower
+    vision = config if isinstance(config, CLIPVisionConfig) else config.vision_config
+    vision.projection_dim = config.projection_dim  # of the whole model, where the vision part's may be a default
+    tower: Any = CLIPVisionModelWithProjection
+    model, info = tower.from_pretrained(name, config=vision, **options)
+    if info["missing_keys"] == {"visual_projection.weight"}:  # CLIP's image tower saved without its projection
+        tower = CLIPVisionModel
+        model, info = tower.from_pretrained(name, config=vision, **options)
+    _check_weights(name, info)
+    return model
+
+
+def _check_weights(name: str | Path, info: dict[str, Any]) -> None:
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"The image tower {name} lacks {len(missing)} of its weights, such as {missing[0]}.")
+
+
+def _digest(model: torch.nn.Module, processor: Any) -> str:
+    settings = {
+        key: value
+        for key, value in json.loads(processor.to_json_string()).items()
+        # the names of classes differ between the kinds that give the same pixels
+        if value is not None and not key.endswith(("_type", "_class"))
+    }
+    digest = hashlib.sha256(json.dumps([INDEX_VERSION, settings], sort_keys=True).encode())
+    for key, weight in sorted(model.state_dict().items()):
+        if not key.endswith("position_ids"):  # a list of numbers that older checkpoints hold
+            digest.update(f"{key} {list(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _not_too_thin(image: Image.Image) -> Image.Image:
+    """The middle of an image that is more than 16 times as long as wide."""
+    width, height = image.size
+    across, down = min(width, _LONGEST * height), min(height, _LONGEST * width)
+    if (across, down) == image.size:
+        return image
+    left, top = (width - across) // 2, (height - down) // 2
+    return image.crop((left, top, left + across, top + down))
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    file = folder / FAISS_META
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no image index: {FAISS_META} is missing.")
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        if meta["version"] != INDEX_VERSION:
+            raise ValueError(f"{file} is of version {meta['version']}, not {INDEX_VERSION}: build it again.")
+        return {name: meta[name] for name in ("images", "encoder", "rows", "factory")}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} does not describe an image index ({error!r}).") from None

@@ -1,0 +1,190 @@
+"""Vectors of a corpus in shards that survive a killed run, and the FAISS index over them.
+
+The index is made by `Dataset.add_faiss_index` on a data set of the vectors alone, saved, and loaded by
+`Dataset.load_faiss_index` onto a table of the same rows without them: look-ups that had to read past the vectors would
+cost several times the search.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from tqdm.auto import tqdm
+
+from .corpus_tables import claim
+
+logger = logging.getLogger(__name__)
+
+INDEX = "embedding"
+INDEX_FILE = "index.faiss"
+_TRAIN_ROWS = 1_000_000  # vectors that a quantiser learns from at most
+
+
+def embed_in_shards(
+    folder: Path,
+    name: str,
+    rows: int,
+    dimension: int,
+    embed: Callable[[int, int], np.ndarray],
+    shard_rows: int,
+    what: str = "rows",
+) -> Dataset:
+    """The vectors of `rows` rows as a memory-mapped data set {embedding}.
+
+    Args:
+        name: names the shards, so it must say all that the vectors depend on.
+        embed: float32 [last - first, dimension] of the rows from first to last.
+        shard_rows: rows a shard, which is what a killed run loses at most.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    features = Features({INDEX: List(Value("float32"), length=dimension)})
+    starts = range(0, rows, shard_rows)
+    files = [folder / f"{name}-{shard_rows}-{number:06d}.arrow" for number in range(len(starts))]
+
+    made: set[int] = set()
+    with tqdm(total=rows, desc=f"Embedding {what}", unit=what, disable=None) as bar:
+        for wait in (False, True):  # first what no other process does, then what the others have done
+            for number, (first, file) in enumerate(zip(starts, files, strict=True)):
+                last = min(first + shard_rows, rows)
+                if number in made:
+                    continue
+                if not _is_whole(file, last - first, features):
+                    with claim(file, wait) as ours:
+                        if not ours:
+                            continue
+                        if not _is_whole(file, last - first, features):
+                            _write_shard(file, embed(first, last), features)
+                made.add(number)
+                bar.update(last - first)
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+
+
+def _is_whole(file: Path, rows: int, features: Features) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        shard = Dataset.from_file(str(file))
+    except (pa.ArrowInvalid, OSError, ValueError):
+        shard = None
+    if shard is None or len(shard) != rows or shard.features != features:
+        logger.warning("%s is damaged: its rows are embedded again.", file)  # not by us: writing is atomic
+        return False
+    return True
+
+
+def _write_shard(file: Path, vectors: np.ndarray, features: Features) -> None:
+    schema = features.arrow_schema
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]).cast(schema.types[0])
+    beside = file.with_suffix(f".tmp{os.getpid()}")
+    try:
+        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_batch(pa.record_batch([column], schema=schema))
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def index_name(encoder: str, factory: str) -> str:
+    """Name of the folder of an index: the encoder's fingerprint, cut, and the factory string."""
+    return f"{encoder[:12]}-{re.sub(r'[^A-Za-z0-9]+', '_', factory)}"
+
+
+def build_index(vectors: Dataset, folder: Path, factory: str, meta_file: str, meta: dict[str, Any]) -> None:
+    """Build and save the index of inner products over `vectors`, under a lock: of several processes one does it.
+
+    Args:
+        factory: of FAISS: "Flat" (exact), "IVF4096,PQ64", "HNSW32" …
+        meta: written to `meta_file` last, so a folder that holds it is whole.
+
+    Raises:
+        ValueError: FAISS can't build such an index over these vectors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder / INDEX_FILE, wait=True):
+        if (folder / meta_file).is_file():
+            return
+        beside = folder / f"{INDEX_FILE}.tmp{os.getpid()}"
+        try:
+            index = _train(vectors, factory)
+            vectors.add_faiss_index(INDEX, custom_index=index)
+            vectors.save_faiss_index(INDEX, str(beside))
+            os.replace(beside, folder / INDEX_FILE)
+            beside.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            os.replace(beside, folder / meta_file)
+        finally:
+            beside.unlink(missing_ok=True)
+            if INDEX in vectors.list_indexes():
+                vectors.drop_index(INDEX)
+
+
+def _train(vectors: Dataset, factory: str) -> Any:
+    dimension = vectors.features[INDEX].length
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            # from the whole corpus evenly: its first rows may be all of one kind
+            rows = np.linspace(0, len(vectors) - 1, min(len(vectors), _TRAIN_ROWS)).astype(int)
+            index.train(vectors.select(rows).with_format("numpy", dtype=np.float32)[:][INDEX])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise ValueError(
+            f"FAISS can't build {factory!r} over {len(vectors)} vectors of {dimension} numbers: {reason}"
+        ) from None
+    return index
+
+
+def load_index(table: Dataset, folder: Path, dimension: int, parameters: str = "") -> str:
+    """Load the index in `folder` onto a table of the same rows; the search parameters that are in force.
+
+    Args:
+        parameters: of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128"). Default: a sixteenth
+            of the lists, at least 8; or 128 candidates of a graph.
+
+    Raises:
+        FileNotFoundError: the index is missing.
+        ValueError: it is damaged, or has other rows or dimensions; or there are no such parameters.
+    """
+    file = folder / INDEX_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} lacks its file {file.name}.")
+    try:
+        table.load_faiss_index(INDEX, str(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file} is not a FAISS index ({str(error).splitlines()[0]}).") from None
+    index: Any = table.get_index(INDEX).faiss_index
+    if index.d != dimension:
+        raise ValueError(f"{file} holds vectors of {index.d} numbers, not of {dimension}: build it again.")
+    whole = faiss.downcast_index(getattr(index, "index", index))  # what stands behind a transformation of the vectors
+    if not parameters and hasattr(whole, "nlist"):
+        parameters = f"nprobe={min(whole.nlist, max(8, whole.nlist // 16))}"
+    elif not parameters and hasattr(whole, "hnsw"):
+        parameters = "efSearch=128"
+    if parameters:
+        try:
+            space: Any = faiss.ParameterSpace()
+            space.set_index_parameters(index, parameters)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise ValueError(f"The index in {folder} can't be searched with {parameters!r}: {reason}") from None
+    return parameters
+
+
+def search_rows(table: Dataset, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of each vector.
+
+    Returns:
+        float32 [vectors, k] inner products, falling, and int [vectors, k] rows, filled up with -1; equal scores in the
+        order of the rows.
+    """
+    found = table.search_batch(INDEX, np.ascontiguousarray(vectors, np.float32), k=k)
+    scores, rows = np.asarray(found.total_scores), np.asarray(found.total_indices)
+    order = np.lexsort((rows, -scores), axis=-1)
+    return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(rows, order, axis=-1)
