@@ -8,15 +8,15 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 from datasets import __version__ as datasets_version
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
-from dataset_scripts import RETRIEVALS, load
+from dataset_scripts import load
 from modeling_more.model_card import markdown_table, scrub_command
 from modeling_more.tagging import tags_to_spans
 from modeling_more.words import STYLES
@@ -24,56 +24,162 @@ from modeling_more.words import STYLES
 logger = logging.getLogger(__name__)
 
 TAG = "modeling-more"
+KINDS: dict[str, tuple[str, ...]] = {"none": (), "text": ("text",), "image": ("image",), "all": ("text", "image")}
 WHAT = {
-    "none": "the posts and their entities",
+    "none": "the posts and their labels",
     "text": "the same posts with `knowledge_text`, knowledge retrieved by the post's words",
     "image": "the same posts with `knowledge_image`, knowledge retrieved by the post's image",
+    "all": "the same posts with both columns",
 }
+TERMS = "The copyrights of the posts stay with their authors. Whoever publishes this set has to see that they may."
+
+Configs = dict[str, DatasetDict]
+
+
+@dataclass(frozen=True)
+class Search:
+    """From what knowledge is retrieved, and by what.
+
+    Attributes:
+        knowledge: files, saved corpora, Hub ids, or one `milvus:URI`.
+        image_knowledge: the same for retrieval by image; default: `knowledge`.
+        image_model: image tower; default: that of `ImageEncoder`.
+        image_dir: the posts' images by `image_id`; default: the posts' column image.
+    """
+
+    knowledge: Sequence[str] = ()
+    image_knowledge: Sequence[str] = ()
+    image_model: str | None = None
+    image_dir: str | None = None
+    top_k: int = 10
+
+    def specs(self, kind: str) -> list[str]:
+        return list((self.image_knowledge if kind == "image" else ()) or self.knowledge)
+
+    def check(self, retrieval: str) -> None:
+        """ValueError for options that would be ignored, and for those that are missing."""
+        kinds = KINDS[retrieval]
+        if self.knowledge and not kinds:
+            raise ValueError(f"--knowledge is for --retrieval text, image and all, not for {retrieval}.")
+        for option in ("image_knowledge", "image_model", "image_dir"):
+            if getattr(self, option) and not ("image" in kinds and self.specs("image")):
+                raise ValueError(f"--{option} is for --retrieval image or all with knowledge to retrieve from.")
+        if self.image_knowledge and kinds != ("image",) and not self.knowledge:
+            raise ValueError("--retrieval all retrieves by text too: give --knowledge besides --image_knowledge.")
 
 
 def configurations(
     name: str,
     retrieval: str = "none",
     data_dir: str | Path | None = None,
-    knowledge: Sequence[str] = (),
-    top_k: int = 10,
+    search: Search | None = None,
     cache_dir: str | Path | None = None,
     **builder_options: Any,
-) -> tuple[dict[str, DatasetDict], str]:
+) -> tuple[Configs, str]:
     """The configurations to publish by name, "none" first, and a paragraph on where their knowledge is from.
 
-    With `knowledge` (files, saved corpora or Hub ids) it is retrieved for every post; else the source must hold it.
+    With knowledge to search it is retrieved for every post; else the source must hold it.
 
     Raises:
-        ValueError, FileNotFoundError, ConnectionError: as `load`; or `knowledge` with a retrieval other than "text".
+        ValueError, FileNotFoundError, ConnectionError: as `load`; options that don't go together; the archives of
+            text and image knowledge hold different posts.
     """
-    if knowledge and retrieval != "text":
-        raise ValueError(f"--knowledge is for --retrieval text, not for {retrieval}: give --retrieval text.")
-    if knowledge:
-        from modeling_more.knowledge import BM25Retriever, attach_text_knowledge, load_knowledge
-
+    search = search or Search()
+    search.check(retrieval)
+    kinds = KINDS[retrieval]
+    if kinds and search.specs(kinds[0]):
         posts = load(name, "none", data_dir, cache_dir, **builder_options)
-        corpus = load_knowledge(knowledge, cache_dir)
+        parts = []
+        for kind in kinds:
+            posts, how = (_by_text if kind == "text" else _by_image)(posts, search, cache_dir)
+            parts.append(how)
+        return split_configurations(posts, kinds), "\n\n".join(parts)
+    stored = {kind: load(name, kind, data_dir, cache_dir, **builder_options) for kind in kinds or ("none",)}
+    how = "As the source stores it: one entry for each post, without title and score." if kinds else ""
+    return split_configurations(_joined(stored), kinds), how
+
+
+def split_configurations(posts: DatasetDict, kinds: Sequence[str]) -> Configs:
+    """What is published of posts with the knowledge columns of `kinds`: none, one for each kind, all."""
+    columns = {kind: f"knowledge_{kind}" for kind in kinds}
+    names = ["none", *kinds, *(["all"] if len(kinds) > 1 else [])]
+    return {
+        name: posts.remove_columns([column for kind, column in columns.items() if kind not in KINDS[name]])
+        for name in names
+    }
+
+
+def _joined(stored: dict[str, DatasetDict]) -> DatasetDict:
+    """One set with the knowledge columns of all."""
+    (first, joined), *others = stored.items()
+    for kind, posts in others:
+        for split in joined:
+            if joined[split]["tokens"][:] != posts[split]["tokens"][:]:
+                raise ValueError(
+                    f"The {split} posts with {first} knowledge are not those with {kind} knowledge: publish the two "
+                    "one by one, or give --knowledge to retrieve it."
+                )
+            column = posts[split].select_columns([f"knowledge_{kind}"])
+            joined[split] = concatenate_datasets([joined[split], column], axis=1)
+    return joined
+
+
+def _by_text(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -> tuple[DatasetDict, str]:
+    from modeling_more.knowledge import BM25Retriever, attach_text_knowledge, load_knowledge
+    from modeling_more.knowledge.milvus import MilvusTextRetriever, is_milvus
+
+    specs = search.specs("text")
+    retriever: Any
+    if is_milvus(specs[0]):
+        retriever = MilvusTextRetriever(specs[0])
+        sentences, fingerprint = retriever.about["sentences"], retriever.about["corpus"]
+    else:
+        corpus = load_knowledge(specs, cache_dir)
         retriever = BM25Retriever.from_corpus(corpus)
-        attached, report = attach_text_knowledge(posts, retriever, top_k=top_k, cache_dir=cache_dir)
-        counts = [
-            {"": key.replace("_", " "), "count": value} for key, value in asdict(report).items() if key != "cached"
-        ]
-        files = ", ".join(f"`{Path(spec).name}`" for spec in knowledge)
-        how = (
-            f"Retrieved by BM25 (sentences as keys, paragraphs as values, at most {top_k} for each post) from {files}:"
-            f" {len(corpus)} sentences, fingerprint `{corpus.fingerprint}`. Retrieval sees the words of a post, never "
-            f"its labels; an entry that holds the post itself is left out.\n\n{markdown_table(counts)}"
-        )
-        return {"none": posts, "text": attached}, how
-    found = load(name, retrieval, data_dir, cache_dir, **builder_options)
-    if retrieval == "none":
-        return {"none": found}, ""
-    how = "As the source stores it: one entry for each post, without title and score."
-    return {"none": found.remove_columns(f"knowledge_{retrieval}"), retrieval: found}, how
+        sentences, fingerprint = len(corpus), corpus.fingerprint
+    attached, report = attach_text_knowledge(posts, retriever, top_k=search.top_k, cache_dir=cache_dir)
+    return attached, (
+        f"By text: BM25 (sentences as keys, paragraphs as values, at most {search.top_k} for each post) from "
+        f"{_named(specs)}: {sentences} sentences, fingerprint `{fingerprint}`. Retrieval sees the words of a post, "
+        f"never its labels; an entry that holds the post itself is left out.\n\n{_report(report)}"
+    )
 
 
-def write_folder(configs: dict[str, DatasetDict], card: DatasetCard, folder: Path, overwrite: bool = False) -> None:
+def _by_image(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -> tuple[DatasetDict, str]:
+    from modeling_more.knowledge import ImageEncoder, ImageRetriever, attach_image_knowledge, load_knowledge
+    from modeling_more.knowledge.milvus import MilvusImageRetriever, is_milvus
+
+    specs = search.specs("image")
+    encoder = ImageEncoder(search.image_model) if search.image_model else ImageEncoder()
+    retriever: Any
+    if is_milvus(specs[0]):
+        retriever = MilvusImageRetriever(specs[0], encoder)
+        images, fingerprint = retriever.about["images"], retriever.about["corpus"]
+    else:
+        corpus = load_knowledge(specs, cache_dir)
+        retriever = ImageRetriever.from_corpus(corpus, encoder)
+        images, fingerprint = corpus.info.images, corpus.info.image_fingerprint
+    attached, report = attach_image_knowledge(
+        posts, retriever, top_k=search.top_k, image_dir=search.image_dir, cache_dir=cache_dir
+    )
+    return attached, (
+        f"By image: inner products of the embeddings of `{encoder.label}` (images as keys, lead texts as values, at "
+        f"most {search.top_k} for each post, one an article) from {_named(specs)}: {images} images, fingerprint "
+        f"`{fingerprint}`. A post without a usable image has none.\n\n{_report(report)}"
+    )
+
+
+def _named(specs: Sequence[str]) -> str:
+    return ", ".join(f"`{Path(spec).name}`" for spec in specs)
+
+
+def _report(report: Any) -> str:
+    """The counts of an `AttachReport`; what came from the cache is no matter of the data."""
+    counts = {key.replace("_", " "): value for key, value in asdict(report).items() if key != "cached"}
+    return markdown_table([{"": key, "count": value} for key, value in counts.items()])
+
+
+def write_folder(configs: Configs, card: DatasetCard, folder: Path, overwrite: bool = False) -> None:
     """Write `CONFIG/SPLIT-00000-of-00001.parquet` and README.md beside `folder`, then move all of it there.
 
     Raises:
@@ -108,43 +214,49 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder}: holds a published data set; give another --output_dir or --overwrite_output_dir.")
 
 
-def make_card(builder: Any, configs: dict[str, DatasetDict], knowledge: str, command: Sequence[str]) -> DatasetCard:
-    """The card: configurations, counts, source and terms, how the knowledge was retrieved."""
+def make_card(builder: Any, configs: Configs, knowledge: str, command: Sequence[str]) -> DatasetCard:
+    """The card: configurations, counts, source and terms, how the knowledge was retrieved.
+
+    Args:
+        builder: has TITLE, CREDIT, and TERMS where the posts are not by authors whose rights must be kept.
+    """
     data_files = {
         name: [{"split": split, "path": f"{name}/{split}-*"} for split in splits] for name, splits in configs.items()
     }
+    posts = configs["none"]
+    relations = "relation" in next(iter(posts.values())).features
     data = DatasetCardData(
         language="en",
         license="other",
         license_name="see-card",
         pretty_name=builder.TITLE,
-        task_categories=["token-classification"],
-        tags=["named-entity-recognition", "retrieval", TAG],
+        task_categories=["text-classification" if relations else "token-classification"],
+        tags=["relation-extraction" if relations else "named-entity-recognition", "retrieval", TAG],
         configs=[
             {"config_name": name, **({"default": True} if name == "none" else {}), "data_files": files}
             for name, files in data_files.items()
         ],
     )
+    about = "two marked entities and their relation" if relations else "named entities (BIO)"
     sections = [
         f"# {builder.TITLE}",
-        "Posts as words with named entities (BIO), as read by the MoRe library.",
+        f"Posts as words with {about}, as read by the MoRe library.",
         "## Configurations",
         markdown_table([{"name": f"`{name}`", "rows hold": WHAT[name]} for name in configs]),
         f'```python\nimport datasets\n\nposts = datasets.load_dataset("ORG/NAME", "{list(configs)[-1]}")\n```',
         "## Counts",
-        markdown_table(_counts(configs["none"])),
-        "Entities as seqeval reads them: an I- that continues nothing begins one.",
+        *(_relation_counts(posts) if relations else _entity_counts(posts)),
         *(["## Knowledge", knowledge] if knowledge else []),
         "## Source and terms",
         builder.CREDIT,
-        "The copyrights of the posts stay with their authors. Whoever publishes this set has to see that they may.",
+        "" if getattr(builder, "INVENTED", False) else getattr(builder, "TERMS", TERMS),
         "## Made by",
         f"```bash\n{scrub_command(command)}\n```\n\ndatasets {datasets_version}",
     ]
-    return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+    return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
 
 
-def _counts(posts: DatasetDict) -> list[dict[str, Any]]:
+def _entity_counts(posts: DatasetDict) -> list[str]:
     rows = []
     for split, data in posts.items():
         labels = data.features["ner_tags"].feature
@@ -153,10 +265,22 @@ def _counts(posts: DatasetDict) -> list[dict[str, Any]]:
         found = Counter(span.type for row in tags for span in tags_to_spans(labels.int2str(row)))
         counts = {"posts": len(data), "words": sum(map(len, tags)), "entities": found.total()}
         rows.append({"split": split, **counts, **{type_: found[type_] for type_ in types}})
-    return rows
+    return [markdown_table(rows), "Entities as seqeval reads them: an I- that continues nothing begins one."]
 
 
-def push(configs: dict[str, DatasetDict], card: DatasetCard, repo_id: str, private: bool, folder: Path) -> None:
+def _relation_counts(posts: DatasetDict) -> list[str]:
+    names = next(iter(posts.values())).features["relation"].names
+    found = {split: Counter(data[:]["relation"]) for split, data in posts.items()}
+    totals = [
+        {"split": split, "rows": len(data), "words": sum(map(len, data["tokens"]))} for split, data in posts.items()
+    ]
+    relations = [
+        {"relation": name, **{split: found[split][label] for split in posts}} for label, name in enumerate(names)
+    ]
+    return [markdown_table(totals), markdown_table(relations)]
+
+
+def push(configs: Configs, card: DatasetCard, repo_id: str, private: bool, folder: Path) -> None:
     """Push every configuration, "none" as the default, then the card with what the Hub holds of other configurations.
 
     Raises:
@@ -194,14 +318,15 @@ def publish(arguments: argparse.Namespace, name: str, command: Sequence[str]) ->
     options = {
         key: getattr(arguments, key) for key in ("other_as_misc", "raw_dir", "style") if getattr(arguments, key)
     }
-    configs, how = configurations(
-        name,
-        arguments.retrieval,
-        arguments.data_dir,
+    search = Search(
         arguments.knowledge,
+        arguments.image_knowledge,
+        arguments.image_model,
+        arguments.image_dir,
         arguments.top_k,
-        arguments.cache_dir,
-        **options,
+    )
+    configs, how = configurations(
+        name, arguments.retrieval, arguments.data_dir, search, arguments.cache_dir, **options
     )
     builder = importlib.import_module(f"dataset_scripts.{name}").Builder
     card = make_card(builder, configs, how, command)
@@ -219,8 +344,13 @@ def parser(name: str) -> argparse.ArgumentParser:
         f"dataset_scripts/{name}.py", description=f"Publish {name} as Parquet with a card.", allow_abbrev=False
     )
     made.add_argument("--data_dir", help="folder with the raw files or an archive, or a zip file; default: download")
-    made.add_argument("--retrieval", choices=RETRIEVALS, default="none", help="the knowledge that the rows carry")
-    made.add_argument("--knowledge", nargs="+", default=[], help="retrieve from these files, folders or Hub ids")
+    made.add_argument("--retrieval", choices=list(KINDS), default="none", help="the knowledge that the rows carry")
+    made.add_argument(
+        "--knowledge", nargs="+", default=[], help="retrieve from these files, folders, Hub ids; or milvus:URI"
+    )
+    made.add_argument("--image_knowledge", nargs="+", default=[], help="the same by image (default: --knowledge)")
+    made.add_argument("--image_dir", help="the posts' images, files named by image_id")
+    made.add_argument("--image_model", help="image tower of transformers (default: CLIP ViT-B/32)")
     made.add_argument("--top_k", type=int, default=10, help="entries for each post (default: 10)")
     made.add_argument("--output_dir", required=True, help="folder to write")
     made.add_argument("--overwrite_output_dir", action="store_true", help="replace the data set in it")

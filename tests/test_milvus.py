@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from PIL import Image
+from test_publish import picture, save_tiny_tower
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
@@ -218,27 +218,10 @@ def test_the_command_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 # ---------------------------------------------------------------- images
 
 
-def picture(seed: int) -> Image.Image:
-    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-    return Image.fromarray(blocks).resize((32, 32), Image.Resampling.NEAREST)
-
-
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> list[ImageEncoder]:
-    import torch
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    encoders = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = CLIPVisionConfig(**size, projection_dim=8, image_size=32, patch_size=8)
-        folder = str(tmp_path_factory.mktemp("tower"))
-        CLIPVisionModelWithProjection(config).save_pretrained(folder)
-        square = {"height": 32, "width": 32}
-        CLIPImageProcessorPil(size=square, crop_size=square).save_pretrained(folder)
-        encoders.append(ImageEncoder(folder, device="cpu"))
-    return encoders
+    folder = tmp_path_factory.mktemp("towers")
+    return [ImageEncoder(save_tiny_tower(folder / str(seed), seed), device="cpu") for seed in range(2)]
 
 
 @pytest.fixture
