@@ -12,11 +12,11 @@ from datasets import Dataset, DatasetDict
 from .arguments import DataArguments
 
 if TYPE_CHECKING:
-    from .knowledge import KnowledgeCorpus
     from .knowledge.attach import TextRetriever
 
 logger = logging.getLogger(__name__)
 
+MILVUS = "milvus:"  # begins the address of a database, where `--knowledge` names one
 Splits = dict[str, Dataset]
 Query = Callable[[dict[str, Any]], str]
 
@@ -70,11 +70,17 @@ def _check(args: DataArguments) -> None:
         raise ValueError(
             f"--query entities searches titles by their words: use --retriever bm25, not {args.retriever}"
         )
+    if any(spec.startswith(MILVUS) for spec in args.knowledge):
+        others = [name for name in given if name != "--query" or args.query == "entities"]
+        if others:
+            raise ValueError(f"{others[0]} is for corpora that are searched here, not for {args.knowledge[0]}")
+        if len(args.knowledge) > 1:
+            raise ValueError(f"--knowledge {' '.join(args.knowledge)}: a Milvus database is searched alone")
 
 
 def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
     # here, because it takes seconds that other runs need not wait
-    from .knowledge import attach_text_knowledge, load_knowledge
+    from .knowledge import attach_text_knowledge
     from .knowledge.attach import post_text
 
     query: Query = post_text
@@ -85,18 +91,24 @@ def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, 
     elif args.query == "entities":
         query, found = _entity_query(args.entities, splits)
         counts |= found
+    attached, report = attach_text_knowledge(
+        DatasetDict(splits), _text_retriever(args), args.top_k, column, args.cache_dir, query
+    )
+    return dict(attached), counts | asdict(report)
+
+
+def _text_retriever(args: DataArguments) -> TextRetriever:
+    from .knowledge import load_knowledge
+
+    if args.knowledge[0].startswith(MILVUS):
+        from .knowledge.milvus import MilvusTextRetriever
+
+        return MilvusTextRetriever(args.knowledge[0])
     corpus = load_knowledge(args.knowledge, args.cache_dir, args.title_in_key)
     if args.title_in_key and not corpus.info.title_in_key:
         raise ValueError(
             f"--title_in_key: {', '.join(args.knowledge)} was saved with keys without the title; build it from files"
         )
-    attached, report = attach_text_knowledge(
-        DatasetDict(splits), _text_retriever(args, corpus), args.top_k, column, args.cache_dir, query
-    )
-    return dict(attached), counts | asdict(report)
-
-
-def _text_retriever(args: DataArguments, corpus: KnowledgeCorpus) -> TextRetriever:
     if args.query == "entities":
         from .knowledge.entities import EntityRetriever
 
@@ -112,12 +124,17 @@ def _text_retriever(args: DataArguments, corpus: KnowledgeCorpus) -> TextRetriev
 
 
 def _by_image(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
-    from .knowledge import load_knowledge
-    from .knowledge.attach import attach_image_knowledge
-    from .knowledge.image import ImageEncoder, ImageRetriever
+    from .knowledge import ImageEncoder, ImageRetriever, attach_image_knowledge, load_knowledge
+    from .knowledge.attach import ImageSearch
 
-    corpus = load_knowledge(args.knowledge, args.cache_dir)
-    retriever = ImageRetriever.from_corpus(corpus, ImageEncoder(args.image_model))
+    encoder = ImageEncoder(args.image_model)
+    retriever: ImageSearch
+    if args.knowledge[0].startswith(MILVUS):
+        from .knowledge.milvus import MilvusImageRetriever
+
+        retriever = MilvusImageRetriever(args.knowledge[0], encoder)
+    else:
+        retriever = ImageRetriever.from_corpus(load_knowledge(args.knowledge, args.cache_dir), encoder)
     attached, report = attach_image_knowledge(
         DatasetDict(splits), retriever, args.top_k, column, args.image_dir, args.cache_dir
     )

@@ -21,6 +21,7 @@ from modeling_more.knowledge import dense as dense_module
 from modeling_more.knowledge.captions import degenerate_captions, read_captions
 from modeling_more.knowledge.dense import DenseRetriever, FusedRetriever, SentenceEncoder
 from modeling_more.knowledge.entities import EntityRetriever, entity_query, read_predictions
+from modeling_more.knowledge.vectors import INDEX_FILE
 from modeling_more.retrieval import add_knowledge
 
 ARTICLES = [
@@ -154,12 +155,12 @@ def test_dense_index_is_saved_and_checked(corpus: KnowledgeCorpus, encoder: Sent
         DenseRetriever(other, encoder, tmp_path / "saved")
     with pytest.raises(ValueError, match="is of encoder"):
         DenseRetriever(corpus, SentenceEncoder(encoder.name, max_length=5), tmp_path / "saved")
-    index = tmp_path / "saved" / dense_module.INDEX_FILE
+    index = tmp_path / "saved" / INDEX_FILE
     index.write_bytes(index.read_bytes()[:100])
     with pytest.raises(ValueError, match="not a FAISS index"):
         DenseRetriever(corpus, encoder, tmp_path / "saved")
     index.unlink()
-    with pytest.raises(FileNotFoundError, match=dense_module.INDEX_FILE):
+    with pytest.raises(FileNotFoundError, match=INDEX_FILE):
         DenseRetriever(corpus, encoder, tmp_path / "saved")
     with pytest.raises(FileNotFoundError, match="no dense index"):
         DenseRetriever(corpus, encoder, tmp_path)
@@ -215,27 +216,26 @@ def test_a_killed_embedding_continues_with_the_same_result(
     monkeypatch.setattr(encoder, "embed", lambda texts: embedded.append(len(texts)) or embed(texts))
     continued = DenseRetriever.from_corpus(corpus, encoder, tmp_path / "broken")
     assert sum(embedded) == len(corpus) - 8  # two shards stood already
-    indexes = [retriever.index_dir / dense_module.INDEX_FILE for retriever in (unbroken, continued)]
+    indexes = [retriever.index_dir / INDEX_FILE for retriever in (unbroken, continued)]
     assert indexes[0].read_bytes() == indexes[1].read_bytes()
     assert not list((tmp_path / "broken").rglob("*.tmp*"))
 
 
-def test_shards_are_shared_and_damaged_ones_made_again(
+def test_damaged_shards_are_made_again(
     corpus: KnowledgeCorpus, encoder: SentenceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dense_module, "_SHARD_ROWS", 4)
     whole = dense_module.embed_corpus(corpus, encoder, tmp_path / "e").with_format("numpy")[:]["embedding"]
-    files = sorted((tmp_path / "e").iterdir())
+    assert np.allclose(whole, encoder.embed(list(corpus.keys())), atol=1e-5)
+    files = sorted((tmp_path / "e").glob("*.arrow"))
     files[0].write_bytes(files[0].read_bytes()[:50])
     files[1].unlink()
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    first: list[str] = []
+    made: list[str] = []
     embed = encoder.embed
-    monkeypatch.setattr(encoder, "embed", lambda texts: first.append(texts[0]) or embed(texts))
+    monkeypatch.setattr(encoder, "embed", lambda texts: made.append(texts[0]) or embed(texts))
     again = dense_module.embed_corpus(corpus, encoder, tmp_path / "e").with_format("numpy")[:]["embedding"]
     assert np.array_equal(whole, again)
-    assert first == [corpus[0]["key"], corpus[4]["key"]]  # the second process began at a later shard, which stood
+    assert made == [corpus[0]["key"], corpus[4]["key"]]
 
 
 # ---------------------------------------------------------------- both
@@ -431,6 +431,8 @@ def test_titles_in_the_keys(tmp_path: Path) -> None:
         ({"title_in_key": True, "knowledge": []}, "--title_in_key is for searching texts"),
         ({"retriever": "dense", "text_model": "{tmp}/nomodel"}, "nomodel can't be loaded"),
         ({"knowledge": []}, "posts have no column knowledge_text"),
+        ({"knowledge": ["milvus:x.db"], "retriever": "both"}, "--retriever is for corpora that are searched here"),
+        ({"knowledge": ["milvus:x.db", "wiki.jsonl"]}, "a Milvus database is searched alone"),
     ],
 )
 def test_options_that_can_not_be_end_with_one_sentence(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
@@ -444,6 +446,55 @@ def test_options_that_can_not_be_end_with_one_sentence(tmp_path: Path, options: 
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         add_knowledge(arguments(tmp_path, **{name: filled(value) for name, value in options.items()}), posts())
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_knowledge_in_milvus(tmp_path: Path, corpus: KnowledgeCorpus) -> None:
+    pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    from modeling_more.knowledge.milvus import MilvusTextRetriever
+
+    spec = f"milvus:{tmp_path / 'more.db'}"
+    MilvusTextRetriever.from_corpus(corpus, spec)
+    splits, report = add_knowledge(arguments(tmp_path, knowledge=[spec]), posts())
+    expected, _ = add_knowledge(arguments(tmp_path), posts())
+    for split in splits:
+        for ours, theirs in zip(splits[split]["knowledge_text"], expected[split]["knowledge_text"], strict=True):
+            assert {(e["title"], e["text"]) for e in ours} == {(e["title"], e["text"]) for e in theirs}
+    assert report["posts"] == 3 and report["entries"] > 0
+
+
+@pytest.fixture(scope="module")
+def tiny_tower(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a random CLIP image tower and its processor."""
+    import torch
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 16, "num_hidden_layers": 2}
+    config = CLIPVisionConfig(**sizes, num_attention_heads=4, image_size=32, patch_size=8)
+    folder = tmp_path_factory.mktemp("tower")
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return str(folder)
+
+
+def test_posts_find_knowledge_by_their_images(tmp_path: Path, tiny_tower: str) -> None:
+    from PIL import Image
+
+    rows, images = [], tmp_path / "pictures"
+    images.mkdir()
+    for number, color in enumerate([(200, 30, 30), (30, 200, 30), (30, 30, 200)]):
+        picture = Image.new("RGB", (48, 48), color)
+        picture.paste((255, 255, 255), (4 + 10 * number, 4, 20 + 10 * number, 40))
+        picture.save(tmp_path / f"{number}.png")
+        picture.save(images / f"i{number}.jpg")
+        rows.append({"id": f"e{number}", "title": f"T{number}", "text": f"Text {number}.", "image": f"{number}.png"})
+    options = {"retrieval": "image", "image_model": tiny_tower, "image_dir": str(images), "top_k": 1}
+    file = write_jsonl(tmp_path / "flags.jsonl", rows)
+    splits, report = add_knowledge(arguments(tmp_path, knowledge=[str(file)], **options), posts())
+    found = [[e["title"] for e in entries] for split in splits.values() for entries in split["knowledge_image"]]
+    assert found == [[], ["T1"], ["T2"]]  # the first post has no image id
+    assert report["posts"] == 3 and report["without_knowledge"] == 1
 
 
 def test_posts_without_the_column_that_is_looked_up(tmp_path: Path) -> None:

@@ -1,41 +1,31 @@
-"""Dense text retrieval: a sentence encoder and a FAISS index over the sentences of a corpus, alone or with BM25.
-
-The vectors stand in a data set of their own; the index over them is made with `Dataset.add_faiss_index`, saved, and
-loaded onto the corpus's table of sentences, which has the same rows and no vectors.
-"""
+"""Dense text retrieval: a sentence encoder and a FAISS index over the sentences of a corpus, alone or with BM25."""
 
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import Dataset, Features, List, Value, concatenate_datasets
-from tqdm.auto import tqdm
+from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
 from .leakage import WORDS, Entry, search_without_leaks
 from .text import distinct_entries
+from .vectors import build_index, embed_in_shards, load_index, search_rows
 
 logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 1
 META_FILE = "dense.json"
-INDEX_FILE = "index.faiss"
 MAX_LENGTH = 256  # sub-tokens read of a sentence: what the usual sentence encoders are trained with
-_INDEX = "embedding"
 _SHARD_ROWS = 8192  # sentences a shard: what a killed run loses at most
-_TRAIN_ROWS = 1_000_000  # vectors that a quantiser learns from
 _BATCH = 512  # queries a step
 
 
@@ -136,7 +126,8 @@ class DenseRetriever:
         """Open a saved index.
 
         Args:
-            search_parameters: of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128").
+            search_parameters: of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128"); default:
+                those of `load_index`.
 
         Raises:
             FileNotFoundError: `index_dir` holds no index.
@@ -145,7 +136,6 @@ class DenseRetriever:
         self.corpus = corpus
         self.encoder = encoder
         self.index_dir = Path(index_dir)
-        self.search_parameters = search_parameters
         meta = _read_meta(self.index_dir)
         for name, here in (("corpus", corpus.fingerprint), ("encoder", encoder.fingerprint), ("rows", len(corpus))):
             if meta[name] != here:
@@ -153,22 +143,8 @@ class DenseRetriever:
                     f"The index in {self.index_dir} is of {name} {meta[name]}, not {here}: build it again."
                 )
         self.string_factory: str = meta["string_factory"]
-        file = self.index_dir / INDEX_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"{self.index_dir} lacks its file {file.name}.")
         self.table = Dataset(corpus.sentences.data)  # its own object: an index on the corpus's would stay with it
-        try:
-            self.table.load_faiss_index(_INDEX, str(file))
-        except RuntimeError as error:
-            raise ValueError(f"{file} is not a FAISS index ({str(error).splitlines()[0]}).") from None
-        index = self.table.get_index(_INDEX).faiss_index
-        if (index.ntotal, index.d) != (len(corpus), encoder.dimension):
-            raise ValueError(
-                f"{file} holds {index.ntotal} vectors of {index.d} numbers, not {len(corpus)} of {encoder.dimension}."
-            )
-        if search_parameters:
-            parameters: Any = faiss.ParameterSpace()
-            parameters.set_index_parameters(index, search_parameters)
+        self.search_parameters = load_index(self.table, self.index_dir, encoder.dimension, search_parameters)
 
     @property
     def fingerprint(self) -> str:
@@ -187,7 +163,7 @@ class DenseRetriever:
     ) -> "DenseRetriever":
         """Open the index of corpus and encoder; where there is none, embed the sentences, build and save it first.
 
-        The vectors are kept in shards, so a run that was killed continues; several processes share the shards.
+        The vectors are kept in shards, so a run that was killed continues, and several processes share the work.
 
         Args:
             index_dir: default: beside the corpus's tables in the cache.
@@ -200,7 +176,16 @@ class DenseRetriever:
         folder = home / re.sub(r"\W+", "_", string_factory)
         if not (folder / META_FILE).is_file():
             vectors = embed_corpus(corpus, encoder, home / "embeddings")
-            _build(vectors, corpus, encoder, folder, string_factory)
+            meta = {
+                "version": INDEX_VERSION,
+                "corpus": corpus.fingerprint,
+                "encoder": encoder.fingerprint,
+                "encoder_name": Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
+                "rows": len(vectors),
+                "dimension": encoder.dimension,
+                "string_factory": string_factory,
+            }
+            build_index(vectors, folder, string_factory, META_FILE, meta)
         return cls(corpus, encoder, folder, search_parameters)
 
     def save(self, folder: str | Path) -> None:
@@ -231,10 +216,7 @@ class DenseRetriever:
         results: list[list[Entry]] = [[] for _ in vectors]
         pending, fetch = np.arange(len(vectors)), min(4 * top_k, len(self.corpus))
         while len(pending):
-            found = self.table.search_batch(_INDEX, vectors[pending], k=fetch)
-            scores, rows = np.asarray(found.total_scores), np.asarray(found.total_indices)
-            order = np.lexsort((rows, -scores), axis=-1)
-            scores, rows = (np.take_along_axis(values, order, axis=-1) for values in (scores, rows))
+            scores, rows = search_rows(self.table, vectors[pending], fetch)
             entries = distinct_entries(self.corpus, rows, scores, top_k)
             for query, ranked in zip(pending.tolist(), entries, strict=True):
                 results[query] = ranked
@@ -293,89 +275,14 @@ class FusedRetriever:
 
 
 def embed_corpus(corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path) -> Dataset:
-    """The vectors of a corpus's keys as a memory-mapped data set {embedding}, one row a sentence.
+    """The vectors of a corpus's keys as a memory-mapped data set {embedding}, one row a sentence."""
 
-    Written in shards, each when it is whole: a run that was killed goes on after its last shard. Where several
-    processes run (`accelerate launch`), each begins at another shard and skips those that are there already.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    features = Features({"embedding": List(Value("float32"), length=encoder.dimension)})
-    starts = range(0, len(corpus), _SHARD_ROWS)
-    digest = hashlib.sha256(f"{corpus.fingerprint} {encoder.fingerprint} {_SHARD_ROWS}".encode()).hexdigest()[:16]
-    files = [folder / f"{digest}-{number:06d}.arrow" for number in range(len(starts))]
-    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    turn = process * len(starts) // processes
-    with tqdm(total=len(corpus), desc="Embedding sentences", unit="sentences", disable=None) as bar:
-        for number in [*range(turn, len(starts)), *range(turn)]:
-            rows = range(starts[number], min(starts[number] + _SHARD_ROWS, len(corpus)))
-            if not _is_whole(files[number], len(rows), features):
-                keys: list[str] = corpus.table[rows.start : rows.stop]["key"]
-                _write_shard(files[number], encoder.embed(keys), features)
-            bar.update(len(rows))
-    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    def embed(first: int, last: int) -> np.ndarray:
+        keys: list[str] = corpus.table[first:last]["key"]
+        return encoder.embed(keys)
 
-
-def _is_whole(file: Path, rows: int, features: Features) -> bool:
-    if not file.is_file():
-        return False
-    try:
-        shard = Dataset.from_file(str(file))
-    except (pa.ArrowInvalid, OSError, ValueError):
-        shard = None
-    if shard is None or len(shard) != rows or shard.features != features:
-        logger.warning("%s is damaged: its sentences are embedded again.", file)  # not by us: writing is atomic
-        return False
-    return True
-
-
-def _write_shard(file: Path, vectors: np.ndarray, features: Features) -> None:
-    schema = features.arrow_schema
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]).cast(schema.types[0])
-    beside = file.with_suffix(f".tmp{os.getpid()}")
-    try:
-        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            writer.write_batch(pa.record_batch([column], schema=schema))
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _build(
-    vectors: Dataset, corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path, string_factory: str
-) -> None:
-    flat = string_factory == "Flat"
-    try:
-        vectors.add_faiss_index(
-            "embedding",
-            index_name=_INDEX,
-            metric_type=faiss.METRIC_INNER_PRODUCT,
-            string_factory=string_factory,
-            train_size=None if flat else min(len(vectors), _TRAIN_ROWS),
-        )
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise ValueError(
-            f"FAISS can't build {string_factory!r} over {len(vectors)} vectors of {encoder.dimension} numbers: "
-            f"{reason}"
-        ) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"index.tmp{os.getpid()}"
-    meta = {
-        "version": INDEX_VERSION,
-        "corpus": corpus.fingerprint,
-        "encoder": encoder.fingerprint,
-        "encoder_name": Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
-        "rows": len(vectors),
-        "dimension": encoder.dimension,
-        "string_factory": string_factory,
-    }
-    try:
-        vectors.save_faiss_index(_INDEX, str(beside))
-        os.replace(beside, folder / INDEX_FILE)
-        beside.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, folder / META_FILE)  # last: a folder without it is no index
-    finally:
-        beside.unlink(missing_ok=True)
+    name = f"{corpus.fingerprint[:16]}-{encoder.fingerprint[:16]}"
+    return embed_in_shards(folder, name, len(corpus), encoder.dimension, embed, _SHARD_ROWS, "sentences")
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

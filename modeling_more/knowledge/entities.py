@@ -6,6 +6,7 @@ The second term is BM25 with the same k1 and b over the titles, one title an art
 query of two `match` clauses, the one on the title with boost 2.0. A paragraph whose title alone matches is found too.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,8 @@ import numpy as np
 
 from .captions import json_lines
 from .corpus import KnowledgeCorpus
-from .text import META_FILE, BM25Retriever, Titles, _build, open_index, read_postings, split_query
+from .text import META_FILE, TITLE_BOOST, BM25Retriever, Titles, _build, open_index, read_postings, split_query
 
-TITLE_BOOST = 2.0
 _SEPARATOR = "\x1f"  # between the post and its entities in a query: a retriever is asked with strings
 _FOLDER = "bm25_titles"
 _STARTS = "article_start.npy"
@@ -81,10 +81,7 @@ class EntityRetriever(BM25Retriever):
         starts = np.load(corpus.folder / _STARTS, mmap_mode="r").view(np.ndarray)
         index = open_index(folder, corpus.fingerprint, len(starts) - 1)
         self.title_vocabulary: dict[str, int] = index.vocab_dict
-        scores, articles, bounds = read_postings(index)
-        boosted = scores * np.float32(TITLE_BOOST)
-        boosted.flags.writeable = False
-        self._titles: Titles = (boosted, articles, bounds, starts)
+        self._titles: Titles = (*read_postings(index), starts)
 
     @property
     def fingerprint(self) -> str:
@@ -115,7 +112,7 @@ def _build_titles(corpus: KnowledgeCorpus, folder: Path) -> None:
                 first_paragraphs.append(row)
                 before = article
     starts = np.searchsorted(corpus.sentence_paragraph, np.array([*first_paragraphs, corpus.info.paragraphs]))
-    beside = corpus.folder / f".{_STARTS}"
+    beside = corpus.folder / f".{_STARTS}.tmp{os.getpid()}"
     with open(beside, "wb") as file:
         np.save(file, starts.astype(np.int32))
     beside.replace(corpus.folder / _STARTS)

@@ -29,6 +29,7 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG 
 
 K1 = 1.2
 B = 0.75
+TITLE_BOOST = 2.0  # weight of titles, where they are searched too (entities.py)
 INDEX_VERSION = 1
 META_FILE = "index.json"
 _BATCH = 512  # queries a step
@@ -199,12 +200,13 @@ def _search(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Fill `rows` and `best` [queries, k]: per query the k paragraphs of the highest score, ties by row.
 
-    Postings of titles name articles: all sentences of the article, from `article_start` on, get their score.
+    Postings of titles name articles: all sentences of the article, from `article_start` on, get their score, boosted.
 
     A heap holds the k best so far, the worst on top. Sentences come in row order, so one that only equals the worst
     comes later and loses, and the sentences of a paragraph come together, so only the last one entered can come again.
     """
     k = rows.shape[1]
+    boost = np.float32(TITLE_BOOST)
     sentences = paragraph.shape[0]
     scores = np.zeros(sentences, np.float32)
     heap = np.empty(k, np.float32)
@@ -220,7 +222,7 @@ def _search(  # type: ignore[no-untyped-def]
             for posting in range(title_indptr[title_words[at]], title_indptr[title_words[at] + 1]):
                 article = title_indices[posting]
                 for row in range(article_start[article], article_start[article + 1]):
-                    scores[row] += title_data[posting]
+                    scores[row] += boost * title_data[posting]
         size = 0
         last = -1
         threshold = np.float32(0)
