@@ -50,9 +50,9 @@ def text(folder: str, data_dir: Path, number: int) -> dict[str, Any]:
     embedded.search(queries[:1], DEEP)  # compiles
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "knowledge.db"
-        loaded, retriever = timed(lambda: MilvusTextRetriever.from_corpus(corpus, f"milvus:{file}"))
-        indexed, _ = timed(lambda: retriever.search(queries[:1], TOP_K))
-        times = [timed(lambda side=side: side.search(queries, TOP_K)) for side in (embedded, retriever)]
+        loaded, retriever = timed(MilvusTextRetriever.from_corpus, corpus, f"milvus:{file}")
+        indexed, _ = timed(retriever.search, queries[:1], TOP_K)
+        times = [timed(side.search, queries, TOP_K) for side in (embedded, retriever)]
         exact = embedded.search(queries, DEEP)
         shares = [overlap(*pair) for pair in zip(times[1][1], exact, strict=True)]
         (sentences,) = file.rglob("more_sentences")
@@ -61,6 +61,7 @@ def text(folder: str, data_dir: Path, number: int) -> dict[str, Any]:
             "corpus": "three text corpora",
             "rows": len(corpus),
             "queries": len(queries),
+            "values": corpus.info.paragraphs,
             "segments": len(list(sentences.rglob("data_*.parquet"))),
             "overlap@10": round(sum(shares) / len(shares), 4),
             "lowest": round(min(shares), 2),
@@ -111,7 +112,7 @@ def flags(data_dir: Path) -> dict[str, Any]:
         encoder = ImageEncoder(folder / "tower")
         embedded = ImageRetriever.from_corpus(corpus, encoder)
         loaded, retriever = timed(
-            lambda: MilvusImageRetriever.from_corpus(corpus, encoder, f"milvus:{folder / 'knowledge.db'}")
+            MilvusImageRetriever.from_corpus, corpus, encoder, f"milvus:{folder / 'knowledge.db'}"
         )
         queries = []
         for row in made:
@@ -120,9 +121,8 @@ def flags(data_dir: Path) -> dict[str, Any]:
             across, down = image.width // 20, image.height // 20
             queries.append(image.crop((across, down, image.width - across, image.height - down)))
         vectors = encoder.embed(queries)
-        indexed, _ = timed(lambda: retriever.search_vectors(vectors[:1], TOP_K))
-        sides: list[Any] = [embedded, retriever]
-        times = [timed(lambda side=side: side.search_vectors(vectors, TOP_K)) for side in sides]
+        indexed, _ = timed(retriever.search_vectors, vectors[:1], TOP_K)
+        times = [timed(side.search_vectors, vectors, TOP_K) for side in (embedded, retriever)]
         exact = embedded.search_vectors(vectors, DEEP)
         shares = [overlap(*pair) for pair in zip(times[1][1], exact, strict=True)]
         (images,) = (folder / "knowledge.db").rglob("more_images")
@@ -131,6 +131,7 @@ def flags(data_dir: Path) -> dict[str, Any]:
             "corpus": "flags",
             "rows": count,
             "queries": len(queries),
+            "values": count,
             "segments": len(list(images.rglob("data_*.parquet"))),
             "overlap@10": round(sum(shares) / len(shares), 4),
             "lowest": round(min(shares), 2),
@@ -144,9 +145,9 @@ def flags(data_dir: Path) -> dict[str, Any]:
         }
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+def timed(run: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     start = time.perf_counter()
-    result = run()
+    result = run(*arguments)
     return time.perf_counter() - start, result
 
 
@@ -183,8 +184,8 @@ def main() -> None:
         "several segments are forced by a lower limit. It counts document frequencies in each segment by itself, "
         "hence the lower overlap; a server counts over the collection. The first search includes indexing, which "
         "milvus-lite does anew in every process. The texts' rows are measured in processes of their own. Flags: a "
-        "random CLIP of 512 dimensions, queries cut to nine tenths and turned by five degrees, inner products, exact search; "
-        "loading includes embedding.",
+        "random CLIP of 512 dimensions, queries cut to nine tenths and turned by five degrees, inner products, exact "
+        "search; loading includes embedding.",
     )
 
 
