@@ -168,6 +168,16 @@ def test_dense_index_is_saved_and_checked(corpus: KnowledgeCorpus, encoder: Sent
         SentenceEncoder(tmp_path / "nowhere")
 
 
+def test_sentences_that_are_too_long_are_counted(
+    corpus: KnowledgeCorpus, encoder: SentenceEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = SentenceEncoder(encoder.name, max_length=7)
+    lengths = [len(short.tokenizer(key)["input_ids"]) for key in corpus.keys()]
+    dense_module.embed_corpus(corpus, short, tmp_path / "e")
+    count = sum(length >= 7 for length in lengths)
+    assert 0 < count < len(corpus) and f"{count} sentences are read up to 7 sub-tokens" in caplog.text
+
+
 def test_approximate_indexes(corpus: KnowledgeCorpus, encoder: SentenceEncoder, tmp_path: Path) -> None:
     exact = DenseRetriever.from_corpus(corpus, encoder, tmp_path / "index")
     expected = exact.search(["Oslo by the sea"], 3)

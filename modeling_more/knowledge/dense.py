@@ -70,6 +70,7 @@ class SentenceEncoder:
         self.name = str(name_or_path)
         self.batch_size = batch_size
         self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.at_limit = 0  # texts so far that reached max_length: what came after was not read
         self.fingerprint = self._digest()
 
     @property
@@ -81,6 +82,7 @@ class SentenceEncoder:
         ids: list[list[int]] = []
         if len(texts):
             ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
+        self.at_limit += sum(len(row) >= self.max_length for row in ids)
         vectors = np.empty((len(texts), self.dimension), np.float32)
         longest_first = sorted(range(len(texts)), key=lambda row: -len(ids[row]))  # little padding
         for first in range(0, len(texts), self.batch_size):
@@ -282,7 +284,12 @@ def embed_corpus(corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path
         return encoder.embed(keys)
 
     name = f"{corpus.fingerprint[:16]}-{encoder.fingerprint[:16]}"
-    return embed_in_shards(folder, name, len(corpus), encoder.dimension, embed, _SHARD_ROWS, "sentences")
+    before = encoder.at_limit
+    vectors = embed_in_shards(folder, name, len(corpus), encoder.dimension, embed, _SHARD_ROWS, "sentences")
+    if encoder.at_limit > before:
+        count = encoder.at_limit - before
+        logger.warning("%d sentences are read up to %d sub-tokens, their limit.", count, encoder.max_length)
+    return vectors
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
