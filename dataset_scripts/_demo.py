@@ -393,11 +393,7 @@ def publish(builder: type[DemoBuilder], parsed: argparse.Namespace, given: Seque
     made.download_and_prepare()
     found: Any = made.as_dataset()
     columns = COLUMNS[parsed.retrieval]
-    configs = {
-        name: found.remove_columns([column for column in columns if column not in held])
-        for name, held in COLUMNS.items()
-        if set(held) <= set(columns)
-    }
+    configs = _publish.split_configurations(found, _publish.KINDS[parsed.retrieval])
     demo = builder.make(parsed.seed)
     posts = sum(map(len, demo.posts.values()))
     keys = {

@@ -110,8 +110,8 @@ class EntityPost(Post):
 
 def make_demo(
     seed: int = 1,
-    train_posts: int = 640,
-    validation_posts: int = 160,
+    train_posts: int = 480,
+    validation_posts: int = 96,
     test_posts: int = 480,
     distractors: int = 10,
     odd_spelling: float = 0.2,

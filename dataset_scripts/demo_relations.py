@@ -94,8 +94,8 @@ class RelationPost(Post):
 
 def make_demo_relations(
     seed: int = 1,
-    train_posts: int = 540,
-    validation_posts: int = 108,
+    train_posts: int = 324,
+    validation_posts: int = 72,
     test_posts: int = 360,
     distractors: int = 10,
     odd_spelling: float = 0.2,

@@ -1,4 +1,4 @@
-"""`make demo` at a small size: every system is trained, the table is complete, the page shows the predictions."""
+"""`make demo` at a small size: every system is trained, the tables are complete, the page shows the predictions."""
 
 import functools
 import json
@@ -7,17 +7,28 @@ import demo as benchmark
 import pytest
 
 import _common
-from dataset_scripts import demo as demo_set
+from dataset_scripts import demo, demo_relations
+
+SYSTEMS = {
+    "entities": ["none", "shuffled", "text", "shuffled image", "image"],
+    "relations": ["none", "shuffled", "text", "image"],
+}
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Few posts and one epoch; nothing is written to the repository's results."""
-    few = functools.partial(demo_set.make_demo, train_posts=32, validation_posts=16, test_posts=32)
-    monkeypatch.setattr(demo_set, "make_demo", few)
-    options = list(benchmark.OPTIONS)
-    options[options.index("--num_train_epochs") + 1] = "1"
-    monkeypatch.setattr(benchmark, "OPTIONS", tuple(options))
+    few = functools.partial(demo.make_demo, train_posts=32, validation_posts=16, test_posts=32)
+    monkeypatch.setattr(demo, "make_demo", few)
+    pairs = functools.partial(demo_relations.make_demo_relations, train_posts=36, validation_posts=18, test_posts=36)
+    monkeypatch.setattr(demo_relations, "make_demo_relations", pairs)
+
+    def shorter(task: benchmark.Task) -> benchmark.Task:
+        options = list(task.options)
+        options[options.index("--num_train_epochs") + 1] = "1"
+        return task._replace(options=tuple(options))
+
+    monkeypatch.setattr(benchmark, "TASKS", tuple(map(shorter, benchmark.TASKS)))
 
 
 def test_the_demo_trains_every_system_and_shows_it(small, tiny_encoder, tmp_path, monkeypatch, capsys):
@@ -28,27 +39,45 @@ def test_the_demo_trains_every_system_and_shows_it(small, tiny_encoder, tmp_path
     arguments = ["--output_dir", str(output), "--model_name_or_path", tiny_encoder("bert"), "--use_cpu"]
     runs = benchmark.main([*arguments, "--seeds", "1"])
 
-    assert [run["system"] for run in runs] == ["none", "shuffled", "text"]
-    gold = [[row["gold"] for row in run["predictions"].values()] for run in runs]
-    assert gold[0] == gold[1] == gold[2] and len(gold[0]) == 32  # all systems are scored on the same posts
-    assert json.loads((output / "seed-1" / "shuffled" / "arguments.json").read_text())["shuffle_knowledge"] is True
+    for task, systems in SYSTEMS.items():
+        own = [run for run in runs if run["task"] == task]
+        assert [run["system"] for run in own] == systems
+        gold = [[row["gold"] for row in run["predictions"].values()] for run in own]
+        assert all(rows == gold[0] for rows in gold)  # all systems are scored on the same posts
+        folder = output / "seed-1" / task / "shuffled"
+        assert json.loads((folder / "arguments.json").read_text())["shuffle_knowledge"] is True
+    assert len(gold[0]) == 36
     for run in runs:
         assert (run["folder"] / "model.safetensors").is_file() and (run["folder"] / "README.md").is_file()
         assert not (run["folder"] / "checkpoints").exists()
 
     page = (output / "index.html").read_text()
-    assert page.count('class="post"') == 9 and "data:image/png;base64," in page
+    assert page.count('class="post"') == 18 and page.count("data:image/png;base64,") > 18 * 2
     assert "http://" not in page and "https://" not in page  # self-contained
     printed = capsys.readouterr().out
-    assert "| none |" in printed and "| shuffled |" in printed and "| text |" in printed and "index.html" in printed
+    for system in SYSTEMS["entities"]:
+        assert f"| {system} |" in printed
+    assert "index.html" in printed
 
     written = json.loads((tmp_path / "results" / "demo.json").read_text())
-    assert [row["system"] for row in written["rows"]] == ["none", "shuffled", "text"]
-    assert written["rows"][0]["least − none"] == 0
+    assert [(row["task"], row["system"]) for row in written["rows"]] == [
+        (task, system) for task, systems in SYSTEMS.items() for system in systems
+    ]
+    assert [row["least − none"] for row in written["rows"] if row["system"] == "none"] == [0, 0]
+
+
+def test_the_demo_s_encoder_is_the_first_layers_of_the_real_one(minilm, tmp_path):
+    from transformers import AutoModel
+
+    small = AutoModel.from_pretrained(benchmark.small_encoder(tmp_path / "encoder"))
+    whole = AutoModel.from_pretrained(minilm)
+    assert len(small.encoder.layer) == benchmark.LAYERS < len(whole.encoder.layer)
+    for name, weight in small.encoder.named_parameters():
+        assert (weight == whole.encoder.get_parameter(name)).all(), name
 
 
 def test_marked_words_say_right_or_wrong():
-    from _demo_page import _marked
+    from _demo_page import _marked, _related
 
     prediction = {
         "tokens": ["see", "Velmo", "<b>", "now"],
@@ -58,3 +87,9 @@ def test_marked_words_say_right_or_wrong():
     assert _marked(prediction) == 'see <mark class="right">Velmo &lt;b&gt;<small>PER</small></mark> now'
     for entity in ({"type": "LOC", "start": 1, "end": 3}, {"type": "PER", "start": 1, "end": 2}):
         assert 'class="wrong"' in _marked({**prediction, "entities": [entity]})
+
+    pair = {"tokens": ["Velmo", "met", "A", "B"], "head": [2, 4], "tail": [0, 1], "relation": "x", "gold": "x"}
+    assert _related(pair) == (
+        '<mark>Velmo<small>tail</small></mark> met <mark>A B<small>head</small></mark> <mark class="right">x</mark>'
+    )
+    assert '<mark class="wrong">x</mark>' in _related({**pair, "gold": "y"})

@@ -14,8 +14,8 @@ from datasets import load_dataset
 from PIL import Image
 
 from dataset_scripts import load
-from dataset_scripts._demo import Demo, Post
-from dataset_scripts.demo import SAID, TYPES, main, make_demo
+from dataset_scripts._demo import COLUMNS, Demo, Post
+from dataset_scripts.demo import SAID, TYPES, Builder, main, make_demo
 from dataset_scripts.demo_pictures import draw_emblem
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 
@@ -90,7 +90,7 @@ def test_a_larger_test_split_changes_no_training_post():
 
 def test_posts_are_aligned_and_about_one_name_each(demo):
     ids = [post.id for split in SPLITS for post in demo.posts[split]]
-    assert len(set(ids)) == len(ids) == 640 + 160 + 480
+    assert len(set(ids)) == len(ids) == 480 + 96 + 480
     for split in SPLITS:
         titles = [post.entry.title for post in demo.posts[split]]
         assert len(set(titles)) == len(titles)
@@ -254,7 +254,36 @@ def test_published_set_is_the_loaded_set(demo, tmp_path):
     assert other["test"]["tokens"] != published["test"]["tokens"]
 
 
-@pytest.mark.parametrize("options", [{"retrieval": "image"}, {"data_dir": "somewhere"}])
-def test_what_the_set_has_not_is_said(options, tmp_path):
-    with pytest.raises(ValueError, match="demo set"):
-        load("demo", cache_dir=tmp_path, **options)
+def test_what_the_set_has_not_is_said(tmp_path):
+    with pytest.raises(ValueError, match="made from a seed"):
+        load("demo", cache_dir=tmp_path, data_dir="somewhere")
+    with pytest.raises(ValueError, match="no configuration 'audio'"):
+        Builder(cache_dir=str(tmp_path), config_name="audio")
+
+
+def test_all_configurations_hold_the_same_posts_and_what_each_search_finds(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset_scripts.demo.make_demo", lambda seed: small)
+    folder = tmp_path / "published"
+    made = ["--seed", "5", "--retrieval", "all", "--output_dir", str(folder)]
+    assert main([*made, "--cache_dir", str(tmp_path / "cache"), "--knowledge_dir", str(tmp_path / "knowledge")]) == 0
+    configs = {name: load_dataset(str(folder), name, cache_dir=str(tmp_path)) for name in COLUMNS}
+    for name, columns in COLUMNS.items():
+        rows = configs[name]["test"]
+        assert [column for column in rows.column_names if column.startswith("knowledge")] == list(columns)
+        assert rows["id"] == [post.id for post in small.posts["test"]]
+    for column in ("knowledge_text", "knowledge_image"):
+        assert configs["all"]["test"][column] == configs[column.removeprefix("knowledge_")]["test"][column]
+
+    found = {"knowledge_text": defaultdict(list), "knowledge_image": defaultdict(list)}
+    for split in SPLITS:
+        for post, row in zip(small.posts[split], configs["all"][split], strict=True):
+            for column, right in found.items():
+                right[post.condition].append([entry["source"] for entry in row[column][:1]] == [post.entry.id])
+    shares = {column: {name: np.mean(hits) for name, hits in right.items()} for column, right in found.items()}
+    assert shares["knowledge_text"] == {"": 1, "no_emblem": 1, "odd_spelling": 0}
+    assert shares["knowledge_image"]["no_emblem"] == 0
+    assert min(shares["knowledge_image"][name] for name in ("", "odd_spelling")) > 0.9
+
+    corpus = KnowledgeCorpus.from_files(tmp_path / "knowledge" / "knowledge.jsonl", tmp_path / "cache")
+    assert len(corpus.images) == len(small.entries)
+    assert "invented by the program" in (folder / "README.md").read_text()
