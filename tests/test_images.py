@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,10 @@ def test_a_changed_image_file_builds_the_corpus_again(tmp_path: Path) -> None:
     file = write_articles(tmp_path / "k")
     first = KnowledgeCorpus.from_files(file, tmp_path / "cache")
     assert KnowledgeCorpus.from_files(file, tmp_path / "cache").fingerprint == first.fingerprint
+    os.utime(tmp_path / "k" / "0.png", (1, 1))  # touched, not changed
+    (first.folder / "mark").touch()
+    again = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    assert (again.folder / "mark").exists()
     noise(7).save(tmp_path / "k" / "gone.png")  # it has come since
     second = KnowledgeCorpus.from_files(file, tmp_path / "cache")
     assert (second.info.images, second.info.unusable_images) == (6, 2)

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .articles import Article
-from .corpus_tables import column_digest, write_stream
+from .corpus_tables import column_digest, file_digest, write_stream
 from .pictures import ImageError, open_image, read_bytes
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,14 @@ IMAGE_FEATURES = Features(
     {"id": Value("string"), "title": Value("string"), "value": Value("string"), "image": ImageFeature()}
 )
 TABLE = "images.arrow"
-_SOURCES = "image_files.json"  # the files that a built corpus took its images from, with size and time
+_SOURCES = "image_files.json"  # the files that a built corpus took its images from, with size, time and digest
 _BATCH_ROWS = 200
 _BATCH_BYTES = 64_000_000
 _SHOWN = 10  # ids that a warning names for each reason
 _SIDE = 16  # of the thumbnails that are compared
 _NEAR = 8.0  # mean difference, of 255, up to which two thumbnails show one image
+
+Stamp = list[int | str]  # size, time of change, digest
 
 
 class Unusable:
@@ -73,7 +75,7 @@ class ImageCounts(NamedTuple):
 def build_images(into: Path, articles: Iterable[Article]) -> ImageCounts:
     """Write the usable images of articles to a table; articles without an image are passed over."""
     unusable = Unusable("knowledge image")
-    files: dict[str, list[int] | None] = {}
+    files: dict[str, Stamp | None] = {}
 
     def batches() -> Iterator[pa.RecordBatch]:
         named = (article for article in articles if article.image is not None)
@@ -131,10 +133,10 @@ def finish_images(into: Path, rows: int, unusable: int = 0, merged: int = 0, mer
 def images_changed(folder: Path) -> bool:
     """Whether files that a built corpus took its images from have changed, gone or come since."""
     try:
-        files: dict[str, list[int] | None] = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
+        files: dict[str, Stamp | None] = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
-    return any(_stamp(Path(file)) != stamp for file, stamp in files.items())
+    return any(_changed(Path(file), stamp) for file, stamp in files.items())
 
 
 def _checked(article: Article) -> bytes | ImageError:
@@ -147,12 +149,23 @@ def _checked(article: Article) -> bytes | ImageError:
         return error
 
 
-def _stamp(file: Path) -> list[int] | None:
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        status = file.stat()
+        return [status.st_size, status.st_mtime_ns, file_digest(file)]
+    except (OSError, ValueError):
+        return None
+
+
+def _changed(file: Path, stamp: Stamp | None) -> bool:
     try:
         status = file.stat()
     except (OSError, ValueError):
-        return None
-    return [status.st_size, status.st_mtime_ns]
+        return stamp is not None
+    if stamp is None or status.st_size != stamp[0]:
+        return True
+    # a file that was only copied or touched has another time and the same content
+    return status.st_mtime_ns != stamp[1] and _stamp(file) != [stamp[0], status.st_mtime_ns, stamp[2]]
 
 
 def _name(article: Article) -> str | None:

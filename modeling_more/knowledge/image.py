@@ -141,6 +141,12 @@ class ImageEncoder:
         return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
 
 
+class _ClipTower(CLIPVisionModelWithProjection):
+    """CLIP's image tower, loaded from a whole CLIP without a warning on each weight of the text tower."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "^logit_scale$"]
+
+
 class ImageRetriever:
     """Finds the articles whose image lies nearest to the query's.
 
@@ -312,7 +318,7 @@ def _load_tower(name: str | Path, revision: str | None) -> Any:
         return model.vision_model if config.model_type == "siglip" else model  # no need of its text tower
     vision = config if isinstance(config, CLIPVisionConfig) else config.vision_config
     vision.projection_dim = config.projection_dim  # of the whole model, where the vision part's may be a default
-    tower: Any = CLIPVisionModelWithProjection
+    tower: Any = _ClipTower
     model, info = tower.from_pretrained(name, config=vision, **options)
     if info["missing_keys"] == {"visual_projection.weight"}:  # CLIP's image tower saved without its projection
         tower = CLIPVisionModel
