@@ -24,6 +24,7 @@ from modeling_more.words import STYLES
 logger = logging.getLogger(__name__)
 
 TAG = "modeling-more"
+MILVUS = "milvus:"  # begins the address of a database
 KINDS: dict[str, tuple[str, ...]] = {"none": (), "text": ("text",), "image": ("image",), "all": ("text", "image")}
 WHAT = {
     "none": "the posts and their labels",
@@ -61,6 +62,9 @@ class Search:
         kinds = KINDS[retrieval]
         if self.knowledge and not kinds:
             raise ValueError(f"--knowledge is for --retrieval text, image and all, not for {retrieval}.")
+        for specs in (self.knowledge, self.image_knowledge):
+            if len(specs) > 1 and any(spec.startswith(MILVUS) for spec in specs):
+                raise ValueError(f"--knowledge {' '.join(specs)}: a Milvus database is searched alone.")
         for option in ("image_knowledge", "image_model", "image_dir"):
             if getattr(self, option) and not ("image" in kinds and self.specs("image")):
                 raise ValueError(f"--{option} is for --retrieval image or all with knowledge to retrieve from.")
@@ -126,11 +130,12 @@ def _joined(stored: dict[str, DatasetDict]) -> DatasetDict:
 
 def _by_text(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -> tuple[DatasetDict, str]:
     from modeling_more.knowledge import BM25Retriever, attach_text_knowledge, load_knowledge
-    from modeling_more.knowledge.milvus import MilvusTextRetriever, is_milvus
 
     specs = search.specs("text")
     retriever: Any
-    if is_milvus(specs[0]):
+    if specs[0].startswith(MILVUS):
+        from modeling_more.knowledge.milvus import MilvusTextRetriever
+
         retriever = MilvusTextRetriever(specs[0])
         sentences, fingerprint = retriever.about["sentences"], retriever.about["corpus"]
     else:
@@ -147,12 +152,13 @@ def _by_text(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -
 
 def _by_image(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -> tuple[DatasetDict, str]:
     from modeling_more.knowledge import ImageEncoder, ImageRetriever, attach_image_knowledge, load_knowledge
-    from modeling_more.knowledge.milvus import MilvusImageRetriever, is_milvus
 
     specs = search.specs("image")
     encoder = ImageEncoder(search.image_model) if search.image_model else ImageEncoder()
     retriever: Any
-    if is_milvus(specs[0]):
+    if specs[0].startswith(MILVUS):
+        from modeling_more.knowledge.milvus import MilvusImageRetriever
+
         retriever = MilvusImageRetriever(specs[0], encoder)
         images, fingerprint = retriever.about["images"], retriever.about["corpus"]
     else:
@@ -365,7 +371,9 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 def without_folder(word: str) -> str:
     """The card is published: it names files, not where they lie on this machine."""
-    return Path(word).name if Path(word).is_absolute() else word
+    prefix = MILVUS if word.startswith(MILVUS) else ""
+    file = word.removeprefix(prefix)
+    return prefix + (Path(file).name if Path(file).is_absolute() else file)
 
 
 def main(name: str, arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ pytest.importorskip("milvus_lite")
 
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, milvus
 from modeling_more.knowledge.image import ImageEncoder, ImageRetriever
-from modeling_more.knowledge.milvus import Database, MilvusImageRetriever, MilvusTextRetriever, is_milvus
+from modeling_more.knowledge.milvus import Database, MilvusImageRetriever, MilvusTextRetriever
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [f"word{number}" for number in range(40)]
@@ -75,7 +75,6 @@ def release(file: Path) -> None:
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert is_milvus("milvus:a.db") and not is_milvus("milvus.jsonl") and not is_milvus(Path("a.db"))
     assert Database.parse("milvus:a.db") == Database(str(tmp_path / "a.db"), "more")
     assert Database.parse("milvus:http://host:19530#wiki") == Database("http://host:19530", "wiki")
     for spec, message in (
@@ -134,6 +133,29 @@ def test_attached_columns_are_equal(tmp_path: Path) -> None:
         assert [{**entry, "score": round(entry["score"], 4)} for entry in ours] == [
             {**entry, "score": round(entry["score"], 4)} for entry in theirs
         ]
+
+
+def test_posts_are_published_with_it(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    from dataset_scripts._publish import main
+
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for split in ("train", "valid", "test"):
+        (raw / f"{split}.txt").write_text("Ada\tB-PER\nin\tO\nOslo\tB-LOC\n")
+    corpus = build(tmp_path, [("Oslo", "Oslo is the capital of Norway."), ("Ada", "Ada wrote programs.")])
+    MilvusTextRetriever.from_corpus(corpus, f"milvus:{tmp_path / 'k.db'}#cities")
+    arguments = ["--data_dir", str(raw), "--cache_dir", str(tmp_path / "cache"), "--retrieval", "text", "--knowledge"]
+    found = []
+    for name, spec in (("file", f"{tmp_path}/articles.jsonl"), ("database", f"milvus:{tmp_path}/k.db#cities")):
+        assert main("twitter17", [*arguments, spec, "--output_dir", str(tmp_path / name)]) == 0
+        found.append(load_dataset(str(tmp_path / name), "text", split="test", cache_dir=str(tmp_path / "hf"))[:])
+    ours, theirs = ([(e["title"], round(e["score"], 4)) for e in rows["knowledge_text"][0]] for rows in found)
+    assert ours == theirs and {title for title, _ in ours} == {"Ada", "Oslo"}
+    card = (tmp_path / "database" / "README.md").read_text()
+    assert "from `k.db#cities`: 2 sentences" in card and "--knowledge 'milvus:k.db#cities'" in card
+    assert str(tmp_path) not in card
 
 
 def test_a_killed_load_continues_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

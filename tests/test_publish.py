@@ -256,6 +256,7 @@ def test_bad_input_ends_in_one_sentence_and_writes_nothing(
             ["--data_dir", str(raw), "--knowledge", str(knowledge)],
             "--knowledge is for --retrieval text, image and all",
         ),
+        (["--retrieval", "text", "--knowledge", "milvus:a.db", str(knowledge)], "a Milvus database is searched alone"),
         (["--data_dir", str(raw), "--image_dir", str(raw)], "--image_dir is for --retrieval image or all with knowl"),
         (
             ["--data_dir", str(raw), "--retrieval", "all", "--image_knowledge", str(knowledge)],

@@ -4,6 +4,7 @@ python -m modeling_more.knowledge.milvus milvus:http://HOST:19530 --knowledge FI
 
 `milvus:URI` names the database: a local file that ends in .db (milvus-lite), a server, a cluster. `milvus:URI#NAME`
 chooses among several bodies of knowledge in it. A token is read from $MILVUS_TOKEN, for command lines are published.
+A local file serves one process at a time, a server any number.
 
 Four collections: NAME_sentences (an analysed text field and Milvus' BM25 function over it), NAME_paragraphs (what the
 sentences stand in), NAME_images (vectors, titles and lead texts) and NAME_about (what was to be loaded).
@@ -28,7 +29,6 @@ from .milvus_load import (
     begin,
     fields_of,
     fit,
-    is_milvus,
     load_rows,
     open_kind,
     read_values,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Database", "MilvusImageRetriever", "MilvusTextRetriever", "is_milvus"]
+__all__ = ["Database", "MilvusImageRetriever", "MilvusTextRetriever"]
 
 MAX_LIMIT = 16_384  # of a search, on a server
 _IMAGES = 128  # an insert

@@ -25,11 +25,6 @@ _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 Rows = list[dict[str, Any]]
 
 
-def is_milvus(spec: str | Path) -> bool:
-    """Whether `--knowledge` names a Milvus database."""
-    return str(spec).startswith(PREFIX)
-
-
 @dataclass(frozen=True)
 class Database:
     """An address and the name of a body of knowledge in it."""
