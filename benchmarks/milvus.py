@@ -71,7 +71,7 @@ def text(folder: str, data_dir: Path, number: int) -> dict[str, Any]:
             "embedded queries/s": round(len(queries) / times[0][0], 1),
             "disk bytes a row": round(size_of(sentences) / len(corpus)),
             "disk bytes a value": round(size_of(paragraphs) / corpus.info.paragraphs),
-            "anonymous MB": anonymous_mb(),
+            "anonymous MB": round(anonymous_mb()),
         }
 
 
@@ -141,7 +141,7 @@ def flags(data_dir: Path) -> dict[str, Any]:
             "embedded queries/s": round(len(queries) / times[0][0], 1),
             "disk bytes a row": round(size_of(images) / count),
             "disk bytes a value": "",
-            "anonymous MB": anonymous_mb(),
+            "anonymous MB": round(anonymous_mb()),
         }
 
 

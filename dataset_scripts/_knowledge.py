@@ -88,6 +88,7 @@ def stream(
 
     Args:
         where: the repository.
+        config: the folder in it that holds the Parquet files; default: all of them.
         columns: those to read.
         data_dir: a folder with Parquet or JSON Lines files, or one such file, instead.
 
@@ -95,23 +96,26 @@ def stream(
         FileNotFoundError: no such folder, or no file in it.
         ConnectionError: the Hub does not answer, or has no such data set.
     """
-    if data_dir is None:
-        try:
-            revision = HfApi().dataset_info(where).sha
-            found = load_dataset(
-                where, config, split="train", streaming=True, columns=list(columns), revision=revision
-            )
-        except Exception as error:  # whatever the client raises
-            raise ConnectionError(
-                f"{where} {config or ''} can't be had from the Hub ({error}); --data_dir reads a local copy."
-            ) from error
-        return _undecoded(found), [where, config, revision]
-    files = local_files(Path(data_dir))
-    kind = "parquet" if files[0].suffix == ".parquet" else "json"
-    paths = [str(file) for file in files]
-    options = {"columns": list(columns)} if kind == "parquet" else {}
-    found = load_dataset(kind, data_files=paths, split="train", streaming=True, **options)
-    return _undecoded(found), stamps(files)
+    if data_dir is not None:
+        files = local_files(Path(data_dir))
+        return _undecoded([str(file) for file in files], columns), stamps(files)
+    try:
+        revision = HfApi().dataset_info(where).sha
+        names = HfApi().list_repo_files(where, repo_type="dataset", revision=revision)
+    except Exception as error:  # whatever the client raises
+        raise ConnectionError(
+            f"{where} can't be had from the Hub ({error}); --data_dir reads a local copy."
+        ) from error
+    wanted = sorted(
+        name for name in names if name.endswith(".parquet") and name.startswith(f"{config}/" if config else "")
+    )
+    if not wanted:
+        raise FileNotFoundError(f"{where} holds no Parquet files of {config or 'its rows'}; see its page on the Hub.")
+    return _undecoded([f"hf://datasets/{where}@{revision}/{name}" for name in wanted], columns), [
+        where,
+        config,
+        revision,
+    ]
 
 
 def local_files(path: Path) -> list[Path]:
@@ -136,8 +140,10 @@ def wiki_name(language: str) -> str:
     return f"{language.replace('-', '_')}wiki"
 
 
-def _undecoded(rows: IterableDataset) -> IterableDataset:
+def _undecoded(files: Sequence[str], columns: Sequence[str]) -> IterableDataset:
     """Images as the bytes of their files: they are checked later, and a broken one must not end the stream."""
+    kind, options = ("parquet", {"columns": list(columns)}) if files[0].endswith(".parquet") else ("json", {})
+    rows = load_dataset(kind, data_files=list(files), split="train", streaming=True, **options)
     if rows.features and isinstance(rows.features.get("image"), Image):
         return rows.cast_column("image", Image(decode=False))
     return rows

@@ -412,15 +412,14 @@ def test_streamed_from_the_hub_and_pushed(tmp_path: Path, wiki: Path, hub: Local
     (copy / "20240101.nl").mkdir(parents=True)
     for file in wiki.iterdir():
         (copy / "20240101.nl" / file.name).write_bytes(file.read_bytes())
-    (copy / "README.md").write_text(
-        "---\nconfigs:\n- config_name: 20240101.nl\n  data_files: 20240101.nl/*.parquet\n"
-        "- config_name: 20240101.fy\n  data_files: 20240101.fy/*.parquet\n---\n"
-    )
+    (copy / "20240101.fy").mkdir()
+    (copy / "20240101.fy" / "train.parquet").write_bytes(b"another language")
+    (copy / "wikipedia.py").write_text("raise SystemExit")  # an old script beside the files must not matter
     script = [sys.executable, "-c", HUB, str(copy), str(tmp_path / "out")]
     done = subprocess.run(script, env=hub.env, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert [entries[0]["source"] for entries in found] == ["nlwiki:12", "nlwiki:41"]
-    assert "wikimedia/wikipedia 20231101.xx can't be had from the Hub" in done.stderr
+    assert "wikimedia/wikipedia holds no Parquet files of 20231101.xx" in done.stderr
     card = hub.files("org/wiki", "dataset")["README.md"].decode()
     assert "license: cc-by-sa-4.0" in card and "20240101" in card
