@@ -3,10 +3,13 @@
 Importing the package makes the Auto classes of transformers know its models.
 """
 
+from .configuration_mixture import MoReMixtureConfig
 from .configuration_more import MoReConfig
 from .data_collator import MoReDataCollator
+from .modeling_mixture import MoReMixtureForRelationExtraction, MoReMixtureForTokenClassification
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from .prediction import predict
+from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
 
 __all__ = [
@@ -14,6 +17,10 @@ __all__ = [
     "MoReDataCollator",
     "MoReForRelationExtraction",
     "MoReForTokenClassification",
+    "MoReMixtureConfig",
+    "MoReMixtureForRelationExtraction",
+    "MoReMixtureForTokenClassification",
+    "MoReMixtureProcessor",
     "MoReProcessor",
     "predict",
 ]

@@ -1,0 +1,115 @@
+"""Configuration of the mixture: its experts' configurations and the gate that weighs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+GATES = ("post", "word")
+DECODINGS = ("viterbi", "word")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class MoReMixtureConfig(PreTrainedConfig):
+    """Several experts, each a whole MoRe model, and a gate over the post's text and image.
+
+    Args:
+        experts: the experts' configurations, `MoReConfig.to_dict()` of each; the gate reads the first one's states.
+        expert_names: short and unique, in the same order; the processor's folders are named after them.
+        expert_sources: where each expert comes from: a Hub id or a folder (of copied experts its name only).
+        copy_experts: the checkpoint holds the experts' weights; off: it refers to `expert_sources`.
+        gate: one weight an expert for a whole `"post"` (the paper), or for each `"word"` (entities only).
+        gate_hidden: width of a hidden layer of the gate; 0: the gate is linear.
+        image_dim: dimension of the image features; 0: the gate sees no image.
+        image_dropout: probability with which a post's image is hidden from the gate in training, so that the vector
+            that stands for a missing image is learned.
+        load_balancing: weight of Z · Σ_z (mean over the batch of g_z)², which is 1 where all experts are used alike.
+        entropy: weight of the mean entropy of g, in nats: above 0 the gate decides sooner, below 0 later.
+        train_experts: train the experts with the gate; off: they are frozen and stay in eval mode.
+        decoding: of entities, `"viterbi"` (under the BIOES constraints, over the mixture's log-probabilities) or
+            `"word"` (argmax, the paper).
+        id2label: BIOES labels or relations, the same for all experts; default: the first expert's.
+
+    Raises:
+        ValueError: for an unknown option, a value out of its range, names that are no names or not unique, or experts
+            whose labels differ.
+    """
+
+    model_type = "more-mixture"
+
+    experts: list[dict] | None = None
+    expert_names: list[str] | None = None
+    expert_sources: list[str] | None = None
+    copy_experts: bool = True
+    gate: str = "post"
+    gate_hidden: int = 0
+    image_dim: int = 0
+    image_dropout: float = 0.1
+    load_balancing: float = 0.0
+    entropy: float = 0.0
+    train_experts: bool = False
+    decoding: str = "viterbi"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.experts = self.experts or []
+        if self.expert_names is None:
+            self.expert_names = [f"expert-{index}" for index in range(len(self.experts))]
+        self.expert_sources = self.expert_sources or []
+        if self.gate not in GATES:
+            raise ValueError(f"gate is {self.gate!r}, it must be one of {', '.join(GATES)}")
+        if self.decoding not in DECODINGS:
+            raise ValueError(f"decoding is {self.decoding!r}, it must be one of {', '.join(DECODINGS)}")
+        for name in ("gate_hidden", "image_dim", "load_balancing"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must not be below 0")
+        if not 0 <= self.image_dropout < 1:
+            raise ValueError(f"image_dropout is {self.image_dropout}, it must lie between 0 and 1")
+        if self.train_experts and not self.copy_experts:
+            raise ValueError("train_experts needs copy_experts: experts that are only referred to can't be saved")
+        check_names(self.expert_names, len(self.experts))
+        if not self.copy_experts and len(self.expert_sources) != len(self.experts):
+            raise ValueError(f"{len(self.experts)} experts are referred to by {len(self.expert_sources)} sources")
+        labels = [label_list(expert) for expert in self.experts]
+        for name, other in zip(self.expert_names[1:], labels[1:], strict=True):
+            check_labels(other, labels[0], name, self.expert_names[0])
+            if other != labels[0]:
+                raise ValueError(f"expert {name} has the labels of {self.expert_names[0]} in another order")
+        if labels and not kwargs.get("id2label"):
+            kwargs["id2label"] = dict(enumerate(labels[0]))
+        super().__post_init__(**kwargs)
+        own = {int(index): str(label) for index, label in (self.id2label or {}).items()}
+        self.label2id = {label: index for index, label in own.items()}
+        if labels and [own[index] for index in sorted(own)] != labels[0]:
+            raise ValueError("id2label of the mixture is not that of its experts")
+
+
+def check_names(names: Sequence[str], number: int) -> None:
+    """ValueError unless these are names of so many experts: unique, and fit to be a folder's."""
+    if len(names) != number:
+        raise ValueError(f"{len(names)} names ({', '.join(names)}) for {number} experts")
+    if len(set(names)) != number:
+        raise ValueError(f"the names of the experts must differ: {', '.join(names)}")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} can't name an expert: use letters, digits and . _ -")
+
+
+def label_list(config: Mapping[str, Any]) -> list[str]:
+    """The labels of an expert's configuration in the order of their ids."""
+    return [
+        label for _, label in sorted((int(index), label) for index, label in (config.get("id2label") or {}).items())
+    ]
+
+
+def check_labels(labels: Sequence[str], wanted: Sequence[str], name: str, first: str) -> None:
+    """ValueError that names the labels which only one of two experts has."""
+    surplus, lacking = sorted(set(labels) - set(wanted)), sorted(set(wanted) - set(labels))
+    if surplus or lacking:
+        parts = [f"{who} alone has {', '.join(which)}" for who, which in ((name, surplus), (first, lacking)) if which]
+        raise ValueError(f"the label sets of experts {first} and {name} differ: {'; '.join(parts)}")
+
+
+AutoConfig.register(MoReMixtureConfig.model_type, MoReMixtureConfig)

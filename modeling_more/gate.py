@@ -1,0 +1,69 @@
+"""The gate of the mixture, and the mixing: how much each expert counts for a post, or for a word of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    """log g(x, I) over the experts: normalised text and image features, side by side, through a linear layer.
+
+    The last layer begins at 0, so that training begins at the plain average of the experts.
+    """
+
+    def __init__(self, text_dim: int, image_dim: int, num_experts: int, hidden: int = 0, image_dropout: float = 0.0):
+        super().__init__()
+        self.image_dim = image_dim
+        self.image_dropout = image_dropout
+        self.text_norm = nn.LayerNorm(text_dim)
+        self.image_norm = nn.LayerNorm(image_dim) if image_dim else None
+        self.missing_image = nn.Parameter(torch.empty(image_dim)) if image_dim else None
+        width = text_dim + image_dim
+        self.hidden = nn.Linear(width, hidden) if hidden else None
+        self.output = nn.Linear(hidden or width, num_experts)
+
+    def forward(self, text: Tensor, image: Tensor | None = None, image_mask: Tensor | None = None) -> Tensor:
+        """[B, Z] from text [B, H], or [B, N, Z] from [B, N, H]; image [B, D], image_mask [B], True where there is one.
+
+        Without `image` every post's is missing. Computed in the parameters' precision under any autocast.
+        """
+        dtype = self.output.weight.dtype
+        with torch.autocast(device_type=text.device.type, enabled=False):
+            features = self.text_norm(text.to(dtype))
+            if self.image_norm is not None:
+                seen = self._image(image, image_mask, len(text), features)
+                if features.dim() == 3:
+                    seen = seen.unsqueeze(1).expand(-1, features.shape[1], -1)
+                features = torch.cat([features, seen], -1)
+            elif image is not None:
+                raise ValueError("image_features are given, but this gate sees no image (image_dim is 0)")
+            if self.hidden is not None:
+                features = nn.functional.gelu(self.hidden(features))
+            return self.output(features).log_softmax(-1)
+
+    def _image(self, image: Tensor | None, mask: Tensor | None, batch: int, like: Tensor) -> Tensor:
+        """[B, D]: the normalised features, or the learned vector where the image is missing or dropped."""
+        assert self.image_norm is not None and self.missing_image is not None
+        if image is None:
+            image = like.new_zeros(batch, self.image_dim)
+            mask = torch.zeros(batch, dtype=torch.bool, device=like.device)
+        if image.shape != (batch, self.image_dim):
+            raise ValueError(f"image_features must be {(batch, self.image_dim)}, not {tuple(image.shape)}")
+        mask = torch.ones(batch, dtype=torch.bool, device=like.device) if mask is None else mask.bool()
+        if self.training and self.image_dropout > 0:
+            mask = mask & (torch.rand(batch, device=like.device) >= self.image_dropout)
+        # whatever stands for a missing image must not reach the norm's gradient either
+        seen = self.image_norm(image.to(like.dtype).masked_fill(~mask.unsqueeze(-1), 0.0))
+        return torch.where(mask.unsqueeze(-1), seen, self.missing_image)
+
+
+def mix(log_probs: Tensor, log_weights: Tensor) -> Tensor:
+    """log Σ_z g_z p_z: [B, N, L] or [B, C] from log_probs [B, Z, …] and log_weights [B, Z] or, per word, [B, N, Z].
+
+    A weight of 0 is -inf; with all the weight on one expert its log-probabilities come back bit for bit.
+    """
+    if log_weights.dim() == 3:
+        log_weights = log_weights.transpose(1, 2)
+    missing = log_probs.dim() - log_weights.dim()
+    return (log_probs + log_weights.reshape(log_weights.shape + (1,) * missing)).logsumexp(1)

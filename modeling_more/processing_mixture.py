@@ -1,0 +1,195 @@
+"""From a post's words and each expert's knowledge to the inputs of a mixture; saved as one folder an expert."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import HfApi
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+
+from .configuration_mixture import MoReMixtureConfig, check_names
+from .processing_more import Entry, MoReProcessor, Span
+from .words import split_words
+
+#: of an encoded post: the rows of each expert, and the words alone that the gate reads
+EncodedMixturePost = dict[str, Any]
+
+
+class MixtureFeature(BatchFeature):
+    """The inputs of a mixture: `experts`, `text_only` and `word_mask`; `.to(device)` reaches the nested ones too."""
+
+    def to(self, *args: Any, **kwargs: Any) -> MixtureFeature:
+        super().to(*args, **kwargs)
+        for inputs in (*self["experts"], self["text_only"]):
+            inputs.to(*args, **kwargs)
+        return self
+
+
+class MoReMixtureProcessor(ProcessorMixin):
+    """Each expert's own processor: its tokenizer, its knowledge column, its max_length.
+
+        processor = MoReMixtureProcessor.from_pretrained("ORG/MIXTURE")
+        model(**processor(text="Ada in Paris", knowledge=[text_entries, image_entries]))
+
+    Args:
+        processors: one an expert, in the order of the model's experts; the gate's words are written by the first one,
+            which also splits raw text into words.
+        names: of the experts, short and unique: `experts/<name>/` is where each is saved.
+
+    Raises:
+        ValueError: for names that do not fit, or processors of which only some have markers.
+    """
+
+    def __init__(self, processors: Sequence[MoReProcessor], names: Sequence[str] | None = None):
+        super().__init__()
+        self.processors = list(processors)
+        self.names = [f"expert-{index}" for index in range(len(self.processors))] if names is None else list(names)
+        if not self.processors:
+            raise ValueError("a mixture's processor needs at least one expert's")
+        check_names(self.names, len(self.processors))
+        if len({processor.markers for processor in self.processors}) > 1:
+            marked = [name for name, processor in zip(self.names, self.processors, strict=True) if processor.markers]
+            raise ValueError(f"only {', '.join(marked)} of the experts {', '.join(self.names)} have relation markers")
+
+    @property
+    def knowledge_columns(self) -> list[str | None]:
+        """The column of a data set that each expert reads."""
+        return [processor.knowledge_column for processor in self.processors]
+
+    @property
+    def markers(self) -> bool:
+        """Whether the experts classify relations."""
+        return self.processors[0].markers
+
+    @property
+    def splitter(self) -> str:
+        """How raw text becomes words."""
+        return self.processors[0].splitter
+
+    def __call__(
+        self,
+        words: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        knowledge: Sequence[Sequence[Entry] | None] | Sequence[Sequence[Sequence[Entry] | None] | None] | None = None,
+        text: str | Sequence[str] | None = None,
+        pairs: tuple[Span, Span] | Sequence[tuple[Span, Span]] | None = None,
+        return_tensors: str | None = "pt",
+    ) -> MixtureFeature:
+        """Model inputs for one post or several, as `MoReProcessor` makes them.
+
+        Args:
+            knowledge: one item an expert: the ranked entries of that post, or of each post; None: read without.
+
+        Returns:
+            experts: the inputs of each; text_only: what the gate reads; word_mask [B, N].
+        """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f'return_tensors is {return_tensors!r}, only "pt" is supported')
+        if (words is None) == (text is None):
+            raise ValueError("give either words or text")
+        posts: Any = words
+        if text is not None:
+            texts = [text] if isinstance(text, str) else text
+            posts = [[word for word, _, _ in split_words(one, self.splitter)] for one in texts]
+        single = isinstance(text, str) or (text is None and bool(posts) and isinstance(posts[0], str))
+        if not single:
+            return MixtureFeature(self.pad(self.encode(posts, knowledge, pairs)))  # type: ignore[arg-type]
+        entries: Any = None if knowledge is None else [None if item is None else [item] for item in knowledge]
+        spans: Any = None if pairs is None else [pairs]
+        return MixtureFeature(self.pad(self.encode([posts] if text is None else posts, entries, spans)))
+
+    def encode(
+        self,
+        words: Sequence[Sequence[str]],
+        knowledge: Sequence[Sequence[Sequence[Entry] | None] | None] | None = None,
+        pairs: Sequence[tuple[Span, Span]] | None = None,
+    ) -> list[EncodedMixturePost]:
+        """Sub-tokens of posts, not padded; no word is cut, so that all experts read the same.
+
+        Args:
+            knowledge: one item an expert: the entries of every post, or None.
+            pairs: spans (head, tail) of words, one pair a post. The gate reads the words without markers.
+
+        Returns:
+            per post: experts (what `MoReProcessor.encode` returns, one an expert) and text_only.
+        """
+        if knowledge is None:
+            knowledge = [None] * len(self.processors)
+        if len(knowledge) != len(self.processors):
+            raise ValueError(f"knowledge for {len(knowledge)} experts, there are {', '.join(self.names)}")
+        read = [
+            processor.encode(words, entries, pairs)
+            for processor, entries in zip(self.processors, knowledge, strict=True)
+        ]
+        alone = self.processors[0].encode(words)
+        return [
+            {"experts": list(experts), "text_only": text_only}
+            for *experts, text_only in zip(*read, alone, strict=True)
+        ]
+
+    def pad(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of encoded posts as tensors: the arguments of a mixture's `forward`."""
+        experts = [
+            BatchFeature(processor.pad([post["experts"][index] for post in posts]))
+            for index, processor in enumerate(self.processors)
+        ]
+        text_only = BatchFeature(self.processors[0].pad([post["text_only"] for post in posts]))
+        return {"experts": experts, "text_only": text_only, "word_mask": experts[0]["word_mask"]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds; the experts' own settings lie in their folders."""
+        return {"names": self.names, "processor_class": type(self).__name__}
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Writes `experts/<name>/`, a whole `MoReProcessor` each, and `processor_config.json`."""
+        for name, processor in zip(self.names, self.processors, strict=True):
+            processor.save_pretrained(Path(save_directory) / "experts" / name)
+        written: list[str] = super().save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return written
+
+    def push_to_hub(  # transformers' own uploads folders one level deep only
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Uploads what `save_pretrained` writes to the model repository `repo_id`, made where there is none."""
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or "Upload processor",
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """From a folder or a Hub id, as `save_pretrained` wrote it."""
+        saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        names = saved.get("names")
+        if not isinstance(names, list):
+            raise ValueError(f"{pretrained_model_name_or_path} holds no mixture's processor: it names no experts")
+        check_names(names, len(names))  # they become paths
+        local = Path(pretrained_model_name_or_path).is_dir()
+        processors = []
+        for name in names:
+            source = Path(pretrained_model_name_or_path) / "experts" / name if local else pretrained_model_name_or_path
+            place = kwargs if local else {**kwargs, "subfolder": f"experts/{name}"}
+            processors.append(MoReProcessor.from_pretrained(source, **place))
+        return cls(processors, names)
+
+
+AutoProcessor.register(MoReMixtureConfig, MoReMixtureProcessor)
