@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,8 +26,18 @@ from PIL import Image, ImageFilter
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from _common import ROOT, write_result
+
+if str(ROOT) not in sys.path:  # run by its path
+    sys.path.insert(0, str(ROOT))
+
 from dataset_scripts.demo_tower import make_tower, save_tower, train_tower
-from modeling_more.knowledge import ImageEncoder, ImageRetriever, KnowledgeCorpus, attach_image_knowledge, open_image
+from modeling_more.knowledge import (
+    ImageEncoder,
+    ImageRetriever,
+    KnowledgeCorpus,
+    attach_image_knowledge,
+    open_image,
+)
 from modeling_more.knowledge.vectors import build_index, load_index, search_rows
 
 SEEDS = (1, 2, 3)

@@ -24,7 +24,7 @@ def test_training_needs_no_labels_and_helps(tmp_path: Path) -> None:
     queries = [
         Image.blend(picture.rotate(12).crop((8, 3, 64, 44)), grey.crop((8, 3, 64, 44)), 0.4) for picture in pictures
     ]
-    folder = train_tower(pictures, tmp_path / "trained", seed=1, steps=60, batch_size=48)
+    folder = train_tower(pictures, tmp_path / "trained", seed=1, steps=30, batch_size=48)
     trained, untrained = ImageEncoder(folder), ImageEncoder(save_tower(make_tower(1), tmp_path / "untrained"))
     assert type(trained.processor).__name__ == "CLIPImageProcessorPil"
     before, after = (recall(encoder, queries, pictures, 1) for encoder in (untrained, trained))
@@ -59,5 +59,5 @@ def test_distorted_flags_are_found(tmp_path: Path, shared_data: Path) -> None:
         stream = io.BytesIO()
         cut.save(stream, "JPEG", quality=30)
         queries.append(open_image(stream.getvalue()))
-    encoder = ImageEncoder(train_tower(pictures, tmp_path / "tower", seed=1, steps=60))
+    encoder = ImageEncoder(train_tower(pictures, tmp_path / "tower", seed=1, steps=40))
     assert recall(encoder, queries, pictures, 10) >= 0.95

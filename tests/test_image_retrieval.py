@@ -27,6 +27,7 @@ from transformers import (
     SiglipModel,
 )
 
+from hub_server import local_hub
 from modeling_more.knowledge import (
     KNOWLEDGE_FEATURE,
     ImageAttachReport,
@@ -478,3 +479,36 @@ def test_a_killed_run_continues_with_the_same_result(
     continued, report = attach_image_knowledge(rows, retriever, cache_dir=tmp_path / "broken", shard_size=2)
     assert (report.posts, report.cached) == (9, 4)
     assert continued["knowledge_image"][:] == unbroken["knowledge_image"][:]
+
+
+# ---------------------------------------------------------------- the Hub
+
+PUSHED = """
+import sys
+from pathlib import Path
+from modeling_more.knowledge import ImageEncoder, ImageRetriever, KnowledgeCorpus, load_knowledge
+
+tower, file, cache, new_cache = sys.argv[1:]
+encoder = ImageEncoder(tower)
+built = KnowledgeCorpus.from_files(file, cache)
+queries = [Path(file).parent / f"{number}.png" for number in range(11)]
+found = ImageRetriever.from_corpus(built, encoder).search(queries)
+built.push_to_hub("ORG/pictures", license="cc0-1.0", date="20231101")
+loaded = load_knowledge(["ORG/pictures"], new_cache)
+assert loaded.info == built.info
+retriever = ImageRetriever.from_corpus(loaded, encoder)
+assert "snapshots" in str(retriever.index_dir), retriever.index_dir
+assert retriever.search(queries) == found
+"""
+
+
+def test_push_to_hub_and_load_again(tmp_path: Path, towers: dict[str, str]) -> None:
+    file = write_corpus(tmp_path / "k")
+    with local_hub(tmp_path / "hub") as hub:
+        process = run(PUSHED, towers["clip"], file, tmp_path / "cache", tmp_path / "new", **hub.env)
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+        names = hub.files("ORG/pictures", "dataset")
+    assert any(name.endswith("index.faiss") for name in names) and "bm25/index.json" in names
+    assert any(name.startswith("images/train-") for name in names)
+    assert not any(name.endswith(".arrow") or name.endswith(".lock") for name in names)
