@@ -35,7 +35,7 @@ COLUMNS = {
     "all": ("knowledge_text", "knowledge_image"),
 }
 TOP_K = 10
-TOWER_EMBLEMS = 2000
+TOWER_EMBLEMS, TOWER_STEPS = 2000, 300
 
 OPENERS = ("", "", "", "ok so", "lol", "honestly ,", "guys ,", "update :", "wow ,", "morning all ,", "not gonna lie ,")
 CLOSERS = ("", "", "", "!", "!!", "...", ":)", "haha", "# mood", "# throwback", "# love")
@@ -356,7 +356,7 @@ def tower(seed: int, folder: Path) -> Path:
 
         rng, fields = random.Random(f"demo tower {seed}"), set[Any]()
         emblems = [demo_pictures.draw_emblem(_new_emblem(rng, fields)) for _ in range(TOWER_EMBLEMS)]
-        train_tower(emblems, target, seed)
+        train_tower(emblems, target, seed, TOWER_STEPS)
     return target
 
 
@@ -405,7 +405,7 @@ def publish(builder: type[DemoBuilder], parsed: argparse.Namespace, given: Seque
         f"sentence and one emblem, {posts} about a name of a post and {len(demo.entries) - posts} about others; at "
         f"most {TOP_K} for each post."
     )
-    command = ["python", f"dataset_scripts/{builder.NAME}.py", *given]
+    command = ["python", f"dataset_scripts/{builder.NAME}.py", *map(_publish.without_folder, given)]
     card = _publish.make_card(builder, configs, how if columns else "", command)
     _publish.write_folder(configs, card, folder, parsed.overwrite_output_dir)
     logger.info("Written: %s", folder)

@@ -23,6 +23,8 @@ def small(monkeypatch):
     pairs = functools.partial(demo_relations.make_demo_relations, train_posts=36, validation_posts=18, test_posts=36)
     monkeypatch.setattr(demo_relations, "make_demo_relations", pairs)
 
+    monkeypatch.setattr("dataset_scripts._demo.TOWER_STEPS", 2)
+
     def shorter(task: benchmark.Task) -> benchmark.Task:
         options = list(task.options)
         options[options.index("--num_train_epochs") + 1] = "1"

@@ -263,6 +263,7 @@ def test_what_the_set_has_not_is_said(tmp_path):
 
 def test_all_configurations_hold_the_same_posts_and_what_each_search_finds(small, tmp_path, monkeypatch):
     monkeypatch.setattr("dataset_scripts.demo.make_demo", lambda seed: small)
+    monkeypatch.setattr("dataset_scripts._demo.TOWER_STEPS", 80)
     folder = tmp_path / "published"
     made = ["--seed", "5", "--retrieval", "all", "--output_dir", str(folder)]
     assert main([*made, "--cache_dir", str(tmp_path / "cache"), "--knowledge_dir", str(tmp_path / "knowledge")]) == 0
@@ -273,6 +274,8 @@ def test_all_configurations_hold_the_same_posts_and_what_each_search_finds(small
         assert rows["id"] == [post.id for post in small.posts["test"]]
     for column in ("knowledge_text", "knowledge_image"):
         assert configs["all"]["test"][column] == configs[column.removeprefix("knowledge_")]["test"][column]
+    loaded = load("demo", "image", cache_dir=tmp_path / "cache", data_seed=5)
+    assert loaded["test"]["knowledge_image"] == configs["image"]["test"]["knowledge_image"]
 
     found = {"knowledge_text": defaultdict(list), "knowledge_image": defaultdict(list)}
     for split in SPLITS:
@@ -282,7 +285,7 @@ def test_all_configurations_hold_the_same_posts_and_what_each_search_finds(small
     shares = {column: {name: np.mean(hits) for name, hits in right.items()} for column, right in found.items()}
     assert shares["knowledge_text"] == {"": 1, "no_emblem": 1, "odd_spelling": 0}
     assert shares["knowledge_image"]["no_emblem"] == 0
-    assert min(shares["knowledge_image"][name] for name in ("", "odd_spelling")) > 0.9
+    assert min(shares["knowledge_image"][name] for name in ("", "odd_spelling")) > 0.7
 
     corpus = KnowledgeCorpus.from_files(tmp_path / "knowledge" / "knowledge.jsonl", tmp_path / "cache")
     assert len(corpus.images) == len(small.entries)
