@@ -41,7 +41,7 @@ from modeling_more.knowledge import (
 from modeling_more.knowledge.vectors import build_index, load_index, search_rows
 
 SEEDS = (1, 2, 3)
-MANY = 100_000  # vectors for the approximate indices
+MANY = 30_000  # vectors for the approximate indices
 
 
 def distinct_flags(folder: Path) -> list[dict[str, str]]:
@@ -158,7 +158,7 @@ def approximate(work: Path, retriever: Any) -> list[dict[str, Any]]:
     table = Dataset.from_dict({"embedding": list(vectors)}, features)
     exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
     rows = []
-    for factory in ("Flat", "IVF256,Flat", "IVF256,PQ32", "HNSW32"):
+    for factory in ("Flat", "IVF128,Flat", "IVF128,PQ32", "HNSW32"):
         folder = work / factory
         build_index(table, folder, factory, "index.json", {})
         plain = Dataset.from_dict({"row": range(MANY)})
@@ -214,7 +214,7 @@ def speed(work: Path, corpus: Any, trained: Path, pictures: list[Image.Image]) -
     rows = []
     for name, tower, over, posts, repeats in (
         ("the tiny tower", trained, corpus, 3 * len(pictures), 5),
-        ("a tower of CLIP ViT-B/32's size", real, few, 64, 3),
+        ("a tower of CLIP ViT-B/32's size", real, few, 16, 3),
     ):
         ratio, ours, raw = attach_ratio(work, over, tower, posts, repeats)
         more = f"{ours:.1f} against {raw:.1f} posts/s, median of {repeats}, alternating"
