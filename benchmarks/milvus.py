@@ -78,11 +78,11 @@ def text(folder: str, data_dir: Path, number: int) -> dict[str, Any]:
 def flags(data_dir: Path) -> dict[str, Any]:
     """The flags, cut to nine tenths and turned by five degrees, against the flags as they are; a random tiny CLIP."""
     import torch
-    from PIL import Image
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from modeling_more.knowledge.image import ImageEncoder, ImageRetriever
     from modeling_more.knowledge.milvus import MilvusImageRetriever
+    from modeling_more.knowledge.pictures import open_image
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -116,8 +116,7 @@ def flags(data_dir: Path) -> dict[str, Any]:
         )
         queries = []
         for row in made:
-            with Image.open(row["image"]) as opened:
-                image = opened.convert("RGB").rotate(5)
+            image = open_image(row["image"]).rotate(5)
             across, down = image.width // 20, image.height // 20
             queries.append(image.crop((across, down, image.width - across, image.height - down)))
         vectors = encoder.embed(queries)
