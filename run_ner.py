@@ -6,6 +6,8 @@ accelerate launch run_ner.py --dataset twitter17 --retrieval text
 accelerate launch run_ner.py --train_file train.jsonl --validation_file dev.jsonl \
     --retrieval text --knowledge wiki.jsonl
 
+accelerate launch run_ner.py --dataset twitter17 --retrieval moe --experts out/text out/image
+
 python run_ner.py --model_name_or_path out --do_predict --predict_file posts.jsonl --output_dir predicted
 """
 
@@ -21,7 +23,8 @@ import dataset_scripts
 from modeling_more.arguments import DataArguments, ModelArguments
 from modeling_more.data import ENTITIES, Posts
 from modeling_more.formats import read_posts
-from modeling_more.metrics import entity_scores
+from modeling_more.metrics import entity_counts, entity_scores
+from modeling_more.modeling_mixture import MoReMixtureForTokenClassification
 from modeling_more.modeling_more import MoReForTokenClassification
 from modeling_more.prediction import EncodedPost, entities, predict_tags
 from modeling_more.processing_more import MoReProcessor
@@ -38,6 +41,7 @@ class EntityTask(Task):
     pipeline_tag = "token-classification"
     schema = ENTITIES
     model_class = MoReForTokenClassification
+    mixture_class = MoReMixtureForTokenClassification
     shown = ("test_strict_f1",)
 
     def labels(self, types: Sequence[str], data: DataArguments) -> list[str]:
@@ -65,6 +69,9 @@ class EntityTask(Task):
 
     def score(self, model: Any, found: Sequence[Tags], posts: Posts, data: DataArguments) -> dict[str, Any]:
         return entity_scores([tags for tags, _ in found], [post["ner_tags"] for post in posts])
+
+    def counts(self, model: Any, found: Sequence[Tags], posts: Posts, data: DataArguments) -> Any:
+        return entity_counts([tags for tags, _ in found], [post["ner_tags"] for post in posts])
 
     def record(self, model: Any, found: Tags, post: dict[str, Any]) -> dict[str, Any]:
         tags, scores = found

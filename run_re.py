@@ -6,6 +6,8 @@ accelerate launch run_re.py --dataset mnre --data_dir MNRE --retrieval none
 accelerate launch run_re.py --train_file train.jsonl --validation_file dev.jsonl \
     --retrieval text --knowledge wiki.jsonl
 
+accelerate launch run_re.py --dataset mnre --data_dir MNRE --retrieval moe --experts out/text out/image
+
 python run_re.py --model_name_or_path out --do_predict --predict_file pairs.jsonl --output_dir predicted
 """
 
@@ -22,7 +24,8 @@ from accelerate import Accelerator
 import dataset_scripts
 from modeling_more.arguments import DataArguments, ModelArguments
 from modeling_more.data import RELATIONS, Posts
-from modeling_more.metrics import relation_scores
+from modeling_more.metrics import relation_counts, relation_scores
+from modeling_more.modeling_mixture import MoReMixtureForRelationExtraction
 from modeling_more.modeling_more import MoReForRelationExtraction
 from modeling_more.prediction import EncodedPost, predict_relations, relation
 from modeling_more.processing_more import MoReProcessor
@@ -39,6 +42,7 @@ class RelationTask(Task):
     pipeline_tag = "text-classification"
     schema = RELATIONS
     model_class = MoReForRelationExtraction
+    mixture_class = MoReMixtureForRelationExtraction
     markers = True
     shown = ("test_accuracy", "test_macro_f1")
 
@@ -73,13 +77,19 @@ class RelationTask(Task):
         return predict_relations(model, encoded, processor, accelerator, batch_size, description)
 
     def score(self, model: Any, found: Sequence[list[float]], posts: Posts, data: DataArguments) -> dict[str, Any]:
-        labels = model.config.id2label
-        best = [labels[max(range(len(row)), key=row.__getitem__)] for row in found]
-        return relation_scores(best, [post["relation"] for post in posts], data.none_relation)
+        return relation_scores(best(model, found), [post["relation"] for post in posts], data.none_relation)
+
+    def counts(self, model: Any, found: Sequence[list[float]], posts: Posts, data: DataArguments) -> Any:
+        return relation_counts(best(model, found), [post["relation"] for post in posts], data.none_relation)
 
     def record(self, model: Any, found: list[float], post: dict[str, Any]) -> dict[str, Any]:
         predicted = relation(post["tokens"], post["head"], post["tail"], found, model.config.id2label)
         return {"id": post["id"], "tokens": post["tokens"], **predicted, "gold": post["relation"]}
+
+
+def best(model: Any, found: Sequence[list[float]]) -> list[str]:
+    """The most probable relation of each pair."""
+    return [model.config.id2label[max(range(len(row)), key=row.__getitem__)] for row in found]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""The plain baseline of benchmarks/mnre.py: transformers' sequence classification over marked text, its own Trainer."""
+"""The plain baseline of benchmarks/mnre.py: sequence classification over marked text by transformers' own Trainer."""
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from _common import ROOT  # noqa: F401  (puts nothing else on the path)
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,8 +17,12 @@ from transformers import (
     set_seed,
 )
 
-from dataset_scripts import load
-from modeling_more.metrics import relation_scores
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run by its path
+    sys.path.insert(0, str(ROOT))
+
+from dataset_scripts import load  # noqa: E402
+from modeling_more.metrics import relation_scores  # noqa: E402
 
 MARKS = ("<E>", "</E>", "<O>", "</O>")
 
@@ -39,7 +43,7 @@ def main() -> None:
     parser.add_argument("data_dir")
     parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--num_train_epochs", type=int, default=5)
+    parser.add_argument("--num_train_epochs", type=float, default=5)
     parser.add_argument("--per_device_train_batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=42)
@@ -77,7 +81,7 @@ def main() -> None:
                 learning_rate=args.learning_rate,
                 weight_decay=0.01,
                 max_grad_norm=1.0,
-                warmup_ratio=0.06,
+                warmup_steps=0.06,  # below 1: a share of all steps
                 seed=args.seed,
                 bf16=args.bf16,
                 use_cpu=True,

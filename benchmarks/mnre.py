@@ -3,9 +3,9 @@
 python benchmarks/mnre.py --data ../shared/data --systems none plain --seeds 42
 
 Runs run_re.py (or the plain classifier) for every system and seed that has no finished run under --work_dir yet, then
-writes benchmarks/results/mnre.json from all that have. The plain classifier is transformers' own sequence classification
-trained by transformers' Trainer: the same words, markers, encoder, batch size, rate and epochs, the same choice of the
-epoch by dev F1 and the same score.
+writes benchmarks/results/mnre.json from all that have. The plain classifier is transformers' own sequence
+classification trained by transformers' Trainer: the same words, markers, encoder, batch size, rate and epochs, the
+same choice of the epoch by dev F1 and the same score.
 """
 
 import argparse
@@ -108,8 +108,9 @@ def main() -> None:
         "Relations on MNRE, encoder all-MiniLM-L6-v2",
         rows,
         note=(
-            "Micro F1 over all relations except None, in percent, of the epoch with the best dev F1; batch 32, learning "
-            "rate 5e-5. Always None has accuracy 60.35. Knowledge: fb15k_descriptions, codex_wiki, factbook_countries."
+            "Micro F1 over all relations except None, in percent, of the epoch with the best dev F1; batch 32, "
+            "learning rate 5e-5. Always None has accuracy 60.35. Knowledge: fb15k_descriptions, codex_wiki, "
+            "factbook_countries."
         ),
         command="python benchmarks/mnre.py --systems "
         + " ".join(args.systems)

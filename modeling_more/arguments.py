@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from .training import TrainingArguments
 
-RETRIEVALS = ("none", "text", "image")
+RETRIEVALS = ("none", "text", "image", "moe")
 
 
 @dataclass
@@ -29,7 +29,11 @@ class DataArguments:
         },
     )
     retrieval: str = field(
-        default="none", metadata={"help": "knowledge that is read with the post", "choices": list(RETRIEVALS)}
+        default="none",
+        metadata={
+            "help": "knowledge that is read with the post; moe: a mixture of --experts",
+            "choices": list(RETRIEVALS),
+        },
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "folder or .zip with the named set's files; default: downloaded"}
@@ -140,6 +144,50 @@ class ModelArguments:
 
 
 @dataclass
+class MixtureArguments:
+    """How experts are mixed (--retrieval moe)."""
+
+    experts: list[str] = field(
+        default_factory=list, metadata={"help": "experts to mix: folders of earlier runs, or Hub ids"}
+    )
+    gate_data: str = field(
+        default="holdout",
+        metadata={
+            "help": "posts the gate learns from: those the experts held out (--holdout_fraction), all training posts "
+            "with experts trained anew on the other folds, or all although the experts know them",
+            "choices": ["holdout", "crossfit", "train"],
+        },
+    )
+    crossfit_folds: int = field(default=5, metadata={"help": "folds of --gate_data crossfit"})
+    gate: str = field(
+        default="post", metadata={"help": "one weight per expert and post, or per word", "choices": ["post", "word"]}
+    )
+    gate_images: bool = field(
+        default=True, metadata={"help": "let the gate see the posts' images, where there are any"}
+    )
+    gate_epochs: int = field(default=40, metadata={"help": "epochs of the gate over the experts' cached outputs"})
+    gate_batch_size: int = field(default=32, metadata={"help": "posts of a batch of the gate"})
+    gate_learning_rate: float = field(default=1e-3, metadata={"help": "of the gate"})
+    image_dropout: float = field(default=0.1, metadata={"help": "share of images hidden from the gate in training"})
+    load_balancing: float = field(default=0.0, metadata={"help": "weight of the term that evens out the experts' use"})
+    gate_entropy: float = field(default=0.0, metadata={"help": "weight of the gate's entropy in the loss"})
+    decoding: str = field(
+        default="viterbi",
+        metadata={
+            "help": "tags of entities: the best valid sequence, or each word's best (the paper); both are scored",
+            "choices": ["viterbi", "word"],
+        },
+    )
+    train_experts: bool = field(
+        default=False, metadata={"help": "train the experts along, for --num_train_epochs at --learning_rate"}
+    )
+    copy_experts: bool = field(
+        default=True, metadata={"help": "save the experts with the mixture, instead of their names"}
+    )
+    cache_expert_outputs: bool = field(default=True, metadata={"help": "keep the experts' outputs for later runs"})
+
+
+@dataclass
 class RunArguments:
     """What to do, and where to publish it."""
 
@@ -154,7 +202,7 @@ class RunArguments:
     hub_private: bool = field(default=False, metadata={"help": "create that repository private"})
 
 
-Arguments = tuple[DataArguments, ModelArguments, TrainingArguments, RunArguments]
+Arguments = tuple[DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -169,7 +217,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         SystemExit: with one sentence, for arguments that can't be.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    groups: Any = [DataArguments, ModelArguments, TrainingArguments, RunArguments]
+    groups: Any = [DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
     parser = HfArgumentParser(groups, description=description, formatter_class=_HelpFormatter)
     own: dict[str, Any] = {}
     try:

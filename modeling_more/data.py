@@ -64,15 +64,30 @@ RELATIONS = Schema(
 def load_posts(
     args: DataArguments, schema: Schema, load_named: Callable[..., DatasetDict], names: Sequence[str]
 ) -> tuple[dict[str, Posts], list[str], dict[str, Any]]:
-    """The splits that the arguments name, labels as strings and, for `--retrieval`, with their knowledge column.
+    """The splits that the arguments name as rows: labels as strings and, for `--retrieval`, their knowledge column.
+
+    Args and errors as `load_splits`.
+
+    Returns:
+        rows of each split; the entity types or relations; a report of what retrieval did.
+    """
+    splits, types, report = load_splits(args, schema, load_named, names)
+    rows = {split: _rows(data, schema.label) for split, data in splits.items()}
+    if args.shuffle_knowledge and args.retrieval != "none":
+        column = knowledge_column(args.retrieval)
+        rows = {split: _shifted(posts, str(column)) for split, posts in rows.items()}
+    return rows, types, report
+
+
+def load_splits(
+    args: DataArguments, schema: Schema, load_named: Callable[..., DatasetDict], names: Sequence[str]
+) -> tuple[dict[str, Dataset], list[str], dict[str, Any]]:
+    """The splits as data sets, with their knowledge column and all others that the source has.
 
     Args:
         schema: `ENTITIES` or `RELATIONS`.
         load_named: `load(name, retrieval, data_dir=, cache_dir=)` of the data set scripts.
         names: the names that it knows.
-
-    Returns:
-        rows of each split; the entity types or relations; a report of what retrieval did.
 
     Raises:
         ValueError: for data that can't be used, with the reason in one sentence.
@@ -85,14 +100,10 @@ def load_posts(
         assert args.dataset is not None
         splits = _from_dataset(args, schema, load_named, names)
     types = schema.types(label for split in splits.values() for label in _label_names(split, schema.label))
-    report: dict[str, Any] = {}
-    if args.retrieval != "none":
-        splits, report = add_knowledge(args, splits)
-    rows = {split: _rows(data, schema.label) for split, data in splits.items()}
-    if args.shuffle_knowledge and args.retrieval != "none":
-        column = knowledge_column(args.retrieval)
-        rows = {split: _shifted(posts, str(column)) for split, posts in rows.items()}
-    return rows, types, report
+    if args.retrieval == "none":
+        return splits, types, {}
+    attached, report = add_knowledge(args, splits)
+    return attached, types, report
 
 
 def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:

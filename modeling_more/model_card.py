@@ -78,6 +78,7 @@ def write_model_card(
     description: str = "",
     usage: str | None = None,
     tags: Sequence[str] = (),
+    sections: Sequence[tuple[str, str]] = (),
     license: str = "apache-2.0",
     language: str = "en",
 ) -> Path:
@@ -96,6 +97,7 @@ def write_model_card(
         description: a paragraph on what this model is, in place of the general one.
         usage: Python code that uses the model, in place of the task's own.
         tags: more tags for the Hub.
+        sections: more sections (title, Markdown), after the scores.
 
     Returns:
         the path of README.md. Tokens, keys and passwords in command and config are replaced by `<secret>`.
@@ -112,29 +114,30 @@ def write_model_card(
     dataset, retrieval = config.get("dataset"), config.get("retrieval") or "none"
 
     data = _card_data(results, config, name, task, [*tags], license, language)
-    sections = [
+    parts = [
         f"# {name}",
         description or _description(task, config, dataset, retrieval),
         _section("Scores", _scores_table(results), _seeds_note(results)),
         _section(f"Scores per {'type' if task == 'token-classification' else 'relation'}", _per_type_table(results)),
+        *(_section(title, body) for title, body in sections),
     ]
     if history:
-        _atomically(output_dir / CURVE, lambda path: draw_training_curve(history, path))
-        sections.append(_section("Training", f"![Loss and dev F1 after each epoch]({CURVE})"))
+        atomically(output_dir / CURVE, lambda path: draw_training_curve(history, path))
+        parts.append(_section("Training", f"![Loss and dev F1 after each epoch]({CURVE})"))
     code = usage if usage is not None else _usage(task, str(name), retrieval)
     settings = yaml.safe_dump({k: v for k, v in config.items() if v not in (None, [], "")}, sort_keys=False)
     versions = [{"package": package, "version": version} for package, version in installed_versions().items()]
-    sections += [
+    parts += [
         _section("How to use", code and f"```python\n{code.rstrip()}\n```"),
         _section("How it was made", f"```bash\n{scrub_command(command)}\n```"),
         _details("All settings", f"```yaml\n{settings}```"),
         _details("Versions", markdown_table(versions)),
         _section("Citation", f"The method is that of {PAPER} (Wang et al., Findings of EMNLP 2022)."),
     ]
-    text = "\n\n".join(section for section in sections if section)
+    text = "\n\n".join(part for part in parts if part)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_SECRET_VALUE.sub(REDACTED, text)}\n")
     readme = output_dir / "README.md"
-    _atomically(readme, lambda path: path.write_text(str(card), encoding="utf-8"))
+    atomically(readme, lambda path: path.write_text(str(card), encoding="utf-8"))
     _write_eval_results(output_dir, results, dataset, retrieval)
     return readme
 
@@ -304,7 +307,7 @@ def _write_eval_results(output_dir: Path, results: Mapping[str, Any], dataset: A
     folder = output_dir / ".eval_results"
     folder.mkdir(exist_ok=True)
     content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-    _atomically(folder / f"{dataset.split('/')[1]}.yaml", lambda path: path.write_text(content, encoding="utf-8"))
+    atomically(folder / f"{dataset.split('/')[1]}.yaml", lambda path: path.write_text(content, encoding="utf-8"))
 
 
 def _scores(results: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
@@ -399,7 +402,8 @@ def _details(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
-def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` write a file beside `path`, then rename it: a reader sees the old file or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(beside)

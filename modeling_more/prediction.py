@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .data_collator import TEXT_ONLY, MoReDataCollator
-from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
+from .modeling_more import MoReForTokenClassification
 from .processing_more import MoReProcessor
 from .relation_formats import pair_spans
 from .tagging import Span, bio_to_bioes, spans_to_bioes, tags_to_spans
@@ -91,7 +91,7 @@ def predict_tags(
         tags = [spans_to_bioes(row, len(path)) for row, path in zip(spans, tags, strict=True)]
         return list(zip(tags, scores, strict=True))
 
-    found = _read_batches(model, encoded, processor, accelerator, batch_size, description, read)
+    found = _read_logits(model, encoded, processor, accelerator, batch_size, description, read)
     return [(tags + ["O"] * post["cut_words"], scores) for post, (tags, scores) in zip(encoded, found, strict=True)]
 
 
@@ -109,10 +109,10 @@ def predict_relations(
         rows: list[list[float]] = logits.softmax(-1).tolist()
         return rows
 
-    return _read_batches(model, encoded, processor, accelerator, batch_size, description, read)
+    return _read_logits(model, encoded, processor, accelerator, batch_size, description, read)
 
 
-def _read_batches(
+def _read_logits(
     model: torch.nn.Module,
     encoded: Sequence[EncodedPost],
     processor: MoReProcessor,
@@ -121,24 +121,51 @@ def _read_batches(
     description: str,
     read: Callable[[torch.Tensor, torch.Tensor], list[Result]],
 ) -> list[Result]:
-    """What `read(logits, word_mask)` makes of each batch, gathered from all processes, in the order of `encoded`."""
-    by_length = sorted(encoded, key=lambda post: -sum(map(len, post["input_ids"])))
+    """What `read(logits, word_mask)` makes of each batch, in the order of `encoded`."""
+
+    def compute(batch: dict[str, Any]) -> list[Result]:
+        batch = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(TEXT_ONLY)}
+        return read(model(**batch).logits, batch["word_mask"])
+
+    model.eval()
+    lengths = [sum(map(len, post["input_ids"])) for post in encoded]
+    return map_batches(encoded, lengths, MoReDataCollator(processor), compute, accelerator, batch_size, description)
+
+
+def map_batches(
+    encoded: Sequence[EncodedPost],
+    lengths: Sequence[int],
+    collate: Callable[[Sequence[EncodedPost]], dict[str, Any]],
+    compute: Callable[[dict[str, Any]], list[Result]],
+    accelerator: Accelerator,
+    batch_size: int,
+    description: str,
+) -> list[Result]:
+    """What `compute(batch)` makes of each post, without gradients, gathered from all processes.
+
+    Args:
+        encoded: posts with their `index`.
+        lengths: of each; posts of like length share a batch, the longest come first.
+        collate: makes a batch, which holds `index`; `compute` gets it without.
+
+    Returns:
+        a result for each post, in the order of `encoded`.
+    """
+    by_length = [encoded[row] for row in sorted(range(len(encoded)), key=lambda row: -lengths[row])]
     # not through the accelerator, whose checkpoints would keep a sampler for every evaluation
     loader = prepare_data_loader(
-        DataLoader(by_length, batch_size=batch_size, collate_fn=MoReDataCollator(processor)),  # type: ignore[arg-type]
+        DataLoader(by_length, batch_size=batch_size, collate_fn=collate),  # type: ignore[arg-type]
         accelerator.device,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
         put_on_device=True,
     )
-    model.eval()
     found: dict[int, Result] = {}
     for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
         index = batch.pop("index").tolist()
-        batch = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(TEXT_ONLY)}
         with torch.no_grad():
-            logits = model(**batch).logits
-        rows = list(zip(index, read(logits, batch["word_mask"]), strict=True))
+            results = compute(batch)
+        rows = list(zip(index, results, strict=True))
         found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))
     return [found[post["index"]] for post in encoded]
 
@@ -172,29 +199,40 @@ def entities(
 
 
 def predict(
-    model: MoReForTokenClassification | MoReForRelationExtraction,
-    processor: MoReProcessor,
+    model: Any,
+    processor: Any,
     posts: Sequence[Mapping[str, Any]],
     batch_size: int = 16,
     accelerator: Accelerator | None = None,
+    image_encoder: Any = None,
 ) -> list[dict[str, Any]]:
     """Entities of posts {text or tokens, knowledge column?, id?}, or relations of {…, head, tail} or {…, entities}.
 
     `head`, `tail` and each of `entities` are spans [start, end], end exclusive: characters of `text`, or words of
     `tokens`; an entity as this function returns it will do. Of `entities` all ordered pairs are classified.
 
+    Args:
+        model: an expert, or a mixture, whose experts each read their own knowledge column.
+        processor: the one saved with it.
+        image_encoder: an `ImageEncoder`, with which a mixture's gate sees the `image` of the posts.
+
     Returns:
         per post: the post's id (if any), tokens, and entities [{type, text, start, end, char_start, char_end, score}]
         with spans in words and in characters, ends exclusive; score is the probability of the span. Of relations:
-        relations [{head, tail, head_text, tail_text, relation, score}], spans in words, score its probability.
+        relations [{head, tail, head_text, tail_text, relation, score}], spans in words, score its probability. Of a
+        mixture also the expert_weights (for relations with each pair's).
 
     Raises:
         ValueError: for a post with neither text nor tokens; or, for relations, without spans or with wrong ones.
     """
-    relations = isinstance(model, MoReForRelationExtraction)
+    relations = processor.markers
+    mixed = hasattr(processor, "processors")
+    if mixed:
+        from .mixture import predict_mixture  # which reads with this module's loop
     read = _with_pairs if relations else _with_tokens
     prepared = [read(post, index, processor.splitter) for index, post in enumerate(posts)]
     accelerator = accelerator or _plain_accelerator(model)
+    weights: list[dict[str, float]] | None = None
     results: list[dict[str, Any]] = [
         {key: post[key] for key in ("id", "tokens") if key in post} | {"relations" if relations else "entities": []}
         for post in prepared
@@ -203,17 +241,25 @@ def predict(
         pairs = [(index, *pair) for index, post in enumerate(prepared) for pair in post["pairs"]]
         if pairs:
             rows = [{**prepared[index], "head": head, "tail": tail} for index, head, tail in pairs]
-            scores = predict_relations(model, encode_posts(rows, processor), processor, accelerator, batch_size)
-            for (index, head, tail), row in zip(pairs, scores, strict=True):
+            if mixed:
+                scores, weights = predict_mixture(model, processor, rows, accelerator, batch_size, image_encoder)
+            else:
+                scores = predict_relations(model, encode_posts(rows, processor), processor, accelerator, batch_size)
+            for place, ((index, head, tail), row) in enumerate(zip(pairs, scores, strict=True)):
                 found = relation(prepared[index]["tokens"], head, tail, row, model.config.id2label)
-                results[index]["relations"].append(found)
+                results[index]["relations"].append(found | ({"expert_weights": weights[place]} if weights else {}))
         return results
     filled = [index for index, post in enumerate(prepared) if post["tokens"]]
     if filled:
-        encoded = encode_posts([prepared[index] for index in filled], processor)
-        tagged = predict_tags(model, encoded, processor, accelerator, batch_size)
-        for index, (tags, span_scores) in zip(filled, tagged, strict=True):
+        rows = [prepared[index] for index in filled]
+        if mixed:
+            tagged, weights = predict_mixture(model, processor, rows, accelerator, batch_size, image_encoder)
+        else:
+            tagged = predict_tags(model, encode_posts(rows, processor), processor, accelerator, batch_size)
+        for place, (index, (tags, span_scores)) in enumerate(zip(filled, tagged, strict=True)):
             post = prepared[index]
+            if weights:
+                results[index]["expert_weights"] = weights[place]
             results[index]["entities"] = entities(
                 post["tokens"], tags, span_scores, post.get("text"), post.get("offsets")
             )

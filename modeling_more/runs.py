@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from .arguments import Arguments, DataArguments, ModelArguments, parse_arguments
@@ -46,6 +46,7 @@ class Task(ABC):
     pipeline_tag: str
     schema: Schema
     model_class: type[MoRePreTrainedModel]
+    mixture_class: Any
     markers = False
     #: scores that are logged at the end, besides dev_f1 and test_f1
     shown: tuple[str, ...] = ()
@@ -72,13 +73,15 @@ class Task(ABC):
         """A prediction for every encoded post, in their order."""
 
     @abstractmethod
-    def score(
-        self, model: MoRePreTrainedModel, found: Sequence[Prediction], posts: Posts, data: DataArguments
-    ) -> dict[str, Any]:
+    def score(self, model: Any, found: Sequence[Prediction], posts: Posts, data: DataArguments) -> dict[str, Any]:
         """Scores of these predictions; `f1` chooses the epoch."""
 
     @abstractmethod
-    def record(self, model: MoRePreTrainedModel, found: Prediction, post: dict[str, Any]) -> dict[str, Any]:
+    def counts(self, model: Any, found: Sequence[Prediction], posts: Posts, data: DataArguments) -> Any:
+        """int [posts, 3]: what is right, predicted, and in the reference, for the bootstrap."""
+
+    @abstractmethod
+    def record(self, model: Any, found: Prediction, post: dict[str, Any]) -> dict[str, Any]:
         """The row of a labelled post in the predictions file."""
 
 
@@ -123,7 +126,10 @@ def _run(
     load_named: Callable[..., DatasetDict],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    data, model_args, training, run = args
+    data, model_args, training, run, mixture = args
+    mixed = data.retrieval == "moe"
+    if mixed:
+        from .mixture_runs import load_mixture_posts, run_mixture_seed  # which imports this module
     splits: dict[str, Posts] = {}
     types: list[str] = []
     report: dict[str, Any] = {}
@@ -131,7 +137,10 @@ def _run(
         _check(args)
         if data.dataset or data.train_file or data.validation_file or data.test_file:
             with accelerator.main_process_first():
-                splits, types, report = load_posts(data, task.schema, load_named, names)
+                if mixed:
+                    splits, types, report = load_mixture_posts(task, args, load_named, names)
+                else:
+                    splits, types, report = load_posts(data, task.schema, load_named, names)
             splits = {name: _limited(name, posts, data) for name, posts in splits.items()}
             logger.info("rows: %s; labels: %s", describe(splits), ", ".join(types))
             for split in ("train", "validation"):
@@ -151,7 +160,10 @@ def _run(
     all_results = []
     for seed, folder in zip(seeds, folders, strict=True):
         one = replace(training, seed=seed, output_dir=str(folder))
-        all_results.append(run_seed(task, (data, model_args, one, run), splits, types, report, to_predict, command))
+        one_run = run_mixture_seed if mixed else run_seed
+        all_results.append(
+            one_run(task, (data, model_args, one, run, mixture), splits, types, report, to_predict, command)
+        )
     results = all_results[0]
     if accelerator.is_main_process:
         if len(seeds) > 1:
@@ -176,7 +188,7 @@ def run_seed(
     command: str,
 ) -> dict[str, Any]:
     """Train (unless told not to), score dev and test with and without knowledge, write everything of one seed."""
-    data, model_args, training, run = args
+    data, model_args, training, run, _ = args
     accelerator = make_accelerator(training)
     output = Path(training.output_dir)
     set_seed(training.seed)
@@ -206,6 +218,23 @@ def run_seed(
             if accelerator.is_main_process:
                 rows = [task.record(model, one, post) for post, one in zip(splits[split], found, strict=True)]
                 write_jsonl(output / "predictions" / f"{name}.jsonl", rows)
+    save_run(task, args, accelerator, model, processor, results, to_predict, command)
+    return results
+
+
+def save_run(
+    task: Task,
+    args: Arguments,
+    accelerator: Accelerator,
+    model: Any,
+    processor: Any,
+    results: dict[str, Any],
+    to_predict: Posts,
+    command: str,
+) -> None:
+    """Write model, processor, scores, options and card, and the predictions that were asked for."""
+    training = args[2]
+    output = Path(training.output_dir)
     if to_predict:
         _write_predictions(output, model, processor, to_predict, training, accelerator)
     if accelerator.is_main_process:
@@ -215,7 +244,6 @@ def run_seed(
         write_json(output / "arguments.json", _options(args))
         _write_card(task, args, output, results, command)
     accelerator.wait_for_everyone()
-    return results
 
 
 def _train(
@@ -229,7 +257,7 @@ def _train(
     results: dict[str, Any],
 ) -> tuple[MoRePreTrainedModel, TrainingResult]:
     """Train and choose the epoch by dev F1; what was cut of the training posts goes into `results`."""
-    data, _, training, _ = args
+    data, _, training, *_ = args
     two_views = model.config.two_views != "off" and processor.knowledge_column is not None
     show = accelerator.is_main_process
     encoded = encode_posts(posts, processor, model.config.label2id, two_views, truncate=True, progress=show)
@@ -262,7 +290,7 @@ def _score(
     results: dict[str, Any],
 ) -> list[Prediction]:
     """Score a split with its knowledge, and without where the expert reads any; returns the predictions."""
-    data, _, training, _ = args
+    data, _, training, *_ = args
     views = {"": True} | ({"no_knowledge_": False} if processor.knowledge_column else {})
     found = {}
     for prefix, use_knowledge in views.items():
@@ -319,7 +347,12 @@ def _options(args: Arguments) -> dict[str, Any]:
 def _write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
     runs = results.get("runs", [results])
     history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
-    write_model_card(output, results, _options(args), command, history, task=task.pipeline_tag)
+    more = {}
+    if "experts" in results:
+        from .mixture_report import card_parts
+
+        more = card_parts(results, task.pipeline_tag, args[3].hub_model_id or output.resolve().name)
+    write_model_card(output, results, _options(args), command, history, task=task.pipeline_tag, **more)
 
 
 def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
@@ -334,7 +367,7 @@ def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
 
 
 def _check(args: Arguments) -> None:
-    data, _, training, run = args
+    data, _, training, run, _ = args
     given = data.dataset or data.train_file or data.validation_file or data.test_file
     if not given and not run.do_predict:
         raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
@@ -399,12 +432,14 @@ def _load_expert(
     task: Task, args: ModelArguments, accelerator: Accelerator
 ) -> tuple[MoRePreTrainedModel, MoReProcessor]:
     name, revision = args.model_name_or_path, args.model_revision
+    mixture = AutoConfig.from_pretrained(name, revision=revision).model_type == "more-mixture"
     with accelerator.main_process_first():
-        processor = MoReProcessor.from_pretrained(name, revision=revision)
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
         if processor.markers != task.markers:
             other = "relations: use run_re.py" if processor.markers else "entities: use run_ner.py"
             raise ValueError(f"{name} is an expert for {other}")
-        model = task.model_class.from_pretrained(name, revision=revision, dtype=torch.float32)
+        model_class = task.mixture_class if mixture else task.model_class
+        model = model_class.from_pretrained(name, revision=revision, dtype=torch.float32)
     return model.to(accelerator.device), processor
 
 

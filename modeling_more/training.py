@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .data_collator import LengthBatchSampler, MoReDataCollator
-from .processing_more import MoReProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -113,15 +112,21 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
 def train(
     accelerator: Accelerator,
     model: Model,
-    processor: MoReProcessor,
+    processor: Any,
     posts: Sequence[dict[str, Any]],
     evaluate: Callable[[torch.nn.Module], float],
     args: TrainingArguments,
+    collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[Model, TrainingResult]:
     """Train on encoded posts; returns the model of the best epoch by `evaluate(model)`, and what happened.
 
     After each epoch a checkpoint (weights, optimizer, schedule, random states) replaces the one before, whole or not
     at all; `resume_from_checkpoint` goes on from it exactly as the unbroken run would have.
+
+    Args:
+        posts: what `collate` makes batches of (default: posts encoded by a `MoReProcessor`).
+        lengths: sub-tokens of each post.
 
     Raises:
         FileNotFoundError: when the checkpoint to resume from is not there.
@@ -131,14 +136,15 @@ def train(
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     sampler = LengthBatchSampler(
-        [sum(map(len, post["input_ids"])) for post in posts],
+        lengths or [sum(map(len, post["input_ids"])) for post in posts],
         args.per_device_train_batch_size,
         args.max_tokens_per_batch,
         seed=args.seed,
         by_length=args.group_by_length,
         multiple_of=accelerator.num_processes,
     )
-    loader: Any = DataLoader(posts, batch_sampler=sampler, collate_fn=MoReDataCollator(processor))  # type: ignore
+    collate = collate or MoReDataCollator(processor)
+    loader: Any = DataLoader(posts, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
     # fused: a third of the time of the plain step on a CPU
     fused = accelerator.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameter_groups(model, args), weight_decay=args.weight_decay, fused=fused)
@@ -203,8 +209,9 @@ def train(
 
 def parameter_groups(model: torch.nn.Module, args: TrainingArguments) -> list[dict[str, Any]]:
     """The CRF's parameters under their own learning rate; encoder and linear layer under the other."""
-    crf = [parameter for name, parameter in model.named_parameters() if name.startswith("crf.")]
-    others = [p for name, p in model.named_parameters() if not name.startswith("crf.") and p.requires_grad]
+    trained = [(f".{name}", parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    crf = [parameter for name, parameter in trained if ".crf." in name]  # also those of a mixture's experts
+    others = [parameter for name, parameter in trained if ".crf." not in name]
     groups = [{"params": others, "lr": args.learning_rate}]
     if crf:
         rate = args.learning_rate if args.crf_learning_rate is None else args.crf_learning_rate

@@ -1,0 +1,501 @@
+"""`--retrieval moe`: join the posts as every expert reads them, train the gate, score it beside what it mixes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset, DatasetDict
+from huggingface_hub import hf_hub_download
+
+from .arguments import Arguments, DataArguments, MixtureArguments, ModelArguments, RunArguments
+from .data import Posts, load_posts, load_splits
+from .metrics import paired_bootstrap
+from .mixture import (
+    EXPERT_KNOWLEDGE,
+    Features,
+    MixedPost,
+    Mixture,
+    MixtureCollator,
+    average,
+    average_tags,
+    encode_for_experts,
+    expert_features,
+    expert_tags,
+    gate_batch,
+    image_features,
+    mix,
+    mixture_tags,
+)
+from .mixture_report import draw_gate_weights, gate_table
+from .processing_mixture import MoReMixtureProcessor
+from .processing_more import MoReProcessor
+from .retrieval import knowledge_column
+from .runs import Prediction, Task, one_sentence_errors, run_seed, save_run, write_jsonl
+from .tagging import bio_to_bioes
+from .training import TrainingArguments, TrainingResult, make_accelerator, train
+
+logger = logging.getLogger(__name__)
+
+#: options of an expert's run with which its knowledge is retrieved again
+RETRIEVAL_OPTIONS = (
+    *("retrieval", "knowledge", "top_k", "title_in_key", "retriever", "text_model", "query", "captions", "entities"),
+    *("image_dir", "image_model"),
+)
+MAIN_SCORES = ("f1", "precision", "recall", "accuracy")
+Options = TypeVar("Options")
+
+
+@dataclass
+class Expert:
+    """An expert and how it was made.
+
+    Attributes:
+        source: folder or Hub id.
+        name: short and unique, for cards and scores: what it retrieves by.
+        options: of its run; empty where they are not known.
+        holdout_ids: training posts that it did not train on; None where that is not known.
+        processor: its own.
+    """
+
+    source: str
+    name: str
+    options: dict[str, Any]
+    holdout_ids: set[str] | None
+    processor: MoReProcessor
+
+    def options_of(self, kind: type[Options], **changes: Any) -> Options:
+        """Its options of one dataclass."""
+        known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+        return kind(**{key: value for key, value in self.options.items() if key in known} | changes)
+
+    def data(self, data: DataArguments) -> DataArguments:
+        """The posts of this run, with this expert's knowledge."""
+        found = {key: self.options[key] for key in RETRIEVAL_OPTIONS if key in self.options}
+        if not found:
+            column = self.processor.knowledge_column
+            found = {"retrieval": "none" if column is None else column.removeprefix("knowledge_")}
+        if data.image_dir is not None:
+            found["image_dir"] = data.image_dir
+        return replace(data, **found)
+
+
+def load_experts(sources: Sequence[str]) -> list[Expert]:
+    """The experts that `--experts` names.
+
+    Raises:
+        ValueError: none given, or one is no saved expert.
+    """
+    if not sources:
+        raise ValueError("--retrieval moe needs --experts FOLDER_OR_ID …")
+    experts: list[Expert] = []
+    for source in sources:
+        if Path(source).exists() and not (Path(source) / "processor_config.json").is_file():
+            raise ValueError(f"--experts {source}: no saved expert (processor_config.json is missing)")
+        processor = MoReProcessor.from_pretrained(source)
+        options = _read_json(source, "arguments.json") or {}
+        held_out = _read_json(source, "holdout_ids.json")
+        retrieval = options.get("retrieval") or (processor.knowledge_column or "none").removeprefix("knowledge_")
+        name = re.sub(r"\W", "_", "caption" if options.get("query") == "caption" else retrieval)
+        same = Counter(re.sub(r"_\d+$", "", expert.name) for expert in experts)[name]
+        name = f"{name}_{same + 1}" if same else name
+        experts.append(Expert(source, name, options, None if held_out is None else set(held_out), processor))
+    return experts
+
+
+def _read_json(source: str, name: str) -> Any:
+    path = Path(source) / name
+    if not Path(source).is_dir():
+        try:
+            path = Path(hf_hub_download(source, name))
+        except (OSError, ValueError):  # not there: not every expert was made by our scripts
+            return None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def load_mixture_posts(
+    task: Task, args: Arguments, load_named: Callable[..., DatasetDict], names: Sequence[str]
+) -> tuple[dict[str, Posts], list[str], dict[str, Any]]:
+    """The splits with what every expert retrieves, joined by id, and the embedding of each post's image.
+
+    Returns:
+        rows with `EXPERT_KNOWLEDGE` (a list over the experts) and, where the gate sees images, `image` and
+        `has_image`; the types; what retrieval did, by expert.
+
+    Raises:
+        ValueError: an id that is missing or double for one of the experts.
+    """
+    data, *_, mixture = args
+    experts = load_experts(mixture.experts)
+    joined: dict[str, Posts] = {}
+    types: list[str] = []
+    reports: dict[str, Any] = {}
+    for expert in experts:
+        own = expert.data(data)
+        splits, types, report = load_posts(own, task.schema, load_named, names)
+        if report:
+            reports[expert.name] = report
+        column = knowledge_column(own.retrieval)
+        for split, rows in splits.items():
+            knowledge = {row["id"]: row.get(column) if column else None for row in rows}
+            if len(knowledge) < len(rows):
+                twice = next(id_ for id_, count in Counter(row["id"] for row in rows).items() if count > 1)
+                raise ValueError(f"the {split} posts of expert {expert.name} have the id {twice} twice: ids join them")
+            if expert is experts[0]:
+                joined[split] = [{**row, EXPERT_KNOWLEDGE: []} for row in rows]
+            elif knowledge.keys() != {row["id"] for row in joined.get(split, [])}:
+                differing = sorted(knowledge.keys() ^ {row["id"] for row in joined.get(split, [])})
+                raise ValueError(
+                    f"the {split} posts of expert {expert.name} are not those of {experts[0].name}: "
+                    f"{len(differing)} ids are in one only, like {differing[0]}"
+                )
+            for row in joined[split]:
+                row[EXPERT_KNOWLEDGE].append(knowledge[row["id"]])
+    if mixture.gate_images:
+        _add_images(task, data, experts, joined, load_named, names)
+    return joined, types, reports
+
+
+def _add_images(
+    task: Task,
+    data: DataArguments,
+    experts: Sequence[Expert],
+    joined: dict[str, Posts],
+    load_named: Callable[..., DatasetDict],
+    names: Sequence[str],
+) -> None:
+    """Embed the posts' images where there are any: a column `image`, or `--image_dir`."""
+    by_image = next((own for expert in experts if (own := expert.data(data)).retrieval == "image"), data)
+    image_dir = data.image_dir or by_image.image_dir
+    splits: dict[str, Dataset] = {}
+    if image_dir is None:
+        # a published set may hold the pictures beside the knowledge that they found only
+        published = by_image.retrieval == "image" and not by_image.knowledge
+        source = replace(data, retrieval="image" if published else "none", knowledge=[])
+        splits, _, _ = load_splits(source, task.schema, load_named, names)
+        if not all("image" in split.column_names for split in splits.values()):
+            logger.info("the posts come without images: the gate sees their text alone")
+            return
+    from .knowledge import ImageEncoder
+
+    given = data.image_model != DataArguments.image_model
+    encoder = ImageEncoder(data.image_model if given else by_image.image_model)
+    for split, rows in joined.items():
+        posts = splits[split] if splits else Dataset.from_list([{"image_id": row["image_id"]} for row in rows])
+        vectors, usable = image_features(posts, image_dir, encoder, data.cache_dir)
+        by_id = dict(zip(posts["id"], range(len(posts)), strict=True)) if "id" in posts.column_names else {}
+        for number, row in enumerate(rows):
+            place = by_id.get(row["id"], number)
+            row["image"], row["has_image"] = vectors[place], usable[place]
+
+
+def run_mixture_seed(
+    task: Task,
+    args: Arguments,
+    splits: dict[str, Posts],
+    types: list[str],
+    report: dict[str, Any],
+    to_predict: Posts,
+    command: str,
+) -> dict[str, Any]:
+    """Train the gate (and, if told so, the experts), score the mixture and what it mixes, write everything."""
+    data, _, training, _, mixture = args
+    accelerator = make_accelerator(training)
+    output = Path(training.output_dir)
+    set_seed(training.seed)
+    with one_sentence_errors(), accelerator.main_process_first():
+        experts = load_experts(mixture.experts)
+        model = _build(task, mixture, experts, splits)
+        processor = MoReMixtureProcessor([expert.processor for expert in experts], [expert.name for expert in experts])
+        unknown = sorted(set(task.labels(types, data)) - set(model.config.label2id))
+        if unknown:
+            raise ValueError(f"the experts do not know the labels {', '.join(unknown)} of the data")
+    model.to(accelerator.device)
+    cache = None
+    if mixture.cache_expert_outputs and not mixture.train_experts:
+        from .knowledge.corpus import default_cache_dir
+
+        cache = Path(data.cache_dir) if data.cache_dir else default_cache_dir()
+
+    def features_of(posts: Posts, name: str, of: Mixture = model) -> Features:
+        size = training.per_device_eval_batch_size
+        found = expert_features(of, processor, posts, accelerator, size, cache, f"experts on {name}")
+        if posts and "image" in posts[0]:
+            found.images = torch.stack([p["image"] for p in posts]), torch.stack([p["has_image"] for p in posts])
+        return found
+
+    results: dict[str, Any] = {
+        "seed": training.seed,
+        "dataset": data.dataset or data.train_file or data.test_file,
+        "retrieval": "moe",
+        "experts": {expert.name: expert.source for expert in experts},
+        "gate_data": mixture.gate_data,
+    }
+    if report:
+        results["retrieval_report"] = report
+    gate_posts, features = _gate_data(task, args, experts, splits, types, model, features_of, command)
+    results["gate_posts"] = len(gate_posts)
+    dev = splits["validation"]
+    labels = [_labels(task, model, post) for post in gate_posts]
+
+    def dev_score(candidate: Mixture, of: Features) -> float:
+        found = systems(task, candidate, mix(candidate, of), only_mixture=True)[""]
+        return float(task.score(candidate, found, dev, data)["f1"])
+
+    if mixture.train_experts:
+        encoded: list[dict[str, Any]] = encode_for_experts(gate_posts, processor)
+        for row, post, label in zip(encoded, gate_posts, labels, strict=True):
+            row |= {"labels": label} | {key: post[key] for key in ("image", "has_image") if key in post}
+        model, trained = train(
+            accelerator,
+            model,
+            processor,
+            encoded,
+            lambda one: dev_score(
+                accelerator.unwrap_model(one), features_of(dev, "dev", accelerator.unwrap_model(one))
+            ),
+            training,
+            collate=MixtureCollator(processor),
+            lengths=[sum(len(ids) for view in row["experts"] for ids in view["input_ids"]) for row in encoded],
+        )
+    else:
+        dev_features = features_of(dev, "dev")
+        trained = train_gate(
+            model, features, labels, lambda: dev_score(model, dev_features), mixture, training.seed,
+            accelerator.is_main_process,
+        )  # fmt: skip
+    results |= {"best_epoch": trained.best_epoch, "history": trained.history}
+
+    for split, name in (("validation", "dev"), ("test", "test")):
+        if split in splits:
+            outputs = mix(model, features_of(splits[split], name))
+            found = systems(task, model, outputs)
+            results |= scores(task, model, found, splits[split], name, data)
+            if accelerator.is_main_process:
+                _write(task, model, output, name, splits[split], outputs, found, results)
+    best = max((expert.name for expert in experts), key=lambda name: results[f"dev_expert_{name}_f1"])
+    results["best_expert"] = best
+    if "test" in splits:
+        results["test_best_expert_f1"] = results[f"test_expert_{best}_f1"]
+        for name, other in (("average", "average"), ("best_expert", f"expert_{best}")):
+            pair = [task.counts(model, found[key], splits["test"], data) for key in ("", other)]
+            results[f"test_f1_minus_{name}"] = dict(
+                zip(("difference", "low", "high"), paired_bootstrap(*pair), strict=True)
+            )
+    save_run(task, args, accelerator, model, processor, results, to_predict, command)
+    return results
+
+
+def _build(task: Task, mixture: MixtureArguments, experts: Sequence[Expert], splits: dict[str, Posts]) -> Mixture:
+    first = next(iter(splits.values()))[0]
+    model: Mixture = task.mixture_class.from_experts(
+        [expert.source for expert in experts],
+        names=[expert.name for expert in experts],
+        gate=mixture.gate,
+        image_dim=len(first["image"]) if "image" in first else 0,
+        image_dropout=mixture.image_dropout,
+        load_balancing=mixture.load_balancing,
+        entropy=mixture.gate_entropy,
+        train_experts=mixture.train_experts,
+        decoding=mixture.decoding,
+        copy_experts=mixture.copy_experts,
+    )
+    return model
+
+
+def _gate_data(
+    task: Task,
+    args: Arguments,
+    experts: Sequence[Expert],
+    splits: dict[str, Posts],
+    types: list[str],
+    model: Mixture,
+    features_of: Callable[..., Features],
+    command: str,
+) -> tuple[Posts, Features]:
+    """The posts that the gate learns from, and what it reads of them."""
+    _, _, training, _, mixture = args
+    posts = splits["train"]
+    if mixture.gate_data == "holdout":
+        with one_sentence_errors():
+            for expert in experts:
+                if not expert.holdout_ids:
+                    raise ValueError(
+                        f"expert {expert.name} ({expert.source}) held no training posts out for the gate: train it "
+                        "with --holdout_fraction 0.2, or choose --gate_data crossfit or train"
+                    )
+            common = set.intersection(*(expert.holdout_ids or set() for expert in experts))
+            posts = [post for post in posts if post["id"] in common]
+            if not posts:
+                raise ValueError(
+                    "no training post was held out by all experts: train them with one --holdout_fraction"
+                )
+    elif mixture.gate_data == "train":
+        logger.warning("the gate learns from posts that the experts trained on: there they look right too often")
+    if mixture.train_experts or mixture.gate_data != "crossfit":
+        empty = Features([], [])
+        return posts, empty if mixture.train_experts else features_of(posts, "gate data")
+
+    whole = features_of(posts, "gate data")
+    folds = [int(hashlib.sha256(post["id"].encode()).hexdigest(), 16) % mixture.crossfit_folds for post in posts]
+    for fold in sorted(set(folds)):
+        folders = []
+        for number, expert in enumerate(experts):
+            column = expert.processor.knowledge_column or "knowledge"
+            own = {
+                split: [{**post, column: post[EXPERT_KNOWLEDGE][number]} for post in rows]
+                for split, rows in (
+                    ("train", [post for post, one in zip(posts, folds, strict=True) if one != fold]),
+                    ("validation", splits["validation"]),
+                )
+            }
+            folder = Path(training.output_dir) / "crossfit" / f"{expert.name}-{fold}"
+            folders.append(str(folder))
+            if (folder / "all_results.json").is_file():
+                continue  # of a run that was killed
+            logger.info("crossfit: expert %s without fold %d of %d", expert.name, fold + 1, mixture.crossfit_folds)
+            again = expert.options_of(
+                TrainingArguments, output_dir=str(folder), seeds=[], resume_from_checkpoint=None, report_to=[],
+                save_checkpoints=False, use_cpu=training.use_cpu, bf16=training.bf16,
+            )  # fmt: skip
+            once = expert.options_of(DataArguments, holdout_fraction=0.0)
+            run_seed(
+                task, (once, expert.options_of(ModelArguments), again, RunArguments(), MixtureArguments()), own, types,
+                {}, [], command,
+            )  # fmt: skip
+        rows = [row for row, one in enumerate(folds) if one == fold]
+        of_fold = task.mixture_class.from_experts(
+            folders, names=[expert.name for expert in experts], gate=mixture.gate
+        )
+        found = features_of([posts[row] for row in rows], f"fold {fold + 1}", of_fold.to(model.device))
+        for row, logits in zip(rows, found.expert_logits, strict=True):
+            whole.expert_logits[row] = logits
+    return posts, whole
+
+
+def _labels(task: Task, model: Mixture, post: dict[str, Any]) -> Any:
+    label2id = model.config.label2id
+    if task.markers:
+        return label2id[post["relation"]]
+    return [label2id[tag] for tag in bio_to_bioes(post["ner_tags"])]
+
+
+def train_gate(
+    model: Mixture,
+    features: Features,
+    labels: Sequence[Any],
+    dev_score: Callable[[], float],
+    args: MixtureArguments,
+    seed: int,
+    progress: bool = True,
+) -> TrainingResult:
+    """Train the gate on the experts' stored outputs; the model keeps the epoch with the best dev score.
+
+    Every process does the same here: the posts are few numbers, and no expert runs.
+    """
+    from tqdm.auto import tqdm
+
+    optimizer = torch.optim.AdamW(model.gate.parameters(), lr=args.gate_learning_rate, weight_decay=0.01)
+    result = TrainingResult()
+    best = deepcopy(model.gate.state_dict())
+    for epoch in tqdm(range(args.gate_epochs), desc="gate", disable=not progress):
+        began = time.perf_counter()
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(features), generator=generator).tolist()
+        model.train()
+        total = 0.0
+        for first in range(0, len(order), args.gate_batch_size):
+            rows = order[first : first + args.gate_batch_size]
+            batch = {key: value.to(model.device) for key, value in gate_batch(features, rows, labels).items()}
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.item() * len(rows)
+        score = dev_score()
+        seconds = round(time.perf_counter() - began, 2)
+        result.history.append({"epoch": epoch + 1, "loss": total / len(order), "dev_f1": score, "seconds": seconds})
+        if score > result.best_score:
+            result.best_score, result.best_epoch = score, epoch + 1
+            best = deepcopy(model.gate.state_dict())
+    model.gate.load_state_dict(best)
+    return result
+
+
+def systems(
+    task: Task, model: Any, outputs: Sequence[MixedPost], only_mixture: bool = False
+) -> dict[str, list[Prediction]]:
+    """What the mixture ("") says of each post, and beside it each expert, the average, and the other decoding."""
+    names: list[str] = model.config.expert_names
+    if task.markers:
+        found: dict[str, list[Prediction]] = {"": [output.logits.exp().tolist() for output in outputs]}
+        if only_mixture:
+            return found
+        for number, name in enumerate(names):
+            found[f"expert_{name}"] = [output.expert_log_probs[number].exp().tolist() for output in outputs]
+        return found | {"average": [average(output).exp().tolist() for output in outputs]}
+    if only_mixture:
+        return {"": mixture_tags(model, outputs, scored=False)}
+    other = "word" if model.config.decoding == "viterbi" else "viterbi"
+    return {
+        "": mixture_tags(model, outputs),
+        f"{other}_decoding": mixture_tags(model, outputs, other, scored=False),
+        **{f"expert_{name}": expert_tags(model, outputs, number) for number, name in enumerate(names)},
+        "average": average_tags(model, outputs),
+    }
+
+
+def scores(
+    task: Task, model: Any, found: dict[str, list[Prediction]], posts: Posts, name: str, data: DataArguments
+) -> dict[str, Any]:
+    """Scores of every system under keys like `test_f1`, `test_average_f1`, `test_expert_text_f1`."""
+    results: dict[str, Any] = {}
+    for system, predictions in found.items():
+        scored = task.score(model, predictions, posts, data)
+        prefix = f"{name}_{system}_" if system else f"{name}_"
+        results |= {prefix + key: value for key, value in scored.items() if not system or key in MAIN_SCORES}
+    return results
+
+
+def _write(
+    task: Task,
+    model: Any,
+    folder: Path,
+    name: str,
+    posts: Posts,
+    outputs: Sequence[MixedPost],
+    found: dict[str, list[Prediction]],
+    results: dict[str, Any],
+) -> None:
+    """Predictions with weights and each expert's opinion; of the test set, how the weights distribute."""
+    names: list[str] = model.config.expert_names
+    weights = [output.mean_weights for output in outputs]
+    opinions = [
+        [task.record(model, one, post) for one, post in zip(found[f"expert_{n}"], posts, strict=True)] for n in names
+    ]
+    said = "relation" if task.markers else "entities"
+    rows = []
+    for number, post in enumerate(posts):
+        row = task.record(model, found[""][number], post)
+        row["expert_weights"] = dict(zip(names, weights[number].tolist(), strict=True))
+        row["experts"] = {n: opinions[place][number][said] for place, n in enumerate(names)}
+        rows.append(row)
+    write_jsonl(folder / "predictions" / f"{name}.jsonl", rows)
+    if name == "test":
+        stacked = torch.stack(weights)
+        kind = "relation" if task.markers else "tags"
+        agree = [len({str(opinion[number][kind]) for opinion in opinions}) == 1 for number in range(len(posts))]
+        images = [bool(post["has_image"]) for post in posts] if posts and "has_image" in posts[0] else None
+        results["gate"] = gate_table(stacked, names, agree, images)
+        draw_gate_weights(stacked, names, agree, folder / "gate_weights.png")

@@ -1,0 +1,261 @@
+"""--retrieval moe as its users run it: gate data, cache, scores beside the experts', one and two processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoProcessor
+
+import run_ner
+import run_re
+from dataset_scripts.demo_tower import make_tower, save_tower
+from modeling_more import predict
+from modeling_more.metrics import entity_counts, paired_bootstrap, relation_counts
+from modeling_more.mixture import Features, gate_batch
+from modeling_more.mixture_runs import load_experts
+from ner_runs import ROOT, options, read, read_lines
+from re_runs import options as re_options
+from re_runs import write_files
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory, tiny_encoder):
+    """Two experts of the entity task that held a third of the training posts out: text and none, two encoders."""
+    import ner_runs
+
+    folder = tmp_path_factory.mktemp("experts")
+    files = {
+        "train": str(ner_runs.write_jsonl(folder / "train.jsonl", ner_runs.posts(48))),
+        "dev": str(ner_runs.write_conll(folder / "dev.conll", ner_runs.posts(8, 50))),
+        "test": str(ner_runs.write_conll(folder / "test.conll", ner_runs.posts(9, 70))),
+        "knowledge": str(ner_runs.write_jsonl(folder / "wiki.jsonl", ner_runs.KNOWLEDGE)),
+        "cache": str(folder / "cache"),
+    }
+    for name, kind in (("none", "bert"), ("text", "xlm-roberta")):
+        files["out"] = files[name] = str(folder / name)
+        extra = ["--knowledge", files["knowledge"], "--top_k", "1"] if name == "text" else []
+        extra += ["--holdout_fraction", "0.33", "--num_train_epochs", "6", "--max_length", "64"]
+        run_ner.main(options(files, tiny_encoder(kind), *extra, retrieval=name))
+    return files
+
+
+def mix(files: dict, out: Path, *more: str) -> list[str]:
+    return [
+        "--train_file", files["train"], "--validation_file", files["dev"], "--test_file", files["test"],
+        "--retrieval", "moe", "--experts", files["text"], files["none"], "--gate_epochs", "5", "--use_cpu",
+        "--cache_dir", files["cache"], "--output_dir", str(out), *more,
+    ]  # fmt: skip
+
+
+def test_train_score_reload(experts, tmp_path):
+    results = run_ner.main(mix(experts, tmp_path / "out"))
+    held = [set(json.loads(Path(experts[name], "holdout_ids.json").read_text())) for name in ("text", "none")]
+    assert held[0] == held[1] and results["gate_posts"] == len(held[0]) > 5
+    assert len(results["history"]) == 5 and results["experts"] == {n: experts[n] for n in ("text", "none")}
+    # an expert inside the mixture scores as it did alone
+    for name in ("text", "none"):
+        alone = json.loads(Path(experts[name], "all_results.json").read_text())
+        for split in ("dev", "test"):
+            assert results[f"{split}_expert_{name}_f1"] == pytest.approx(alone[f"{split}_f1"])
+    best = max(("text", "none"), key=lambda name: results[f"dev_expert_{name}_f1"])
+    assert results["best_expert"] == best and results["test_best_expert_f1"] == results[f"test_expert_{best}_f1"]
+    for key in ("test_f1", "test_word_decoding_f1", "test_average_f1", "dev_average_f1"):
+        assert 0 <= results[key] <= 100
+    gain = results["test_f1_minus_average"]
+    assert gain["difference"] == pytest.approx(results["test_f1"] - results["test_average_f1"])
+    assert gain["low"] <= gain["difference"] <= gain["high"]
+    table = results["gate"]
+    assert table[0]["number"] == 9 == table[1]["number"] + table[2]["number"]
+    assert table[0]["text"] + table[0]["none"] == pytest.approx(1, abs=1e-5)
+
+    out = tmp_path / "out"
+    card = (out / "README.md").read_text()
+    for told in ("What the gate adds", "How the gate weighs", "test, average", "gate_weights.png", "expert text"):
+        assert told in card, told
+    assert (out / "gate_weights.png").stat().st_size > 1000
+    rows = [json.loads(line) for line in (out / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert set(rows[0]["experts"]) == set(rows[0]["expert_weights"]) == {"text", "none"}
+
+    # the saved mixture says the same where the experts' folders are not needed
+    model = AutoModelForTokenClassification.from_pretrained(out)
+    processor = AutoProcessor.from_pretrained(out)
+    from modeling_more.knowledge import BM25Retriever, load_knowledge
+
+    retriever = BM25Retriever.from_corpus(load_knowledge([experts["knowledge"]], cache_dir=experts["cache"]))
+    found = retriever.search([" ".join(row["tokens"]) for row in rows], top_k=1)
+    posts = [{"tokens": row["tokens"], "knowledge_text": e} for row, e in zip(rows, found, strict=True)]
+    for row, again in zip(rows, predict(model, processor, posts), strict=True):
+        assert [e["text"] for e in again["entities"]] == [e["text"] for e in row["entities"]]
+        assert [e["score"] for e in again["entities"]] == pytest.approx(
+            [e["score"] for e in row["entities"]], abs=1e-4
+        )
+        assert again["expert_weights"] == pytest.approx(row["expert_weights"], abs=1e-5)
+    code = card.split("```python\n")[1].split("```")[0].replace("'out'", repr(str(out)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0 and "'text':" in done.stdout, done.stderr[-2000:]
+
+
+def test_cached_and_uncached_runs_are_equal(experts, tmp_path, monkeypatch):
+    """A second run reads the experts' outputs from the cache: no expert's encoder runs while the gate trains."""
+    first = run_ner.main(mix(experts, tmp_path / "one", "--cache_dir", str(tmp_path / "cache"), "--gate", "word"))
+    files = list((tmp_path / "cache" / "mixture").glob("*.safetensors"))
+    assert len(files) == 3  # gate data, dev, test
+
+    from modeling_more.modeling_more import MoRePreTrainedModel
+
+    calls = []
+    encode = MoRePreTrainedModel.encode
+    monkeypatch.setattr(MoRePreTrainedModel, "encode", lambda self, *a, **k: calls.append(1) or encode(self, *a, **k))
+    again = run_ner.main(mix(experts, tmp_path / "two", "--cache_dir", str(tmp_path / "cache"), "--gate", "word"))
+    assert not calls
+    fresh = run_ner.main(
+        mix(
+            experts,
+            tmp_path / "three",
+            "--cache_dir",
+            str(tmp_path / "c2"),
+            "--gate",
+            "word",
+            "--no_cache_expert_outputs",
+        )
+    )
+    assert calls and not (tmp_path / "c2" / "mixture").exists()
+    for other in (again, fresh):
+        for one, two in zip(first["history"], other["history"], strict=True):
+            assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["dev_f1"] == two["dev_f1"]
+        assert first["test_f1"] == other["test_f1"]
+
+
+def test_gate_data_and_training_the_experts(experts, tmp_path):
+    with pytest.raises(SystemExit, match=r"held no training posts out for the gate: train it with --holdout_fraction"):
+        bare = tmp_path / "bare"
+        shutil.copytree(experts["text"], bare)
+        (bare / "holdout_ids.json").write_text("[]")
+        run_ner.main(mix({**experts, "text": str(bare)}, tmp_path / "x"))
+    everything = run_ner.main(mix(experts, tmp_path / "train", "--gate_data", "train"))
+    assert everything["gate_posts"] == 48
+
+    folded = run_ner.main(mix(experts, tmp_path / "folds", "--gate_data", "crossfit", "--crossfit_folds", "2"))
+    assert folded["gate_posts"] == 48
+    fold = json.loads((tmp_path / "folds" / "crossfit" / "text-0" / "all_results.json").read_text())
+    other = json.loads((tmp_path / "folds" / "crossfit" / "text-1" / "all_results.json").read_text())
+    assert fold["train_posts"] + other["train_posts"] == 48 and fold["held_out_posts"] == 0
+
+    extra = [
+        "--train_experts",
+        "--num_train_epochs",
+        "1",
+        "--learning_rate",
+        "1e-3",
+        "--per_device_train_batch_size",
+        "4",
+    ]
+    tuned = run_ner.main(mix(experts, tmp_path / "tuned", *extra))
+    assert len(tuned["history"]) == 1
+    alone = AutoModelForTokenClassification.from_pretrained(experts["text"]).state_dict()
+    inside = AutoModelForTokenClassification.from_pretrained(tmp_path / "tuned").experts[0].state_dict()
+    assert any(not torch.equal(alone[name], inside[name]) for name in alone)
+
+
+def test_ids_join_the_experts(experts, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(experts["text"], other)
+    assert [e.name for e in load_experts([experts["text"], str(other), experts["none"]])] == ["text", "text_2", "none"]
+    with pytest.raises(SystemExit, match="no saved expert"):
+        run_ner.main(mix({**experts, "text": str(tmp_path)}, tmp_path / "x"))
+    with pytest.raises(SystemExit, match="needs --experts"):
+        run_ner.main([*mix(experts, tmp_path / "x")[:6], "--retrieval", "moe", "--use_cpu"])
+    rows = [json.loads(line) for line in Path(experts["train"]).read_text().splitlines()]
+    rows[1]["id"] = rows[0]["id"]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit, match=f"have the id {rows[0]['id']} twice"):
+        run_ner.main(mix({**experts, "train": str(tmp_path / "twice.jsonl")}, tmp_path / "x"))
+
+
+def test_one_and_two_processes_agree(experts, tmp_path):
+    one = run_ner.main(mix(experts, tmp_path / "one", "--no_cache_expert_outputs"))
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file"),
+        *(str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml"), str(ROOT / "run_ner.py")),
+        *mix(experts, tmp_path / "two", "--no_cache_expert_outputs"),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    for key in ("dev_f1", "test_f1", "test_average_f1", "best_epoch"):
+        assert one[key] == pytest.approx(two[key]), key
+
+
+def test_relations_and_images(tiny_encoder, tmp_path):
+    """Posts with images, one of them broken: the gate sees them, the mixture trains and reloads."""
+    save_tower(make_tower(1), tmp_path / "tower")
+    (tmp_path / "pairs").mkdir()
+    files = write_files(tmp_path / "pairs")
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in Path(files[split]).read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row["image_id"] = row["id"]
+            if number % 3:
+                Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(images / f"{row['id']}.png")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (images / "pair-40.png").write_bytes(b"no picture")
+    for retrieval in ("none", "text"):
+        arguments = re_options(files, tiny_encoder("bert"), "--holdout_fraction", "0.5", retrieval=retrieval)
+        run_re.main([*arguments, "--output_dir", str(tmp_path / retrieval)])
+    arguments = re_options(files, "unused", "--image_dir", str(images), "--image_model", str(tmp_path / "tower"))
+    arguments += [
+        "--retrieval",
+        "moe",
+        "--experts",
+        str(tmp_path / "none"),
+        str(tmp_path / "text"),
+        "--gate_epochs",
+        "3",
+    ]
+    results = run_re.main(arguments)
+    assert {"test_average_f1", "test_expert_text_accuracy", "test_best_expert_f1"} <= results.keys()
+    groups = {row["test posts"]: row["number"] for row in results["gate"]}
+    assert groups["with image"] == 10 and groups["without image"] == 5
+    model = AutoModelForSequenceClassification.from_pretrained(files["out"])
+    assert model.config.image_dim > 0
+    row = read_lines(files, "predictions/test.jsonl")[0]
+    assert set(row["experts"]) == {"none", "text"} and sum(row["expert_weights"].values()) == pytest.approx(1)
+    assert read(files, "all_results.json")["experts"]["text"] == str(tmp_path / "text")
+
+
+def test_bootstrap_against_one_sample_at_a_time():
+    rng = np.random.default_rng(1)
+    gold = rng.integers(1, 4, 40)
+    one = np.stack([np.minimum(gold, rng.integers(0, 4, 40)), rng.integers(3, 5, 40), gold], 1)
+    two = np.stack([np.minimum(gold, rng.integers(0, 3, 40)), rng.integers(3, 5, 40), gold], 1)
+    difference, low, high = paired_bootstrap(one, two, samples=500, seed=3)
+    drawn = np.random.default_rng(3).integers(40, size=(500, 40))
+
+    def f1(counts):
+        right, found, wanted = counts.sum(0)
+        return 200 * right / (found + wanted)
+
+    by_hand = [f1(one[rows]) - f1(two[rows]) for rows in drawn]
+    assert difference == pytest.approx(f1(one) - f1(two))
+    assert (low, high) == pytest.approx(tuple(np.percentile(by_hand, (2.5, 97.5))))
+    assert paired_bootstrap(one, one)[0:3] == (0.0, 0.0, 0.0)
+    assert entity_counts([["B-A", "I-A", "O"]], [["B-A", "I-A", "B-A"]]).tolist() == [[1, 1, 2]]
+    assert relation_counts(["a", "None", "b"], ["a", "b", "None"]).tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 0]]
+
+
+def test_features_are_padded_and_chosen():
+    features = Features([torch.ones(2, n, 3) * n for n in (1, 3)], [torch.ones(4), torch.zeros(4)])
+    batch = gate_batch(features, [1, 0], labels=[[2], [0, 1, 2]])
+    assert batch["expert_logits"].shape == (2, 2, 3, 3) and batch["word_mask"].sum(1).tolist() == [3, 1]
+    assert batch["labels"].tolist() == [[0, 1, 2], [2, 0, 0]] and batch["text_features"].tolist()[0] == [0.0] * 4
