@@ -77,8 +77,8 @@ class MoReMixtureConfig(PreTrainedConfig):
             check_labels(other, labels[0], name, self.expert_names[0])
             if other != labels[0]:
                 raise ValueError(f"expert {name} has the labels of {self.expert_names[0]} in another order")
-        if labels and not kwargs.get("id2label"):
-            kwargs["id2label"] = dict(enumerate(labels[0]))
+        if labels and not self.id2label:
+            self.id2label = dict(enumerate(labels[0]))
         super().__post_init__(**kwargs)
         own = {int(index): str(label) for index, label in (self.id2label or {}).items()}
         self.label2id = {label: index for index, label in own.items()}

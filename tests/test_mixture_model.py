@@ -1,0 +1,670 @@
+"""The mixture of experts: its formula by hand, what is trained, how it is saved, and what a cache may replace."""
+
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoProcessor,
+)
+
+from modeling_more import (
+    MoReForRelationExtraction,
+    MoReForTokenClassification,
+    MoReMixtureConfig,
+    MoReMixtureForRelationExtraction,
+    MoReMixtureForTokenClassification,
+    MoReMixtureProcessor,
+    MoReProcessor,
+)
+from modeling_more.gate import mix
+from modeling_more.tagging import allowed_transitions, bioes_labels
+from re_runs import RELATIONS
+
+LABELS = bioes_labels(["PER", "LOC"])
+NAMES = ["text", "image"]
+ENTRIES = [{"title": "Lindau", "text": "Lindau is a town and an island in Bavaria .", "score": 3.0}]
+OTHERS = [{"title": "Acme Corp", "text": "Acme Corp makes phones .", "score": 1.0}]
+WORDS = [
+    ["Ada", "Lovelace", "met", "Babbage", "."],
+    ["Lindau", "\ufe0f", "!"],
+    ["Oslo"],
+    ["Rivera", *["scored", "twice"] * 14, "today"],  # in windows for the first expert, not for the second
+]
+KNOWLEDGE = [[ENTRIES, OTHERS, None, ENTRIES], [OTHERS, None, ENTRIES, ENTRIES]]
+PAIRS = [([0, 2], [3, 4]), ([0, 1], [2, 3]), ([0, 1], [0, 1]), ([0, 1], [29, 30])]
+IMAGE_DIM = 6
+TASKS = ("entities", "relations")
+CLASSES = {
+    "entities": (MoReForTokenClassification, MoReMixtureForTokenClassification, AutoModelForTokenClassification),
+    "relations": (
+        MoReForRelationExtraction, MoReMixtureForRelationExtraction, AutoModelForSequenceClassification,
+    ),
+}  # fmt: skip
+
+
+def save_expert(folder, task, encoder, labels=None, seed=0, **options):
+    """An expert with random weights that is sure of itself, so that experts differ."""
+    torch.manual_seed(seed)
+    labels = labels or (LABELS if task == "entities" else RELATIONS)
+    processor = MoReProcessor.from_encoder_pretrained(encoder, markers=task == "relations", **options)
+    model = CLASSES[task][0].from_encoder_pretrained(
+        encoder, num_tokens=len(processor.tokenizer), id2label=dict(enumerate(labels))
+    )
+    with torch.no_grad():
+        model.classifier.weight *= 8
+        for parameter in model.crf.parameters() if task == "entities" else ():
+            parameter *= 10
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_encoder, tmp_path_factory):
+    """Of each task two saved experts: different encoders, tokenizers, columns and max_length."""
+    root = tmp_path_factory.mktemp("experts")
+    return {
+        task: [
+            save_expert(root / task / "text", task, tiny_encoder("bert"), seed=1, max_length=24),
+            save_expert(
+                root / task / "image", task, tiny_encoder("xlm-roberta"), seed=2, max_length=400,
+                knowledge_column="knowledge_image",
+            ),
+        ]
+        for task in TASKS
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def build(folders):
+    """`build(task, **config)` -> (mixture with a random gate, its processor, a batch with images and labels)."""
+
+    def make(task="entities", gate_scale=1.0, **config):
+        mixture = CLASSES[task][1].from_experts(folders[task], NAMES, **{"image_dim": IMAGE_DIM} | config)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for parameter in mixture.gate.parameters():
+                parameter.copy_(torch.randn_like(parameter) * gate_scale)
+        processor = MoReMixtureProcessor([MoReProcessor.from_pretrained(folder) for folder in folders[task]], NAMES)
+        batch = processor(WORDS, KNOWLEDGE, pairs=PAIRS if task == "relations" else None)
+        if config.get("image_dim", IMAGE_DIM):
+            batch["image_features"] = torch.randn(len(WORDS), IMAGE_DIM)
+            batch["image_mask"] = torch.tensor([True, False, True, True])
+        shape = batch["word_mask"].shape if task == "entities" else (len(WORDS),)
+        batch["labels"] = torch.randint(0, mixture.config.num_labels, shape)
+        return mixture, processor, batch
+
+    return make
+
+
+def own_log_probs(expert, inputs):
+    """What an expert says on its own."""
+    with torch.no_grad():
+        logits = expert(**inputs).logits
+        if isinstance(expert, MoReForRelationExtraction):
+            return logits.log_softmax(-1)
+        return expert.log_marginals(logits, inputs["word_mask"])
+
+
+def norm(features, layer):
+    centred = features - features.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + layer.eps).sqrt() * layer.weight + layer.bias
+
+
+@pytest.mark.parametrize(
+    ("task", "gate", "options"),
+    [
+        ("entities", "post", {}),
+        ("entities", "word", {"gate_hidden": 5}),
+        ("entities", "word", {"image_dim": 0}),
+        ("relations", "post", {}),
+    ],
+)
+def test_loss_and_weights_by_hand(task, gate, options, build):
+    mixture, _, batch = build(task, gate_scale=0.5, gate=gate, load_balancing=0.3, entropy=0.2, **options)
+    output = mixture(**batch)
+    assert torch.allclose(output.expert_weights.sum(-1), torch.ones(()), atol=1e-6)
+    assert torch.allclose(output.logits.exp().sum(-1), torch.ones(()), atol=1e-5)
+
+    # the gate: the first expert's states at the words read alone, the image beside them
+    inputs = batch["text_only"]
+    states = mixture.experts[0].encoder(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+    ).last_hidden_state  # fmt: skip
+    own = [own_log_probs(expert, one).exp() for expert, one in zip(mixture.experts, batch["experts"], strict=True)]
+    gate_module = mixture.gate
+    loss, used = 0.0, []
+    for post, words in enumerate(WORDS):
+        rows = inputs["word_rows"][post]
+        vectors = [states[rows[i], inputs["word_positions"][post, i]] for i in range(len(words))]
+        texts = vectors if gate == "word" else [torch.stack(vectors).mean(0)]
+        weights = []
+        for text in texts:
+            parts = [norm(text, gate_module.text_norm)]
+            if mixture.config.image_dim:
+                seen = bool(batch["image_mask"][post])
+                image = norm(batch["image_features"][post], gate_module.image_norm)
+                parts.append(image if seen else gate_module.missing_image)
+            features = torch.cat(parts)
+            if gate_module.hidden is not None:
+                features = torch.nn.functional.gelu(gate_module.hidden(features))
+            scores = (gate_module.output.weight @ features + gate_module.output.bias).tolist()
+            exps = [math.exp(score - max(scores)) for score in scores]
+            weights.append([value / sum(exps) for value in exps])
+        used += weights
+        if task == "relations":
+            gold = int(batch["labels"][post])
+            loss -= math.log(sum(g * float(p[post, gold]) for g, p in zip(weights[0], own, strict=True)))
+        else:
+            for i in range(len(words)):
+                gold, of_word = int(batch["labels"][post, i]), weights[i if gate == "word" else 0]
+                loss -= math.log(sum(g * float(q[post, i, gold]) for g, q in zip(of_word, own, strict=True)))
+        shown = output.expert_weights[post, : len(words)] if gate == "word" else output.expert_weights[post][None]
+        assert torch.allclose(shown, torch.tensor(weights), atol=1e-5)
+    means = [sum(column) / len(used) for column in zip(*used, strict=True)]
+    balance = 2 * sum(mean**2 for mean in means)
+    entropy = sum(-g * math.log(g) for row in used for g in row if g > 0) / len(used)
+    assert output.loss.item() == pytest.approx(loss / len(WORDS) + 0.3 * balance + 0.2 * entropy, rel=1e-5)
+
+
+@pytest.mark.parametrize(("task", "gate"), [("entities", "post"), ("entities", "word"), ("relations", "post")])
+def test_one_hot_gate_is_its_expert_bit_for_bit(task, gate, build):
+    mixture, _, batch = build(task, gate=gate, gate_scale=0.0)
+    mask = batch["word_mask"]
+    with torch.no_grad():
+        logits = mixture.expert_outputs(batch["experts"])
+    for index, expert in enumerate(mixture.experts):
+        with torch.no_grad():
+            mixture.gate.output.bias.copy_(torch.where(torch.arange(2) == index, 150.0, 0.0))
+            output = mixture(**batch)
+            own = own_log_probs(expert, batch["experts"][index])
+            # also where it finds a label less likely than the weight, before rounding, of the other
+            sure = mixture(**batch, expert_logits=100 * logits)
+        assert torch.equal(output.expert_weights.unique(), torch.tensor([0.0, 1.0]))
+        assert torch.equal(output.logits, own)
+        assert sure.logits.min() < -150 and torch.equal(sure.logits, sure.expert_log_probs[:, index])
+        if task == "entities":
+            per_word = [row[:n].argmax(-1).tolist() for row, n in zip(own, mask.sum(1), strict=True)]
+            assert mixture.decode(output.logits, mask, "word") == per_word
+        if gate == "post" and task == "entities":
+            spans = [[(0, 1, [1]), (0, 1, [4])]] * len(WORDS)
+            alone = expert.span_scores(output.expert_logits[:, index], mask, spans)
+            assert all(map(torch.equal, mixture.span_scores(output, mask, spans), alone))
+
+
+def test_a_weight_of_zero_counts_nothing_however_sure_the_others_are():
+    log_probs = torch.tensor([[[-300.0, 0.0], [0.0, -300.0]]])
+    assert torch.equal(mix(log_probs, torch.tensor([[0.0, -math.inf]])), log_probs[:, 0])
+    log_weights = torch.tensor([[0.0, -math.inf]], requires_grad=True)
+    mix(log_probs, log_weights).sum().backward()
+    assert log_weights.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_equal_experts_are_that_expert_for_any_gate(task, folders, build):
+    _, _, batch = build(task)
+    mixture = CLASSES[task][1].from_experts([folders[task][0]] * 3, ["a", "b", "c"], image_dim=IMAGE_DIM)
+    with torch.no_grad():
+        mixture.gate.output.weight.normal_()
+        output = mixture(**{**batch, "experts": [batch["experts"][0]] * 3})
+    assert output.expert_weights.std() > 0.01
+    own = own_log_probs(mixture.experts[0], batch["experts"][0])
+    assert torch.allclose(output.logits.exp(), own.exp(), atol=1e-6, rtol=0)
+
+
+def test_a_fresh_gate_averages_and_a_single_expert_is_itself(folders, build):
+    _, _, batch = build()
+    mixture = MoReMixtureForTokenClassification.from_experts(folders["entities"], image_dim=IMAGE_DIM)
+    assert mixture.config.expert_names == ["text", "image"]
+    output = mixture(**batch)
+    assert torch.equal(output.expert_weights, torch.full((len(WORDS), 2), 0.5))
+    assert torch.allclose(output.logits.exp(), output.expert_log_probs.exp().mean(1), atol=1e-6)
+    alone = MoReMixtureForTokenClassification.from_experts(folders["entities"][1:])
+    inputs = batch["experts"][1]
+    output = alone(experts=[inputs], text_only=inputs, labels=batch["labels"])
+    assert torch.equal(output.logits, own_log_probs(alone.experts[0], inputs))
+    output.loss.backward()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_gradients_reach_the_gate_alone_or_everything(task, build):
+    for train_experts in (False, True):
+        mixture, _, batch = build(task, train_experts=train_experts, load_balancing=0.1, gate_scale=0.1)
+        mixture.train()
+        assert mixture.gate.training and mixture.experts[0].training == train_experts
+        mixture(**batch).loss.backward()
+        reached = {name for name, p in mixture.named_parameters() if p.grad is not None and p.grad.any()}
+        wanted = {name for name, _ in mixture.named_parameters() if train_experts or name.startswith("gate.")}
+        # a key's bias shifts all scores of a query alike, so its gradient is 0 or rounding
+        assert {name for name in wanted - reached if "key.bias" not in name} == set()
+        assert reached <= wanted
+        assert {name for name, p in mixture.named_parameters() if p.requires_grad} == wanted
+
+
+@pytest.mark.parametrize("gate", ["post", "word"])
+def test_missing_images(gate, build):
+    mixture, _, batch = build(gate=gate)
+    with torch.no_grad():
+        weights = mixture(**batch).expert_weights
+        spoilt = batch["image_features"].clone()
+        spoilt[1] = math.nan  # what stands for a missing image is not read
+        assert torch.equal(mixture(**{**batch, "image_features": spoilt}).expert_weights, weights)
+        none = mixture(**{**batch, "image_features": None, "image_mask": None}).expert_weights
+        masked = mixture(**{**batch, "image_mask": torch.zeros(len(WORDS), dtype=torch.bool)}).expert_weights
+        assert torch.equal(none, masked) and torch.equal(none[1], weights[1])
+        everyone = mixture(**{**batch, "image_mask": None}).expert_weights
+        assert torch.equal(everyone[0], weights[0]) and not torch.allclose(everyone[1], weights[1])
+        mixture.gate.missing_image += 1.0
+        moved = (mixture(**batch).expert_weights != weights).flatten(1).any(1).tolist()
+        assert moved == [False, True, False, False]
+
+    mixture(**{**batch, "image_features": spoilt}).loss.backward()
+    assert all(p.grad.isfinite().all() for p in mixture.gate.parameters())
+    with pytest.raises(ValueError, match=r"image_features must be \(4, 6\), not \(4, 5\)"):
+        mixture(**{**batch, "image_features": torch.randn(4, 5)})
+    blind, _, _ = build(image_dim=0)
+    with pytest.raises(ValueError, match="this gate sees no image"):
+        blind(**batch)
+
+
+def test_images_are_dropped_in_training_so_that_the_missing_one_is_learned(build):
+    mixture, _, batch = build(image_dropout=0.5)
+    batch["image_mask"] = torch.ones(len(WORDS), dtype=torch.bool)
+    mixture(**batch).loss.backward()
+    assert not mixture.gate.missing_image.grad.any()
+    with torch.no_grad():
+        seen = mixture(**batch).expert_weights
+        missing = mixture(**{**batch, "image_features": None, "image_mask": None}).expert_weights
+        logits, features = mixture.expert_outputs(batch["experts"]), mixture.text_features(batch["text_only"])
+    cached = {**batch, "expert_logits": logits, "text_features": features}
+    mixture.train()
+    dropped = 0
+    for _ in range(40):
+        weights = mixture(**cached).expert_weights
+        is_dropped = (weights == missing).all(1)
+        assert torch.equal(weights[~is_dropped], seen[~is_dropped])
+        dropped += int(is_dropped.sum())
+    assert 40 < dropped < 120  # of 160, half
+    mixture.gate.zero_grad()
+    mixture(**batch).loss.backward()
+    assert mixture.gate.missing_image.grad.any()
+
+
+@pytest.mark.parametrize(("task", "gate"), [("entities", "post"), ("entities", "word"), ("relations", "post")])
+def test_the_checkpoint_holds_its_experts(task, gate, folders, build, tmp_path):
+    """Saved, its experts' folders gone, loaded through the Auto classes: bit-equal, and frozen again."""
+    copies = [shutil.copytree(folder, tmp_path / "experts" / Path(folder).name) for folder in folders[task]]
+    _, processor, batch = build(task, gate=gate)
+    mixture = CLASSES[task][1].from_experts(copies, NAMES, gate=gate, image_dim=IMAGE_DIM, gate_hidden=4)
+    torch.nn.init.normal_(mixture.gate.output.weight)
+    with torch.no_grad():
+        before = mixture(**batch)
+    mixture.save_pretrained(tmp_path / "mixture")
+    processor.save_pretrained(tmp_path / "mixture")
+    shutil.rmtree(tmp_path / "experts")
+    assert str(tmp_path) not in (tmp_path / "mixture" / "config.json").read_text()
+
+    again, report = CLASSES[task][2].from_pretrained(tmp_path / "mixture", output_loading_info=True)
+    assert type(again) is CLASSES[task][1] and not report["missing_keys"] and not report["unexpected_keys"]
+    assert {name for name, p in again.named_parameters() if p.requires_grad} == {
+        f"gate.{name}" for name, _ in again.gate.named_parameters()
+    }
+    assert not any(module.training for module in again.modules())
+    again.train()
+    assert again.gate.training and not any(module.training for module in again.experts.modules())
+    again.eval()
+    processor_again = AutoProcessor.from_pretrained(tmp_path / "mixture")
+    assert type(processor_again) is MoReMixtureProcessor and processor_again.markers == (task == "relations")
+    assert [one.max_length for one in processor_again.processors] == [24, 400]
+    assert processor_again.knowledge_columns == ["knowledge_text", "knowledge_image"]
+    batch_again = processor_again(WORDS, KNOWLEDGE, pairs=PAIRS if task == "relations" else None)
+    for one, two in zip(
+        [*batch["experts"], batch["text_only"]], [*batch_again["experts"], batch_again["text_only"]], strict=True
+    ):
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    with torch.no_grad():
+        after = again(**batch_again, **{key: batch[key] for key in ("image_features", "image_mask", "labels")})
+    for field in before:
+        assert torch.equal(before[field], after[field]), field
+    everything = CLASSES[task][2].from_pretrained(tmp_path / "mixture", train_experts=True)
+    assert all(p.requires_grad for p in everything.parameters())
+    assert everything.train().experts[0].training
+
+
+def test_two_real_experts_load_where_their_folders_are_gone(minilm, tmp_path):
+    sources = [save_expert(tmp_path / name, "entities", minilm, seed=i) for i, name in enumerate(NAMES)]
+    mixture = MoReMixtureForTokenClassification.from_experts(sources)
+    processor = MoReMixtureProcessor([MoReProcessor.from_pretrained(source) for source in sources], NAMES)
+    batch = processor(WORDS, KNOWLEDGE)
+    mixture.save_pretrained(tmp_path / "mixture")
+    for source in sources:
+        shutil.rmtree(source)
+    again = AutoModelForTokenClassification.from_pretrained(tmp_path / "mixture")
+    with torch.no_grad():
+        assert torch.equal(mixture(**batch).logits, again(**batch).logits)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_experts_can_be_referred_to(task, folders, build, tmp_path):
+    copies = [shutil.copytree(folder, tmp_path / Path(folder).name) for folder in folders[task]]
+    _, _, batch = build(task)
+    mixture = CLASSES[task][1].from_experts(copies, NAMES, image_dim=IMAGE_DIM, copy_experts=False)
+    torch.nn.init.normal_(mixture.gate.output.weight)
+    mixture.save_pretrained(tmp_path / "mixture")
+    weights = load_file(tmp_path / "mixture" / "model.safetensors")
+    assert weights and all(name.startswith("gate.") for name in weights)
+    assert json.loads((tmp_path / "mixture" / "config.json").read_text())["expert_sources"] == [str(p) for p in copies]
+
+    again = CLASSES[task][2].from_pretrained(tmp_path / "mixture")
+    assert {name.split(".")[0] for name, p in again.named_parameters() if p.requires_grad} == {"gate"}
+    assert not any(module.training for module in again.modules())
+    with torch.no_grad():
+        assert torch.equal(mixture(**batch).logits, again(**batch).logits)
+
+    wanted = [f"x-{label}" for label in (LABELS if task == "entities" else RELATIONS)]
+    saved = json.loads((copies[1] / "config.json").read_text())
+    saved["id2label"] = dict(enumerate(wanted))
+    (copies[1] / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="the label sets of experts text and image differ"):
+        CLASSES[task][2].from_pretrained(tmp_path / "mixture")
+    shutil.rmtree(copies[1])
+    with pytest.raises(FileNotFoundError, match=f"expert image is not at {copies[1]}"):
+        CLASSES[task][2].from_pretrained(tmp_path / "mixture")
+    with pytest.raises(ValueError, match="train_experts needs copy_experts"):
+        CLASSES[task][1].from_experts(folders[task], copy_experts=False, train_experts=True)
+
+
+@pytest.mark.parametrize(("task", "gate"), [("entities", "post"), ("entities", "word"), ("relations", "post")])
+def test_cached_and_full_losses_agree_and_the_cache_runs_no_expert(task, gate, build):
+    mixture, _, batch = build(task, gate=gate, load_balancing=0.1, image_dropout=0.0)
+    with torch.no_grad():
+        logits, features = mixture.expert_outputs(batch["experts"]), mixture.text_features(batch["text_only"])
+    assert logits.shape[:2] == (len(WORDS), 2)
+    calls = []
+    for expert in mixture.experts:
+        expert.encoder.register_forward_hook(lambda module, inputs, output: calls.append(module))
+    mixture.train()
+    full = mixture(**batch)
+    assert len(calls) == 3  # both experts, and the first one once more for the gate
+    gradients = []
+    cached = {key: value for key, value in batch.items() if key not in ("experts", "text_only")}
+    output = mixture(**cached, expert_logits=logits, text_features=features)
+    for loss in (full.loss, output.loss):
+        mixture.zero_grad()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in mixture.gate.parameters()])
+    assert len(calls) == 3
+    assert abs(full.loss.item() - output.loss.item()) <= 1e-5
+    assert torch.allclose(full.expert_weights, output.expert_weights, atol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+def test_span_scores_by_hand(build):
+    spans = [[(0, 2, [1, 3]), (3, 4, [4])], [(0, 1, [8])], [], [(28, 30, [5, 7])]]
+    for gate in ("post", "word"):
+        mixture, _, batch = build(gate=gate)
+        mask = batch["word_mask"]
+        with torch.no_grad():
+            output = mixture(**batch)
+        found = mixture.span_scores(output, mask, spans)
+        assert [len(scores) for scores in found] == [2, 1, 0, 1]
+        own = [
+            expert.span_scores(expert(**inputs).logits, mask, spans)
+            for expert, inputs in zip(mixture.experts, batch["experts"], strict=True)
+        ]
+        for post, row in enumerate(spans):
+            for index, (start, end, labels) in enumerate(row):
+                if gate == "post":
+                    weights = output.expert_weights[post].tolist()
+                    by_hand = sum(g * float(one[post][index]) for g, one in zip(weights, own, strict=True))
+                else:
+                    words = zip(range(start, end), labels, strict=True)
+                    by_hand = math.prod(math.exp(output.logits[post, i, label]) for i, label in words)
+                assert found[post][index].item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_decoding_is_the_best_valid_sequence(build):
+    mixture, _, _ = build()
+    torch.manual_seed(5)
+    logits = (3 * torch.randn(6, 4, len(LABELS))).log_softmax(-1)
+    mask = torch.tensor([[True] * n + [False] * (4 - n) for n in (4, 4, 4, 3, 2, 1)])
+    start, follows, end = allowed_transitions(LABELS)
+    found = mixture.decode(logits, mask)
+    invalid = 0
+    for post, (path, row) in enumerate(zip(found, logits, strict=True)):
+        n = int(mask[post].sum())
+        valid = (
+            tags
+            for tags in itertools.product(range(len(LABELS)), repeat=n)
+            if start[tags[0]] and end[tags[-1]] and all(follows[a][b] for a, b in itertools.pairwise(tags))
+        )
+        assert path == list(max(valid, key=lambda tags: sum(float(row[i, tag]) for i, tag in enumerate(tags))))
+        invalid += path != row[:n].argmax(-1).tolist()
+    assert invalid > 0
+    words = [row[: int(n)].argmax(-1).tolist() for row, n in zip(logits, mask.sum(1), strict=True)]
+    assert mixture.decode(logits, mask, "word") == words
+    mixture.config.decoding = "word"
+    assert mixture.decode(logits, mask) == words
+    with pytest.raises(ValueError, match="decoding is \"?'?beam"):
+        mixture.decode(logits, mask, "beam")
+
+
+def test_label_sets(folders, tiny_encoder, build, tmp_path):
+    """Sets that differ are named; the same labels in another order are put right, also after a reload."""
+    other = save_expert(tmp_path / "other", "entities", tiny_encoder("bert"), bioes_labels(["PER", "ORG"]))
+    with pytest.raises(
+        ValueError, match="experts text and other differ: other alone has B-ORG, .*; text alone has B-L"
+    ):
+        MoReMixtureForTokenClassification.from_experts([folders["entities"][0], other])
+
+    _, _, batch = build()
+    swapped = bioes_labels(["LOC", "PER"])
+    turned = save_expert(tmp_path / "turned", "entities", tiny_encoder("xlm-roberta"), swapped, max_length=400)
+    mixture = MoReMixtureForTokenClassification.from_experts([folders["entities"][0], turned], image_dim=IMAGE_DIM)
+    with torch.no_grad():
+        output = mixture(**batch)
+    own = own_log_probs(MoReForTokenClassification.from_pretrained(turned), batch["experts"][1])
+    order = [swapped.index(label) for label in LABELS]
+    mask = batch["word_mask"]
+    assert torch.allclose(output.expert_log_probs[:, 1][mask], own[..., order][mask], atol=1e-5)
+    mixture.save_pretrained(tmp_path / "mixture")
+    again = AutoModelForTokenClassification.from_pretrained(tmp_path / "mixture")
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, output.logits)
+
+
+def test_errors_of_one_sentence(folders, build, tmp_path):
+    entities, relations = folders["entities"], folders["relations"]
+    make = MoReMixtureForTokenClassification.from_experts
+    with pytest.raises(ValueError, match="is a MoReForRelationExtraction, this mixture takes MoReForTokenClass"):
+        make([entities[0], relations[1]])
+    with pytest.raises(FileNotFoundError, match="expert nowhere is not at"):
+        make([entities[0], tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="1 names .* for 2 experts"):
+        MoReMixtureProcessor([None, None], ["a"])
+    with pytest.raises(ValueError, match="must differ: a, a"):
+        make(entities, ["a", "a"])
+    with pytest.raises(ValueError, match="'../a' can't name an expert"):
+        make(entities, ["../a", "b"])
+    with pytest.raises(ValueError, match='its gate is "post"'):
+        MoReMixtureForRelationExtraction.from_experts(relations, gate="word")
+    with pytest.raises(ValueError, match="at least one expert"):
+        make([])
+    for bad in ({"gate": "span"}, {"decoding": "beam"}, {"image_dropout": 1.0}, {"load_balancing": -1.0},
+                {"id2label": {0: "O"}}):  # fmt: skip
+        with pytest.raises(ValueError):
+            make(entities, **bad)
+    mixture, _, batch = build()
+    with pytest.raises(ValueError, match="inputs for 1 experts, the mixture has 2"):
+        mixture(experts=batch["experts"][:1], text_only=batch["text_only"])
+    with pytest.raises(ValueError, match="expert image reads other words than text"):
+        shorter = {**batch["experts"][1], "word_mask": batch["experts"][1]["word_mask"][:, :-1]}
+        mixture(**{**batch, "experts": [batch["experts"][0], shorter]})
+    with pytest.raises(ValueError, match="experts .* or expert_logits"):
+        mixture(text_only=batch["text_only"])
+    with pytest.raises(ValueError, match="text_only .* or text_features"):
+        mixture(experts=batch["experts"])
+    logits, features = torch.zeros(4, 2, 30, len(LABELS)), torch.zeros(4, 32)
+    with pytest.raises(ValueError, match="word_mask is needed"):
+        mixture(expert_logits=logits, text_features=features)
+    with pytest.raises(ValueError, match="hold 1 experts, not 2"):
+        mixture(expert_logits=logits[:, :1], text_features=features, word_mask=batch["word_mask"])
+    with pytest.raises(ValueError, match="do not fit a gate per post"):
+        mixture(expert_logits=logits, text_features=features[:, None], word_mask=batch["word_mask"])
+
+
+def test_a_trained_gate_beats_the_average_of_over_confident_experts(folders):
+    """Each expert is right on its half of the posts and, on the other half, wrong and surer of it.
+
+    The average then follows whichever expert is surer, the wrong one; the words tell the gate whom to believe.
+    """
+    mixture = MoReMixtureForTokenClassification.from_experts(folders["entities"], image_dim=IMAGE_DIM)
+    for expert in mixture.experts:  # what they say is made up here, word by word
+        for parameter in expert.crf.parameters():
+            parameter.data.zero_()
+    torch.manual_seed(0)
+    count, length, width = 400, 5, mixture.gate.text_norm.normalized_shape[0]
+    half = torch.randint(0, 2, (count,))
+    features = torch.randn(count, width)
+    features[:, 0] += 3.0 * (2 * half - 1)
+    gold = torch.randint(0, len(LABELS), (count, length))
+    wrong = (gold + torch.randint(1, len(LABELS), (count, length))) % len(LABELS)
+    right = torch.arange(2) == half[:, None]
+    one_hot = torch.nn.functional.one_hot
+    logits = torch.where(
+        right[:, :, None, None],
+        4.0 * one_hot(gold, len(LABELS))[:, None],
+        8.0 * one_hot(wrong, len(LABELS))[:, None],
+    )
+    batch = {
+        "expert_logits": logits, "text_features": features, "labels": gold,
+        "word_mask": torch.ones(count, length, dtype=torch.bool), "image_features": torch.randn(count, IMAGE_DIM),
+    }  # fmt: skip
+    train, test = ({key: value[part] for key, value in batch.items()} for part in (slice(200), slice(200, None)))
+
+    def accuracy(log_probs):
+        return (log_probs.argmax(-1) == test["labels"]).float().mean().item()
+
+    with torch.no_grad():
+        before = mixture(**test)
+    average = accuracy(before.logits)  # a gate begins as the average
+    single = [accuracy(before.expert_log_probs[:, index]) for index in range(2)]
+    optimizer = torch.optim.AdamW(mixture.gate.parameters(), lr=0.02)
+    mixture.train()
+    for _ in range(60):
+        mixture(**train).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    mixture.eval()
+    with torch.no_grad():
+        trained = accuracy(mixture(**test).logits)
+    assert average < 0.1 and max(single) < 0.6
+    assert trained > 0.9
+
+
+def test_from_a_config_alone_and_in_half_precision(folders, build, tmp_path):
+    mixture, _, batch = build()
+    fresh = MoReMixtureForTokenClassification(mixture.config)
+    assert fresh.experts[0].classifier.weight.isfinite().all()
+    assert not torch.equal(fresh.experts[0].classifier.weight, mixture.experts[0].classifier.weight)
+    mixture.save_pretrained(tmp_path)
+    half = AutoModelForTokenClassification.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
+    precise = {name for name, p in half.named_parameters() if p.dtype == torch.float32}
+    assert precise == {name for name, _ in half.named_parameters() if name.startswith("gate.") or ".crf." in name}
+    assert half.experts[0].encoder.config._attn_implementation == "eager"
+    with torch.no_grad():
+        output, exact = half(**batch), mixture(**batch)
+    assert output.loss.dtype == torch.float32
+    assert torch.allclose(output.expert_weights.sum(-1), torch.ones(()), atol=1e-6)
+    assert output.loss.item() == pytest.approx(exact.loss.item(), rel=0.1)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert mixture(**batch).expert_weights.dtype == torch.float32
+
+
+def test_processor_reads_one_post_or_several_from_words_or_text(folders, build):
+    _, processor, _ = build()
+    one = processor(WORDS[0], [ENTRIES, OTHERS])
+    several = processor([WORDS[0]], [[ENTRIES], [OTHERS]])
+    text = processor(text=" ".join(WORDS[0]), knowledge=[ENTRIES, OTHERS])
+    for inputs in (several, text):
+        for a, b in zip([*one["experts"], one["text_only"]], [*inputs["experts"], inputs["text_only"]], strict=True):
+            assert all(torch.equal(a[key], b[key]) for key in a)
+    for index, (own, entries) in enumerate(zip(processor.processors, (ENTRIES, OTHERS), strict=True)):
+        alone = own(WORDS[0], entries)
+        assert all(torch.equal(alone[key], one["experts"][index][key]) for key in alone)
+    alone = processor.processors[0](WORDS[0])
+    assert all(torch.equal(alone[key], one["text_only"][key]) for key in alone)
+    without = processor(WORDS[0])
+    assert torch.equal(without["experts"][0]["input_ids"], one["text_only"]["input_ids"])
+    moved = one.to("meta")
+    assert moved["experts"][1]["input_ids"].is_meta and moved["text_only"]["word_mask"].is_meta
+    with pytest.raises(ValueError, match="knowledge for 1 experts, there are text, image"):
+        processor(WORDS[0], [ENTRIES])
+    with pytest.raises(ValueError, match="only b of the experts a, b have relation markers"):
+        MoReMixtureProcessor(
+            [processor.processors[0], MoReProcessor.from_pretrained(folders["relations"][0])], ["a", "b"]
+        )
+
+
+def test_the_gate_of_relations_reads_the_words_without_markers(build):
+    _, processor, batch = build("relations")
+    assert batch["experts"][0]["word_mask"].shape == (len(WORDS), 2)
+    assert batch["text_only"]["word_mask"].sum(1).tolist() == [len(words) for words in WORDS]
+    markers = processor.processors[0].tokenizer.convert_tokens_to_ids(["<E>", "<O>"])
+    assert not torch.isin(batch["text_only"]["input_ids"], torch.tensor(markers)).any()
+
+
+def test_processor_and_references_through_the_hub(hub, folders, tmp_path):
+    code = """
+import sys
+import torch
+from transformers import AutoModelForTokenClassification, AutoProcessor
+from modeling_more import MoReForTokenClassification, MoReMixtureForTokenClassification, MoReMixtureProcessor
+from modeling_more import MoReProcessor
+folders, out = sys.argv[1:3], sys.argv[3]
+for name, folder in zip(("text", "image"), folders):
+    MoReForTokenClassification.from_pretrained(folder).push_to_hub(f"someone/{name}")
+processor = MoReMixtureProcessor([MoReProcessor.from_pretrained(folder) for folder in folders], ["text", "image"])
+processor.push_to_hub("someone/mixture")
+mixture = MoReMixtureForTokenClassification.from_experts(["someone/text", "someone/image"], copy_experts=False)
+mixture.push_to_hub("someone/mixture")
+again = AutoModelForTokenClassification.from_pretrained("someone/mixture")
+assert again.config.expert_sources == ["someone/text", "someone/image"]
+read = AutoProcessor.from_pretrained("someone/mixture")
+assert type(read) is MoReMixtureProcessor and [one.max_length for one in read.processors] == [24, 400]
+batch = [one([["Ada", "in", "Lindau"]]) for one in (processor, read)]
+with torch.no_grad():
+    assert torch.equal(mixture(**batch[0]).logits, again(**batch[1]).logits)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *folders["entities"], str(tmp_path)],
+        env={**os.environ, **hub.env, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    stored = set(hub.files("someone/mixture", "model"))
+    assert {"config.json", "model.safetensors", "processor_config.json"} <= stored
+    assert {f"experts/{name}/processor_config.json" for name in NAMES} <= stored
+
+
+def test_config_takes_its_labels_from_the_experts():
+    expert = {"encoder_config": {"model_type": "bert"}, "id2label": dict(enumerate(LABELS))}
+    config = MoReMixtureConfig(experts=[expert, json.loads(json.dumps(expert))])
+    assert config.id2label == dict(enumerate(LABELS)) and config.label2id[LABELS[2]] == 2
+    assert config.expert_names == ["expert-0", "expert-1"] and config.num_labels == len(LABELS)
+    with pytest.raises(ValueError, match="expert-1 has the labels of expert-0 in another order"):
+        MoReMixtureConfig(experts=[expert, {**expert, "id2label": dict(enumerate(LABELS[::-1]))}])
