@@ -319,7 +319,7 @@ def push(folder: Path, repository: str, private: bool) -> None:
     """Upload everything but checkpoints and logs; a failure loses nothing and says how to try again."""
     from huggingface_hub import HfApi
 
-    left_out = ["checkpoints/*", "logs/*", "seed-*/*"]
+    left_out = ["checkpoints/*", "logs/*", "seed-*/*", "crossfit/*"]
     try:
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
@@ -362,7 +362,7 @@ def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
         output / f"seed-{best['seed']}",
         output,
         dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("checkpoints", "logs"),
+        ignore=shutil.ignore_patterns("checkpoints", "logs", "crossfit"),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 import run_ner
-from modeling_more.arguments import DataArguments, ModelArguments, RunArguments
+from modeling_more.arguments import DataArguments, MixtureArguments, ModelArguments, RunArguments
 from modeling_more.training import TrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def test_library_example_runs(tiny_encoder, tmp_path, capsys):
 
 
 def test_options_of_run_ner_exist():
-    groups = [DataArguments, ModelArguments, TrainingArguments, RunArguments]
+    groups = [DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
     known = {option for action in HfArgumentParser(groups)._actions for option in action.option_strings}
     elsewhere = {"--config_file", "--output_dir"}  # of accelerate, of the data set scripts
     named = set(re.findall(r"--[a-z_0-9]+", README))
