@@ -8,16 +8,13 @@ classification trained by transformers' Trainer: the same words, markers, encode
 same choice of the epoch by dev F1 and the same score.
 """
 
-import argparse
-import json
 import shlex
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from _common import ROOT, write_result
+from _runs import Run, finished, mean, parser, run_missing
 
 CORPORA = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
 FULL = "--num_train_epochs 5 --per_device_train_batch_size 32 --learning_rate 5e-5"
@@ -58,55 +55,28 @@ def command(system: str, seed: int, bf16: bool, data: str, folder: Path) -> list
     ]
 
 
-def row(system: str, precision: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def row(system: str, precision: str, runs: list[Run]) -> dict[str, Any]:
     """One line of the table."""
-
-    def mean(key: str) -> str:
-        values = [run[key] for run in runs if key in run]
-        if not values:
-            return "–"
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.2f}{spread}"
-
     return {
         "system": NAMES[system],
         "precision": precision,
         "seeds": " ".join(str(run["seed"]) for run in runs),
-        "test F1 without None": mean("test_f1"),
+        "test F1 without None": mean(runs, "test_f1"),
         "of each seed": " ".join(f"{run['test_f1']:.2f}" for run in runs),
-        "accuracy": mean("test_accuracy"),
-        "macro F1": mean("test_macro_f1"),
-        "F1 without knowledge at test time": mean("test_no_knowledge_f1"),
-        "dev F1": mean("dev_f1"),
+        "accuracy": mean(runs, "test_accuracy"),
+        "macro F1": mean(runs, "test_macro_f1"),
+        "F1 without knowledge at test time": mean(runs, "test_no_knowledge_f1"),
+        "dev F1": mean(runs, "dev_f1"),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder with the real data")
-    parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS), default=list(SYSTEMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 (slow where the CPU can't)")
-    parser.add_argument("--work_dir", type=Path, default=ROOT / "out" / "mnre", help="where the runs lie")
-    args = parser.parse_args()
-
-    precision = "bf16" if args.bf16 else "float32"
-    for system in args.systems:
-        for seed in args.seeds:
-            folder = args.work_dir / f"{system}-{precision}" / f"seed-{seed}"
-            if not (folder / "all_results.json").is_file():
-                subprocess.run(command(system, seed, args.bf16, args.data, folder), check=True)
-
-    rows = []
-    for system in SYSTEMS:
-        for found in ("float32", "bf16"):
-            files = sorted((args.work_dir / f"{system}-{found}").glob("seed-*/all_results.json"))
-            if files:
-                rows.append(row(system, found, [json.loads(file.read_text()) for file in files]))
+    args = parser(str(__doc__), "mnre", list(SYSTEMS), list(SYSTEMS)).parse_args()
+    run_missing(args, command)
     write_result(
         "mnre",
         "Relations on MNRE, encoder all-MiniLM-L6-v2",
-        rows,
+        finished(args, list(SYSTEMS), row),
         note=(
             "Micro F1 over all relations except None, in percent, of the epoch with the best dev F1; batch 32, "
             "learning rate 5e-5. Always None has accuracy 60.35. Knowledge: fb15k_descriptions, codex_wiki, "

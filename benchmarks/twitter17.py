@@ -7,15 +7,13 @@ benchmarks/results/twitter17.json from all that have. The knowledge of the archi
 was shown the post (PGIM); `own_text` retrieves from three small corpora by BM25.
 """
 
-import argparse
-import json
 import shlex
 import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from _common import ROOT, write_result
+from _runs import Run, finished, mean, parser, run_missing
 
 COMMON = "--per_device_train_batch_size 16 --learning_rate 5e-5"
 CORPORA = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
@@ -62,57 +60,30 @@ def command(system: str, seed: int, bf16: bool, data: str, folder: Path) -> list
     return words + ["--output_dir", str(folder)] + (["--bf16"] if bf16 else [])
 
 
-def row(system: str, precision: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def row(system: str, precision: str, runs: list[Run]) -> dict[str, Any]:
     """One line of the table."""
-
-    def mean(key: str) -> str:
-        values = [run[key] for run in runs if key in run]
-        if not values:
-            return "–"
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.2f}{spread}"
-
     reference = REFERENCE.get(system)
     return {
         "system": NAMES[system],
         "precision": precision,
         "seeds": " ".join(str(run["seed"]) for run in runs),
-        "test F1": mean("test_f1"),
+        "test F1": mean(runs, "test_f1"),
         "of each seed": " ".join(f"{run['test_f1']:.2f}" for run in runs),
-        "without knowledge at test time": mean("test_no_knowledge_f1"),
-        "dev F1": mean("dev_f1"),
-        "average of the experts": mean("test_average_f1"),
-        "best expert on dev": mean("test_best_expert_f1"),
+        "without knowledge at test time": mean(runs, "test_no_knowledge_f1"),
+        "dev F1": mean(runs, "dev_f1"),
+        "average of the experts": mean(runs, "test_average_f1"),
+        "best expert on dev": mean(runs, "test_best_expert_f1"),
         "reference framework": f"{statistics.mean(reference):.2f}" if reference else "–",
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder with the real data")
-    parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS), default=["none", "archive_text", "own_text"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 (slow where the CPU can't)")
-    parser.add_argument("--work_dir", type=Path, default=ROOT / "out" / "twitter17", help="where the runs lie")
-    args = parser.parse_args()
-
-    precision = "bf16" if args.bf16 else "float32"
-    for system in args.systems:
-        for seed in args.seeds:
-            folder = args.work_dir / f"{system}-{precision}" / f"seed-{seed}"
-            if not (folder / "all_results.json").is_file():
-                subprocess.run(command(system, seed, args.bf16, args.data, folder), check=True)
-
-    rows = []
-    for system in SYSTEMS:
-        for found in ("float32", "bf16"):
-            files = sorted((args.work_dir / f"{system}-{found}").glob("seed-*/all_results.json"))
-            if files:
-                rows.append(row(system, found, [json.loads(file.read_text()) for file in files]))
+    args = parser(str(__doc__), "twitter17", list(SYSTEMS), ("none", "archive_text", "own_text")).parse_args()
+    run_missing(args, command)
     write_result(
         "twitter17",
         "Entities on Twitter-2017, encoder all-MiniLM-L6-v2",
-        rows,
+        finished(args, list(SYSTEMS), row),
         note=(
             "Micro F1 in percent, of the epoch with the best dev F1; batch 16, learning rate 5e-5. The archive's "
             "knowledge was written by a language model that had read the post (PGIM): it names the entities, real "
