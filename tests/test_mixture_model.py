@@ -243,6 +243,9 @@ def test_gradients_reach_the_gate_alone_or_everything(task, build):
         mixture, _, batch = build(task, train_experts=train_experts, load_balancing=0.1, gate_scale=0.1)
         mixture.train()
         assert mixture.gate.training and mixture.experts[0].training == train_experts
+        # the gate's input trains the first expert too
+        assert mixture.text_features(batch["text_only"]).requires_grad == train_experts
+        assert mixture.expert_outputs(batch["experts"]).requires_grad == train_experts
         mixture(**batch).loss.backward()
         reached = {name for name, p in mixture.named_parameters() if p.grad is not None and p.grad.any()}
         wanted = {name for name, _ in mixture.named_parameters() if train_experts or name.startswith("gate.")}
