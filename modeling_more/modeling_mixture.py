@@ -18,7 +18,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
-from .configuration_mixture import MoReMixtureConfig, check_labels, label_list
+from .configuration_mixture import MoReMixtureConfig, check_labels, check_names, label_list
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
 from .gate import Gate, mix
@@ -123,6 +123,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         # absolute: a checkpoint that refers to a folder may be loaded from elsewhere
         sources = [str(Path(source).resolve()) if Path(source).is_dir() else str(source) for source in names_or_paths]
         names = list(names) if names is not None else _default_names(sources)
+        check_names(names, len(sources))  # before minutes of loading
         experts = cls._load_experts(sources, names, expert_options or {})
         precisions = {str(expert.dtype) for expert in experts}
         if len(precisions) > 1:

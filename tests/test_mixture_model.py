@@ -496,6 +496,8 @@ def test_errors_of_one_sentence(folders, build, tmp_path):
         make([entities[0], tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="1 names .* for 2 experts"):
         MoReMixtureProcessor([None, None], ["a"])
+    with pytest.raises(ValueError, match="1 names .* for 2 experts"):
+        make(entities, ["a"])
     with pytest.raises(ValueError, match="must differ: a, a"):
         make(entities, ["a", "a"])
     with pytest.raises(ValueError, match="'../a' can't name an expert"):
