@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_set_in_another_process(small):
 
 
 def test_the_text_is_the_same_on_every_platform(small):
-    assert digest(small, False) == "55432a5e7c6f9353032d09073d01bf4f36994910494ea786853a2492fa3939fc"
+    assert digest(small, False) == "ae894efa42079ec8d31ae87e87ca7dd5ee793a6cce1804351a5ef5f33375d733"
 
 
 def test_a_larger_test_split_changes_no_training_post():
@@ -139,8 +139,8 @@ def test_neither_words_nor_condition_tell_the_type(demo):
             for types in counted.values():
                 assert set(types) == set(TYPES) and len(set(types.values())) == 1
         shares = {condition: sum(types.values()) / len(posts) for condition, types in of_condition.items()}
-        assert shares["odd_spelling"] == pytest.approx(0.2, abs=0.02)
-        assert shares["no_emblem"] == pytest.approx(0.2, abs=0.02)
+        assert shares["odd_spelling"] == pytest.approx(0.1 if split == "train" else 0.2, abs=0.02)
+        assert shares["no_emblem"] == pytest.approx(0.1 if split == "train" else 0.2, abs=0.02)
 
 
 def test_no_post_says_what_its_entry_says(demo):
