@@ -8,7 +8,10 @@ from .attach import (
     attach_text_knowledge,
     title_recall,
 )
+from .captions import read_captions
 from .corpus import KNOWLEDGE_FEATURE, CorpusInfo, KnowledgeCorpus, load_knowledge
+from .dense import DenseRetriever, FusedRetriever, SentenceEncoder
+from .entities import EntityRetriever, entity_query
 from .image import ImageEncoder, ImageRetriever
 from .pictures import ImageError, find_image, open_image
 from .text import BM25Retriever
@@ -18,16 +21,22 @@ __all__ = [
     "AttachReport",
     "BM25Retriever",
     "CorpusInfo",
+    "DenseRetriever",
+    "EntityRetriever",
+    "FusedRetriever",
     "ImageAttachReport",
     "ImageEncoder",
     "ImageError",
     "ImageRetriever",
     "KnowledgeCorpus",
+    "SentenceEncoder",
     "TitleRecall",
     "attach_image_knowledge",
     "attach_text_knowledge",
+    "entity_query",
     "find_image",
     "load_knowledge",
     "open_image",
+    "read_captions",
     "title_recall",
 ]

@@ -63,6 +63,7 @@ KNOWLEDGE_FEATURE = List(
 
 _PARAGRAPHS = pa.schema([("id", pa.string()), ("title", pa.string()), ("value", pa.string())])
 _SENTENCES = pa.schema([("paragraph", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
+_MOST = 2**31 - 1  # rows are numbered by int32
 _BATCH = 10_000  # paragraphs a record batch
 _IMAGE_BATCH = 200  # images a record batch
 _SHARD_BYTES = 500_000_000
@@ -248,6 +249,8 @@ class KnowledgeCorpus:
             )
         digest = hashlib.sha256(json.dumps([FORMAT_VERSION, *(c.fingerprint for c in corpora)]).encode())
         infos = [corpus.info for corpus in corpora]
+        if sum(info.paragraphs for info in infos) > _MOST:
+            raise ValueError(f"More than {_MOST} paragraphs: too many for one corpus; search several, or Milvus.")
 
         def build(into: Path) -> None:
             tables = [pa.Table.from_batches(c.paragraphs.data.to_batches(), schema=_PARAGRAPHS) for c in corpora]
@@ -444,7 +447,7 @@ def _build(into: Path, files: Sequence[Path], title_in_key: bool, language: str,
             counts["articles"] += 1
             counts["images"] += article.image is not None
             paragraphs = split_paragraphs(article.text)
-            counts["empty"] += not paragraphs
+            counts["empty"] += not paragraphs and article.image is None
             for value in paragraphs:
                 for start, end in split_sentences(value, language):
                     for column, entry in zip(columns, (number, start, end), strict=True):
@@ -471,6 +474,8 @@ def _record_batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:
 
 
 def _write_sentences(into: Path, columns: Sequence[np.ndarray]) -> None:
+    if len(columns[0]) > _MOST:
+        raise ValueError(f"{len(columns[0])} sentences: one corpus holds at most {_MOST}; search several, or Milvus.")
     # one record batch: its columns are read back as memory-mapped arrays without a copy
     batch = pa.record_batch([pa.array(column, pa.int32()) for column in columns], schema=_SENTENCES)
     write_stream(into / "sentences.arrow", _SENTENCES, [batch])
