@@ -16,7 +16,7 @@ from PIL import Image
 from dataset_scripts.demo_pictures import draw_emblem
 
 COLOURS = {"none": "#9aa5b1", "shuffled": "#d9a441", "text": "#2f6db3", "shuffled image": "#e3c78f",
-           "image": "#3c8c6a"}  # fmt: skip
+           "image": "#3c8c6a", "average": "#b9a3c9", "mixture": "#7b4fa3"}  # fmt: skip
 GROUPS = {"all": "all test posts", "": "spelling and picture fine", "odd_spelling": "spelt oddly",
           "no_emblem": "picture without emblem"}  # fmt: skip
 STYLE = """
@@ -51,12 +51,14 @@ def write_page(
         "two people stand to each other: test names never occur in training, and each sentence goes equally often "
         "with each label. 25 is chance for entities, about 23 for relations.</p>",
         "<p><b>none</b> reads the post alone, <b>shuffled</b> another post's knowledge, <b>text</b> the knowledge "
-        "that BM25 finds with the post's words, <b>image</b> what an image tower finds with its picture. Oddly spelt "
-        "names are what text search can't find, pictures without emblem what image search can't.</p>",
+        "that BM25 finds with the post's words, <b>image</b> what an image tower finds with its picture; "
+        "<b>average</b> and <b>mixture</b> join what these two say, equally and by a gate. Oddly spelt names are what "
+        "text search can't find, pictures without emblem what image search can't.</p>",
     ]
     for task, used in options.items():
         own = [run for run in runs if run["task"] == task]
         first = [run for run in own if run["seed"] == seeds[0]]
+        trained = [run for run in own if run["system"] not in ("average", "mixture")]
         models = ", ".join(
             f'<a href="{html.escape(os.path.relpath(run["folder"], path.parent))}/README.md">{run["system"]}</a>'
             for run in first
@@ -64,7 +66,7 @@ def write_page(
         parts += [
             f"<h2>{task.capitalize()}: test F1{f', mean of seeds {seeds}' if len(seeds) > 1 else ''}</h2>",
             f'<img class="plot" alt="F1 of each system" src="{_plot(_bars(own))}">',
-            f'<img class="plot" alt="Loss and dev F1 by epoch" src="{_plot(_curves(own))}">',
+            f'<img class="plot" alt="Loss and dev F1 by epoch" src="{_plot(_curves(trained))}">',
             f"<p class='kind'>Trained with {html.escape(' '.join(used))}. Cards: {models}.</p>",
             f"<h2>{task.capitalize()}: posts of the test set, seed {seeds[0]}</h2>",
             *_posts(first, posts_shown),

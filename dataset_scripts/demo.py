@@ -110,7 +110,7 @@ class EntityPost(Post):
 
 def make_demo(
     seed: int = 1,
-    train_posts: int = 576,
+    train_posts: int = 720,
     validation_posts: int = 96,
     test_posts: int = 480,
     distractors: int = 10,

@@ -94,7 +94,7 @@ class RelationPost(Post):
 
 def make_demo_relations(
     seed: int = 1,
-    train_posts: int = 324,
+    train_posts: int = 414,
     validation_posts: int = 72,
     test_posts: int = 360,
     distractors: int = 10,

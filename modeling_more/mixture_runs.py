@@ -484,17 +484,18 @@ def _write(
     opinions = [
         [task.record(model, one, post) for one, post in zip(found[f"expert_{n}"], posts, strict=True)] for n in names
     ]
-    said = "relation" if task.markers else "entities"
+    said, kind = ("relation", "relation") if task.markers else ("entities", "tags")
     rows = []
     for number, post in enumerate(posts):
         row = task.record(model, found[""][number], post)
         row["expert_weights"] = dict(zip(names, weights[number].tolist(), strict=True))
         row["experts"] = {n: opinions[place][number][said] for place, n in enumerate(names)}
+        averaged = found["average"][number]
+        row["average"] = {kind: task.record(model, averaged, post)[kind] if task.markers else averaged[0]}
         rows.append(row)
     write_jsonl(folder / "predictions" / f"{name}.jsonl", rows)
     if name == "test":
         stacked = torch.stack(weights)
-        kind = "relation" if task.markers else "tags"
         agree = [len({str(opinion[number][kind]) for opinion in opinions}) == 1 for number in range(len(posts))]
         images = [bool(post["has_image"]) for post in posts] if posts and "has_image" in posts[0] else None
         results["gate"] = gate_table(stacked, names, agree, images)

@@ -10,8 +10,8 @@ import _common
 from dataset_scripts import demo, demo_relations
 
 SYSTEMS = {
-    "entities": ["none", "shuffled", "text", "shuffled image", "image"],
-    "relations": ["none", "shuffled", "text", "image"],
+    "entities": ["none", "shuffled", "text", "shuffled image", "image", "average", "mixture"],
+    "relations": ["none", "shuffled", "text", "image", "average", "mixture"],
 }
 
 

@@ -90,7 +90,7 @@ def test_a_larger_test_split_changes_no_training_post():
 
 def test_posts_are_aligned_and_about_one_name_each(demo):
     ids = [post.id for split in SPLITS for post in demo.posts[split]]
-    assert len(set(ids)) == len(ids) == 576 + 96 + 480
+    assert len(set(ids)) == len(ids) == 720 + 96 + 480
     for split in SPLITS:
         titles = [post.entry.title for post in demo.posts[split]]
         assert len(set(titles)) == len(titles)
