@@ -2,12 +2,15 @@
 
 import functools
 import json
+import subprocess
+import sys
 
 import demo as benchmark
 import pytest
 
 import _common
 from dataset_scripts import demo, demo_relations
+from ner_runs import ROOT
 
 SYSTEMS = {
     "entities": ["none", "shuffled", "text", "shuffled image", "image", "average", "mixture"],
@@ -95,3 +98,32 @@ def test_marked_words_say_right_or_wrong():
         '<mark>Velmo<small>tail</small></mark> met <mark>A B<small>head</small></mark> <mark class="right">x</mark>'
     )
     assert '<mark class="wrong">x</mark>' in _related({**pair, "gold": "y"})
+
+
+BY_NAME_AND_FROM_THE_HUB = """
+import functools, json, sys
+import run_ner
+from dataset_scripts import _demo, demo
+
+_demo.TOWER_STEPS = 2
+demo.make_demo = functools.partial(demo.make_demo, train_posts=32, validation_posts=16, test_posts=32)
+encoder, folder = sys.argv[1:]
+published = ["--retrieval", "image", "--output_dir", folder + "/data", "--cache_dir", folder + "/made"]
+assert demo.main([*published, "--push_to_hub", "org/demo"]) == 0
+found = []
+for name, dataset in (("name", "demo"), ("hub", "org/demo")):
+    options = ["--dataset", dataset, "--retrieval", "image", "--model_name_or_path", encoder, "--use_cpu"]
+    options += ["--top_k", "1", "--max_length", "64", "--num_train_epochs", "1", "--cache_dir", folder]
+    results = run_ner.main([*options, "--output_dir", folder + "/" + name])
+    found.append([results["history"][0]["loss"], results["dev_f1"], results["test_f1"]])
+print(json.dumps(found))
+"""
+
+
+def test_the_demo_by_name_and_from_the_hub_score_alike(tiny_encoder, tmp_path, hub):
+    # one process for all: the environment that names the Hub has to be set before the libraries are imported
+    script = [sys.executable, "-c", BY_NAME_AND_FROM_THE_HUB, tiny_encoder("bert"), str(tmp_path)]
+    done = subprocess.run(script, env=hub.env, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    by_name, from_hub = json.loads(done.stdout.splitlines()[-1])
+    assert by_name == from_hub and by_name[0] > 0

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from re_runs import mnre_line, pairs
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -33,7 +35,8 @@ def installed(tmp_path_factory):
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
     (folder / "scripts").mkdir()
-    shutil.copy(ROOT / "run_ner.py", folder / "scripts")
+    for script in ("run_ner.py", "run_re.py"):
+        shutil.copy(ROOT / script, folder / "scripts")
     shutil.copytree(ROOT / "dataset_scripts", folder / "scripts" / "dataset_scripts")
     (folder / "elsewhere").mkdir()
     shutil.rmtree(source)
@@ -80,3 +83,18 @@ def test_scripts_run_from_another_folder(installed, tiny_encoder, tmp_path):
         "--cache_dir", str(tmp_path / "cache"))  # fmt: skip
     results = json.loads((folder / "elsewhere" / "trained" / "all_results.json").read_text())
     assert results["train_posts"] == 6
+
+
+def test_relation_scripts_run_from_another_folder(installed, tiny_encoder, tmp_path):
+    folder, _ = installed
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "val", "test"):
+        (data / f"{split}.txt").write_text("\n".join(map(mnre_line, pairs(6))))
+    run(folder, str(folder / "scripts" / "dataset_scripts" / "mnre.py"), "--data_dir", str(data),
+        "--output_dir", str(tmp_path / "set"), "--cache_dir", str(tmp_path / "cache"))  # fmt: skip
+    run(folder, str(folder / "scripts" / "run_re.py"), "--dataset", str(tmp_path / "set"), "--num_train_epochs", "1",
+        "--model_name_or_path", tiny_encoder("bert"), "--output_dir", "relations", "--use_cpu",
+        "--cache_dir", str(tmp_path / "cache"))  # fmt: skip
+    results = json.loads((folder / "elsewhere" / "relations" / "all_results.json").read_text())
+    assert results["train_posts"] == 6 and "test_accuracy" in results
