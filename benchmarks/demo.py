@@ -54,9 +54,7 @@ NONE = System("none", ("--retrieval", "none"))
 SHUFFLED = System("shuffled", ("--retrieval", "text", "--shuffle_knowledge"))
 TEXT = System("text", ("--retrieval", "text"))
 IMAGE = System("image", ("--retrieval", "image"))
-MIXTURE = System(
-    "mixture", ("--retrieval", "moe", "--gate_learning_rate", "1e-2", "--gate_epochs", "30"), ("text", "image")
-)
+MIXTURE = System("mixture", ("--retrieval", "moe"), ("text", "image"))
 AVERAGE = System("average", MIXTURE.options, MIXTURE.experts)  # scored by the mixture's run
 SHUFFLED_IMAGE = System("shuffled image", ("--retrieval", "image", "--shuffle_knowledge"))
 
@@ -113,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument(
         "--model_name_or_path", help=f"encoder; default: the first {LAYERS} layers of all-MiniLM-L6-v2"
     )
+    parser.add_argument("--resume", action="store_true", help="keep the finished runs of an earlier call")
     parser.add_argument("--use_cpu", action="store_true", help="stay on the CPU even where a GPU is")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -121,7 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     began = time.perf_counter()
     encoder = args.model_name_or_path or small_encoder(output / "encoder")
     extra = ["--use_cpu"] if args.use_cpu else []
-    runs = [run for seed in args.seeds or [1] for run in run_seed(seed, output / f"seed-{seed}", encoder, extra)]
+    runs = [
+        run
+        for seed in args.seeds or [1]
+        for run in run_seed(seed, output / f"seed-{seed}", encoder, extra, args.resume)
+    ]
     page = write_page(output / "index.html", runs, {task.name: task.options for task in TASKS})
     report(runs, output, page, time.perf_counter() - began)
     if args.seeds:
@@ -145,16 +148,20 @@ def small_encoder(folder: Path) -> str:
     return os.path.relpath(folder)
 
 
-def run_seed(seed: int, folder: Path, encoder: str, extra: Sequence[str]) -> list[Row]:
+def run_seed(seed: int, folder: Path, encoder: str, extra: Sequence[str], resume: bool = False) -> list[Row]:
     """Make the sets of a seed, train and score every system on them."""
     cache = Path(tempfile.mkdtemp(prefix="more-demo-"))  # fresh: the cache of datasets keys a folder by its name alone
     try:
-        return [run for task in TASKS for run in run_task(task, seed, folder / task.name, cache, encoder, extra)]
+        return [
+            run for task in TASKS for run in run_task(task, seed, folder / task.name, cache, encoder, extra, resume)
+        ]
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def run_task(task: Task, seed: int, folder: Path, cache: Path, encoder: str, extra: Sequence[str]) -> list[Row]:
+def run_task(
+    task: Task, seed: int, folder: Path, cache: Path, encoder: str, extra: Sequence[str], resume: bool = False
+) -> list[Row]:
     """Publish the task's set to a folder and train every system on it."""
     data = folder / "data"
     published = ["--seed", str(seed), "--retrieval", "all", "--output_dir", str(data), "--overwrite_output_dir"]
@@ -172,13 +179,17 @@ def run_task(task: Task, seed: int, folder: Path, cache: Path, encoder: str, ext
             mixed = ["--experts", *(os.path.relpath(folder / name) for name in system.experts)]
             mixed += ["--image_model", str(tower(seed, cache / "made" / "more_demo"))]
         began = time.perf_counter()
-        results = task.run(
-            [
-                *("--dataset", os.path.relpath(data), *system.options, *mixed, "--model_name_or_path", encoder),
-                *("--seed", str(seed), *task.options, *extra),
-                *("--cache_dir", str(cache / task.name), "--output_dir", os.path.relpath(target)),
-            ]
-        )
+        done = target / "all_results.json"
+        if resume and done.is_file() and not system.experts:  # a mixture takes seconds: it is made anew
+            results = json.loads(done.read_text())
+        else:
+            results = task.run(
+                [
+                    *("--dataset", os.path.relpath(data), *system.options, *mixed, "--model_name_or_path", encoder),
+                    *("--seed", str(seed), *task.options, *extra),
+                    *("--cache_dir", str(cache / task.name), "--output_dir", os.path.relpath(target)),
+                ]
+            )
         seconds = time.perf_counter() - began
         run = {
             **{"task": task.name, "system": system.name, "seed": seed, "folder": target, "demo": made},

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 class Gate(nn.Module):
     """log g(x, I) over the experts: normalised text and image features, side by side, through a linear layer.
 
-    The last layer begins at 0, so that training begins at the plain average of the experts.
+    The last layer begins at 0, so that training begins at the plain average of the experts. Encoder states share most
+    of their mean: `standardise` takes it away, else every step would push all posts towards the same expert.
     """
+
+    center: Tensor
+    scale: Tensor
 
     def __init__(self, text_dim: int, image_dim: int, num_experts: int, hidden: int = 0, image_dropout: float = 0.0):
         super().__init__()
@@ -20,6 +24,8 @@ class Gate(nn.Module):
         self.image_norm = nn.LayerNorm(image_dim) if image_dim else None
         self.missing_image = nn.Parameter(torch.empty(image_dim)) if image_dim else None
         width = text_dim + image_dim
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
         self.hidden = nn.Linear(width, hidden) if hidden else None
         self.output = nn.Linear(hidden or width, num_experts)
 
@@ -30,7 +36,8 @@ class Gate(nn.Module):
         """
         dtype = self.output.weight.dtype
         with torch.autocast(device_type=text.device.type, enabled=False):
-            features = self.text_norm(text.to(dtype))
+            center, scale = self.center, self.scale
+            features = (self.text_norm(text.to(dtype)) - center[: text.shape[-1]]) / scale[: text.shape[-1]]
             if self.image_norm is not None:
                 seen = self._image(image, image_mask, len(text), features)
                 if features.dim() == 3:
@@ -41,6 +48,23 @@ class Gate(nn.Module):
             if self.hidden is not None:
                 features = nn.functional.gelu(self.hidden(features))
             return self.output(features).log_softmax(-1)
+
+    @torch.no_grad()
+    def standardise(self, text: Tensor, image: Tensor | None = None) -> None:
+        """From now on subtract the mean of these features and divide by their deviation; both are saved.
+
+        Args:
+            text: [P, H] of posts, or of their words; image: [I, D] of the posts that have one.
+        """
+        parts = [self.text_norm(text.to(self.center))]
+        if self.image_norm is not None:
+            # without images the learned vector stands for all: nothing to measure
+            empty = self.center.new_zeros(1, self.image_dim)
+            parts.append(self.image_norm(image.to(self.center)) if image is not None and len(image) > 1 else empty)
+        self.center.copy_(torch.cat([part.mean(0) for part in parts]))
+        deviations = [part.std(0) if len(part) > 1 else torch.ones_like(part[0]) for part in parts]
+        # a feature that never changes stays as it is
+        self.scale.copy_(torch.cat([one.masked_fill(one < 1e-6, 1.0) for one in deviations]))
 
     def _image(self, image: Tensor | None, mask: Tensor | None, batch: int, like: Tensor) -> Tensor:
         """[B, D]: the normalised features, or the learned vector where the image is missing or dropped."""
@@ -55,6 +79,7 @@ class Gate(nn.Module):
             mask = mask & (torch.rand(batch, device=like.device) >= self.image_dropout)
         # whatever stands for a missing image must not reach the norm's gradient either
         seen = self.image_norm(image.to(like.dtype).masked_fill(~mask.unsqueeze(-1), 0.0))
+        seen = (seen - self.center[-self.image_dim :]) / self.scale[-self.image_dim :]
         return torch.where(mask.unsqueeze(-1), seen, self.missing_image)
 
 

@@ -400,14 +400,19 @@ def train_gate(
     seed: int,
     progress: bool = True,
 ) -> TrainingResult:
-    """Train the gate on the experts' stored outputs; the model keeps the epoch with the best dev score.
+    """Train the gate on the experts' stored outputs; the model keeps the epoch with the best dev score, from 0 on.
 
     Every process does the same here: the posts are few numbers, and no expert runs.
     """
     from tqdm.auto import tqdm
 
+    text = torch.cat([one if one.dim() == 2 else one[None] for one in features.text])
+    images = None if features.images is None else features.images[0][features.images[1]]
+    model.gate.standardise(text, images)
     optimizer = torch.optim.AdamW(model.gate.parameters(), lr=args.gate_learning_rate, weight_decay=0.01)
-    result = TrainingResult()
+    # untrained, the gate is the plain average: where learning does not improve on it on dev, it stays
+    result = TrainingResult(best_score=dev_score())
+    result.history.append({"epoch": 0, "dev_f1": result.best_score})
     best = deepcopy(model.gate.state_dict())
     for epoch in tqdm(range(args.gate_epochs), desc="gate", disable=not progress):
         began = time.perf_counter()

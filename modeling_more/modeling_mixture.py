@@ -94,6 +94,8 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         if isinstance(module, Gate):
             init.zeros_(module.output.weight)
             init.zeros_(module.output.bias)
+            init.zeros_(module.center)
+            init.ones_(module.scale)
             if module.missing_image is not None:
                 init.normal_(module.missing_image, std=0.02)
         elif module is not self.gate.output:

@@ -27,7 +27,7 @@ from modeling_more import (
     MoReMixtureProcessor,
     MoReProcessor,
 )
-from modeling_more.gate import mix
+from modeling_more.gate import Gate, mix
 from modeling_more.tagging import allowed_transitions, bioes_labels
 from re_runs import RELATIONS
 
@@ -673,3 +673,22 @@ def test_config_takes_its_labels_from_the_experts():
     assert config.expert_names == ["expert-0", "expert-1"] and config.num_labels == len(LABELS)
     with pytest.raises(ValueError, match="expert-1 has the labels of expert-0 in another order"):
         MoReMixtureConfig(experts=[expert, {**expert, "id2label": dict(enumerate(LABELS[::-1]))}])
+
+
+def test_standardised_features_have_no_common_part():
+    """Mean 0 and deviation 1 over what it was fitted on, words and image alike; saved with the gate."""
+    gate = Gate(6, 4, 2)
+    text, image = torch.randn(50, 6) + torch.arange(6) * 3, torch.randn(30, 4) * 2 + 5
+    gate.standardise(text, image)
+    seen = []
+    gate.output.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    gate.eval()
+    gate(text[:30], image)
+    gate(text[None].expand(2, -1, -1), image[:2])  # per word
+    assert torch.allclose(seen[1][0, :, :6].mean(0), torch.zeros(6), atol=1e-5)
+    assert torch.allclose(seen[1][0, :, :6].std(0), torch.ones(6), atol=1e-4)
+    assert torch.allclose(seen[0][:, 6:].mean(0), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(seen[0][:, 6:].std(0), torch.ones(4), atol=1e-4)
+    assert {"center", "scale"} <= gate.state_dict().keys()
+    gate.standardise(text[:1])  # one post, no image: nothing to divide by
+    assert all(value.isfinite().all() for value in gate.state_dict().values())
