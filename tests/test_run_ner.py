@@ -267,14 +267,14 @@ def test_recipes_are_the_papers():
         ("wikidiverse", "image"): (15, 5e-6, 2.5e-2, ("crf_kl", 1)),
     }
     for (dataset, retrieval), row in expected.items():
-        data, model, training, _ = parse_arguments(["--dataset", dataset, "--retrieval", retrieval], "")
+        data, model, training, *_ = parse_arguments(["--dataset", dataset, "--retrieval", retrieval], "")
         views = (model.two_views, model.kl_temperature)
         found = (training.num_train_epochs, training.learning_rate, training.crf_learning_rate, views)
         assert found == row, (dataset, retrieval)
         assert model.model_name_or_path == "FacebookAI/xlm-roberta-large" and data.max_length == 512
         assert training.per_device_train_batch_size == 4 and training.weight_decay == 0.01
         assert training.lr_decay == "epoch" and training.warmup_ratio == 0 == training.max_grad_norm
-    _, _, training, _ = parse_arguments(["--dataset", "snap", "--learning_rate", "3e-4"], "")
+    _, _, training, *_ = parse_arguments(["--dataset", "snap", "--learning_rate", "3e-4"], "")
     assert training.learning_rate == 3e-4 and training.num_train_epochs == 10
 
 
