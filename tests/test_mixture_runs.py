@@ -61,9 +61,7 @@ def test_train_score_reload(experts, tmp_path):
     held = [set(json.loads(Path(experts[name], "holdout_ids.json").read_text())) for name in ("text", "none")]
     assert held[0] == held[1] and results["gate_posts"] == len(held[0]) > 5
     assert [row["epoch"] for row in results["history"]] == list(range(6))
-    assert results["experts"] == {
-        n: experts[n] for n in ("text", "none")
-    }
+    assert results["experts"] == {n: experts[n] for n in ("text", "none")}
     # an expert inside the mixture scores as it did alone
     for name in ("text", "none"):
         alone = json.loads(Path(experts[name], "all_results.json").read_text())
