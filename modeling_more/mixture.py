@@ -193,6 +193,11 @@ def _write(file: Path, features: Features) -> None:
         per_word = rows[0].dim() == (3 if name == "expert_logits" else 2)
         tensors[name] = torch.cat(rows) if per_word else torch.stack(rows)
         tensors[f"{name}_lengths"] = torch.tensor([len(row) for row in rows] if per_word else [])
+    _save(file, tensors)
+
+
+def _save(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write beside, then rename."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f".tmp{os.getpid()}")
     try:
@@ -241,7 +246,11 @@ def image_features(
         if cache_dir is not None:
             digest = hashlib.sha256(encoder.fingerprint.encode())
             for source in found:
-                digest.update(hashlib.sha256(read_bytes(source) if source is not None else b"").digest())
+                try:
+                    content = read_bytes(source)
+                except ImageError:  # counted below
+                    content = b""
+                digest.update(hashlib.sha256(content).digest())
             file = Path(cache_dir) / "mixture" / f"images-{digest.hexdigest()[:32]}.safetensors"
         if file is not None and file.is_file():
             tensors = load_file(file)
@@ -249,8 +258,6 @@ def image_features(
             opened = {}
             for row, source in enumerate(found):
                 try:
-                    if source is None:
-                        raise ImageError("missing")
                     opened[row] = open_image(source)
                 except ImageError as error:
                     reasons[error.reason] += 1
@@ -260,17 +267,13 @@ def image_features(
                 tensors["vectors"][chosen] = torch.from_numpy(np.array(encoder.embed(list(opened.values()))))
                 tensors["usable"][chosen] = 1.0
             if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                beside = file.with_suffix(f".tmp{os.getpid()}")
-                save_file(tensors, beside)
-                os.replace(beside, file)
+                _save(file, tensors)
         vectors[first : first + len(rows)] = tensors["vectors"]
         usable[first : first + len(rows)] = tensors["usable"].bool()
-    if reasons:
-        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        logger.warning(
-            "%d of %d posts have no usable image (%s): the gate is told so.", reasons.total(), len(posts), told
-        )
+    if not usable.all():  # the reasons are known where the images were opened now, not where the cache had them
+        told = "".join(f", {count} {reason}" for reason, count in reasons.most_common())
+        lacking = len(posts) - int(usable.sum())
+        logger.warning("%d of %d posts have no usable image%s: the gate is told so.", lacking, len(posts), told)
     return vectors, usable
 
 
@@ -333,8 +336,8 @@ def mixture_tags(
     """BIOES tags of each post and (`scored`) the probability of each of its entities under the mixture."""
 
     def scores(output: MixedPost, spans: Any) -> list[float]:
-        whole = MoReMixtureOutput(**{key: value[None] for key, value in vars(output).items()})
-        mask = torch.ones(1, output.logits.shape[0], dtype=torch.bool)
+        whole = MoReMixtureOutput(**{key: value[None].to(model.device) for key, value in vars(output).items()})
+        mask = torch.ones(1, output.logits.shape[0], dtype=torch.bool, device=model.device)
         found: list[float] = model.span_scores(whole, mask, [spans])[0].tolist()
         return found
 

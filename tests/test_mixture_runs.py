@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Features as Features_
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoProcessor
 
@@ -17,8 +20,9 @@ import run_ner
 import run_re
 from dataset_scripts.demo_tower import make_tower, save_tower
 from modeling_more import predict
+from modeling_more.knowledge import ImageEncoder
 from modeling_more.metrics import entity_counts, paired_bootstrap, relation_counts
-from modeling_more.mixture import Features, gate_batch
+from modeling_more.mixture import Features, gate_batch, image_features
 from modeling_more.mixture_runs import load_experts
 from ner_runs import ROOT, options, read, read_lines
 from re_runs import options as re_options
@@ -262,3 +266,20 @@ def test_features_are_padded_and_chosen():
     batch = gate_batch(features, [1, 0], labels=[[2], [0, 1, 2]])
     assert batch["expert_logits"].shape == (2, 2, 3, 3) and batch["word_mask"].sum(1).tolist() == [3, 1]
     assert batch["labels"].tolist() == [[0, 1, 2], [2, 0, 0]] and batch["text_features"].tolist()[0] == [0.0] * 4
+
+
+def test_unusable_images_are_counted_with_and_without_the_cache(tmp_path, caplog):
+    """No image, one that lies nowhere, a broken one: zeros and False; the cached second call says so as well."""
+    picture = Image.fromarray(np.full((20, 24, 3), 90, dtype=np.uint8))
+    picture.save(tmp_path / "good.png")
+    images = [{"path": str(tmp_path / "good.png")}, None, {"path": str(tmp_path / "gone.png")}, {"bytes": b"broken"}]
+    rows = [image and {"bytes": image.get("bytes"), "path": image.get("path")} for image in images]
+    posts = Dataset.from_dict({"image": rows}, Features_({"image": ImageFeature()}))
+    encoder = ImageEncoder(save_tower(make_tower(1), tmp_path / "tower"))
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        caplog.clear()
+        vectors, usable = image_features(posts, None, encoder, cache)
+        assert usable.tolist() == [True, False, False, False] and not vectors[1:].any()
+        assert torch.allclose(vectors[0], torch.from_numpy(encoder.embed([picture]))[0], atol=1e-6)
+        assert "3 of 4 posts have no usable image" in caplog.text
+    assert len(list((tmp_path / "cache" / "mixture").glob("images-*"))) == 1
