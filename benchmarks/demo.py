@@ -76,7 +76,7 @@ class Task(NamedTuple):
 OPTIONS = (
     *("--top_k", "1", "--max_length", "64", "--num_train_epochs", "2", "--learning_rate", "4e-4"),
     *("--lr_decay", "epoch", "--group_by_length", "--per_device_eval_batch_size", "32", "--no_save_checkpoints"),
-    *("--holdout_fraction", "0.2"),  # the gate learns from these posts
+    *("--holdout_fraction", "0.33"),  # the gate learns from these posts
 )
 TASKS = (
     Task(

@@ -193,12 +193,21 @@ def _new_emblem(rng: random.Random, fields: set[tuple[int, tuple[int, int, int, 
     return Emblem(rng.randrange(len(OUTLINES)), layout, field, rng.randrange(len(CHARGES)), charge_colour)
 
 
-def conditions(rng: random.Random, groups: int, odd_spelling: float, no_emblem: float) -> list[str]:
-    """A condition for each group of posts, in these shares."""
-    odd, plain = round(odd_spelling * groups), round(no_emblem * groups)
-    drawn = ["odd_spelling"] * odd + ["no_emblem"] * plain
-    drawn += [""] * (groups - len(drawn))
-    rng.shuffle(drawn)
+def conditions(rng: random.Random, labels: Sequence[str], odd_spelling: float, no_emblem: float) -> list[str]:
+    """A condition for each post, in these shares; each condition goes with the labels in the labels' proportions.
+
+    They are drawn for each post, not for the posts that share a sentence: a gate must not learn them by the sentence.
+    """
+    places = {label: [place for place, own in enumerate(labels) if own == label] for label in sorted(set(labels))}
+    rarest = min(map(len, places.values()))
+    odd = round(odd_spelling * rarest)
+    plain = min(round(no_emblem * rarest), rarest - odd)
+    drawn = [""] * len(labels)
+    for own in places.values():
+        times = len(own) // rarest
+        chosen = rng.sample(own, (odd + plain) * times)
+        for number, place in enumerate(chosen):
+            drawn[place] = "odd_spelling" if number < odd * times else "no_emblem"
     return drawn
 
 

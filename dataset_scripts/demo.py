@@ -110,9 +110,9 @@ class EntityPost(Post):
 
 def make_demo(
     seed: int = 1,
-    train_posts: int = 720,
-    validation_posts: int = 96,
-    test_posts: int = 480,
+    train_posts: int = 864,
+    validation_posts: int = 192,
+    test_posts: int = 960,
     distractors: int = 10,
     odd_spelling: float = 0.2,
     no_emblem: float = 0.2,
@@ -174,14 +174,15 @@ def _posts(
     no_emblem: float,
     taken: set[str],
 ) -> list[EntityPost]:
-    """A post for each entry; the four of a group, one of each type, share their sentence and their condition."""
+    """A post for each entry; the four of a group, one of each type, share their sentence."""
     drafts = []
-    for group, condition in zip(groups, _demo.conditions(rng, len(groups), odd_spelling, no_emblem), strict=True):
+    for group in groups:
         frame = _demo.a_frame(rng, FRAMES)
-        drafts += [(frame, entry, condition) for entry in group]
+        drafts += [(frame, entry) for entry in group]
     rng.shuffle(drafts)
+    drawn = _demo.conditions(rng, [entry.type for _, entry in drafts], odd_spelling, no_emblem)
     posts = []
-    for number, (frame, entry, condition) in enumerate(drafts):
+    for number, ((frame, entry), condition) in enumerate(zip(drafts, drawn, strict=True)):
         name = entry.title.split()
         if condition == "odd_spelling":
             name = _demo.spelt_oddly(rng, name, taken)

@@ -86,8 +86,8 @@ def draw_emblem(emblem: Emblem) -> Image.Image:
 
 
 def distort(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """What a post shows of an emblem: cut to 80-90 %, turned by up to 10 degrees, blurred, its colours shifted."""
-    share = rng.uniform(0.8, 0.9)
+    """What a post shows of an emblem: cut to 85-95 %, turned by up to 10 degrees, blurred, its colours shifted."""
+    share = rng.uniform(0.85, 0.95)
     left, top = (rng.uniform(0, (1 - share) * SIZE) for _ in range(2))
     picture = picture.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR, fillcolor=BACKGROUND)
     picture = picture.resize(

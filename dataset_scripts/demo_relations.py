@@ -94,8 +94,8 @@ class RelationPost(Post):
 
 def make_demo_relations(
     seed: int = 1,
-    train_posts: int = 414,
-    validation_posts: int = 72,
+    train_posts: int = 504,
+    validation_posts: int = 144,
     test_posts: int = 360,
     distractors: int = 10,
     odd_spelling: float = 0.2,
@@ -177,16 +177,17 @@ def _posts(
     no_emblem: float,
     taken: set[str],
 ) -> list[RelationPost]:
-    """A post for each pair; those of a group share sentence, order, and condition."""
+    """A post for each pair; those of a group share sentence and order."""
     drafts = []
-    for group, condition in zip(groups, _demo.conditions(rng, len(groups), odd_spelling, no_emblem), strict=True):
+    for group in groups:
         frame = _demo.a_frame(rng, FRAMES)
         about, other = rng.sample(("{one}", "{two}"), 2)  # places of the name that has the entry and of the other
         head = rng.choice((about, other))
-        drafts += [(pair, condition, frame, about, other, head) for pair in group]
+        drafts += [(pair, frame, about, other, head) for pair in group]
     rng.shuffle(drafts)
+    drawn = _demo.conditions(rng, [draft[0].relation for draft in drafts], odd_spelling, no_emblem)
     posts = []
-    for number, (pair, condition, frame, about, other, head) in enumerate(drafts):
+    for number, ((pair, frame, about, other, head), condition) in enumerate(zip(drafts, drawn, strict=True)):
         names: dict[str, Sequence[str]] = {about: pair.about, other: pair.other}
         if condition == "odd_spelling":
             names = {place: _demo.spelt_oddly(rng, name, taken) for place, name in names.items()}

@@ -220,7 +220,7 @@ def test_saved_corpus_loads_with_equal_rows_and_results(tmp_path: Path, monkeypa
     assert loaded.info == retriever.corpus.info
     assert list(loaded.table) == list(retriever.corpus.table)
     smaller = make(tmp_path, random_rows(2, articles=5)).corpus
-    monkeypatch.setattr("modeling_more.knowledge.text._build", None)  # the saved index must do
+    monkeypatch.setattr("modeling_more.knowledge.text.build_index", None)  # the saved index must do
     again = BM25Retriever.from_corpus(loaded)
     assert again.index_dir == folder / "bm25"
     assert again.search(["w1 w2 w2 w9"]) == retriever.search(["w1 w2 w2 w9"])

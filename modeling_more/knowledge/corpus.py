@@ -145,10 +145,11 @@ class KnowledgeCorpus:
         sentence = value[self.sentence_start[row] : self.sentence_end[row]]
         return {"id": article, "title": title, "key": self._key(title, sentence), "value": value}
 
-    def keys(self) -> Iterator[str]:
-        """The keys in row order."""
-        for first in range(0, len(self), _BATCH):
-            rows = slice(first, first + _BATCH)
+    def keys(self, first: int = 0, last: int | None = None) -> Iterator[str]:
+        """The keys of the rows from `first` to before `last` (default: to the end), in their order."""
+        last = len(self) if last is None else last
+        for start_row in range(first, last, _BATCH):
+            rows = slice(start_row, min(start_row + _BATCH, last))
             start, end = self.sentence_start[rows].tolist(), self.sentence_end[rows].tolist()
             yield from self._read_keys(self.sentence_paragraph[rows], start, end)["key"]
 

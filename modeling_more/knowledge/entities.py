@@ -15,7 +15,8 @@ import numpy as np
 
 from .captions import json_lines
 from .corpus import KnowledgeCorpus
-from .text import META_FILE, TITLE_BOOST, BM25Retriever, Titles, _build, open_index, read_postings, split_query
+from .text import TITLE_BOOST, BM25Retriever, Titles
+from .text_index import META_FILE, build_index, open_index, read_postings, split_query
 
 _SEPARATOR = "\x1f"  # between the post and its entities in a query: a retriever is asked with strings
 _FOLDER = "bm25_titles"
@@ -116,4 +117,4 @@ def _build_titles(corpus: KnowledgeCorpus, folder: Path) -> None:
     with open(beside, "wb") as file:
         np.save(file, starts.astype(np.int32))
     beside.replace(corpus.folder / _STARTS)
-    _build(titles, folder, corpus.fingerprint)
+    build_index(lambda first, last: titles[first:last], len(titles), folder, corpus.fingerprint)

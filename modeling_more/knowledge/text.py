@@ -1,48 +1,30 @@
 """Text retrieval: BM25 over the sentences of a corpus, their paragraphs as results (METHOD, section 1).
 
-bm25s stores and maps the index (one float32 score per word and sentence), and searches it too. Counting is ours,
-because it needs no lists of words in memory, and so is the search: one pass gives the best *paragraphs* in an order
-that ties cannot change, where bm25s gives the best sentences, of which many share a paragraph, and settles ties by
-the state of its heap.
+bm25s stores and maps the index (text_index.py) and searches it too. The search is ours: one pass gives the best
+*paragraphs* in an order that ties cannot change, where bm25s gives the best sentences, of which many share a
+paragraph, and settles ties by the state of its heap.
 """
 
-import json
-import logging
-import os
 import shutil
-import tempfile
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-import bm25s
 import numpy as np
 from numba import njit
 
 from .corpus import INDEX_FOLDER, KnowledgeCorpus
-from .leakage import WORDS, Entry, search_without_leaks
+from .leakage import Entry, search_without_leaks
+from .text_index import INDEX_VERSION, K1, META_FILE, B, build_index, open_index, read_only, read_postings, split_query
 
-logger = logging.getLogger(__name__)
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG at import
-
-K1 = 1.2
-B = 0.75
 TITLE_BOOST = 2.0  # weight of titles, where they are searched too (entities.py)
-INDEX_VERSION = 1
-META_FILE = "index.json"
 _BATCH = 512  # queries a step
 _BLOCK = 128  # sentences that are passed over together when none scores enough
 _SLACK = 2  # results above top_k, so that two paragraphs of the same text seldom need a second search
 
-Postings = tuple[np.ndarray, np.ndarray, np.ndarray]  # float32 scores, int32 rows, first posting of each word
-Titles = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # likewise, and the first sentence of each article
-
-
-def split_query(text: str) -> list[str]:
-    """The words of BM25: `\\w+`, lower-cased; no stop words, no stemming, repeats kept."""
-    return WORDS.findall(text.lower())
+# of titles: float32 scores, int32 rows, first posting of each word, and the first sentence of each article
+Titles = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class BM25Retriever:
@@ -67,7 +49,7 @@ class BM25Retriever:
         self.index = open_index(self.index_dir, corpus.fingerprint, len(corpus))
         self.vocabulary: dict[str, int] = self.index.vocab_dict
         self._data, self._indices, self._indptr = read_postings(self.index)
-        self._paragraph = _read_only(corpus.sentence_paragraph)
+        self._paragraph = read_only(corpus.sentence_paragraph)
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +63,7 @@ class BM25Retriever:
         index_dir: str | Path | None = None,
         n_threads: int = 1,
     ) -> "BM25Retriever":
-        """Open the index of the corpus; where there is none, build and save it first.
+        """Open the index of the corpus; where there is none, build and save it first; a killed build continues.
 
         Args:
             index_dir: default: the index saved with the corpus, else one beside its tables in the cache.
@@ -89,7 +71,7 @@ class BM25Retriever:
         """
         folder = Path(index_dir or corpus.index_dir or corpus.folder / INDEX_FOLDER)
         if not (folder / META_FILE).is_file():
-            _build(corpus.keys(), folder, corpus.fingerprint)
+            build_index(corpus.keys, len(corpus), folder, corpus.fingerprint)
         return cls(corpus, folder, n_threads)
 
     def save(self, folder: str | Path) -> None:
@@ -288,120 +270,6 @@ def _sink(heap, held, slot, size):  # type: ignore[no-untyped-def]
     held[slot] = row
 
 
-def _build(texts: Iterable[str], folder: Path, fingerprint: str) -> None:
-    """Write the BM25 index of the texts, one row each, for the corpus of that fingerprint."""
-    vocabulary: dict[str, int] = {}
-    words, bounds = array("i"), array("q", [0])
-    for text in texts:
-        words.extend([vocabulary.setdefault(word, len(vocabulary)) for word in split_query(text)])
-        bounds.append(len(words))
-    index = bm25s.BM25(k1=K1, b=B, method="lucene", backend="numba")
-    arrays = _count(np.frombuffer(words, np.int32), np.frombuffer(bounds, np.int64), len(vocabulary))
-    index.scores = {**dict(zip(("data", "indices", "indptr"), arrays, strict=True)), "num_docs": len(bounds) - 1}
-    index.vocab_dict, index.nonoccurrence_array = vocabulary, None
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        index.save(beside, show_progress=False)
-        meta = {
-            "version": INDEX_VERSION,
-            "corpus": fingerprint,
-            "sentences": len(bounds) - 1,
-            "words": len(vocabulary),
-            "postings": len(arrays[0]),
-        }
-        (beside / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        try:
-            os.rename(beside, folder)
-        except OSError:
-            if not (folder / META_FILE).is_file():  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-@njit(cache=True)
-def _count(words, bounds, vocabulary):  # type: ignore[no-untyped-def]
-    """Postings of `words` (int32, all texts in a row; text i from bounds[i] on), by word, then by text, scored."""
-    texts = bounds.shape[0] - 1
-    seen = np.full(vocabulary, -1, np.int32)  # the last text that held the word
-    starts = np.zeros(vocabulary + 1, np.int64)
-    for text in range(texts):
-        for at in range(bounds[text], bounds[text + 1]):
-            if seen[words[at]] != text:
-                seen[words[at]] = text
-                starts[words[at] + 1] += 1
-    starts = np.cumsum(starts)
-    scores = np.empty(starts[-1], np.float32)
-    rows = np.empty(starts[-1], np.int32)
-    ends = starts[:-1].copy()
-    for text in range(texts):
-        for at in range(bounds[text], bounds[text + 1]):
-            word = words[at]
-            if ends[word] > starts[word] and rows[ends[word] - 1] == text:
-                scores[ends[word] - 1] += 1
-            else:
-                rows[ends[word]] = text
-                scores[ends[word]] = 1
-                ends[word] += 1
-    average = words.shape[0] / texts
-    for word in range(vocabulary):
-        holding = starts[word + 1] - starts[word]
-        idf = np.log(1 + (texts - holding + 0.5) / (holding + 0.5))
-        for at in range(starts[word], starts[word + 1]):
-            length = bounds[rows[at] + 1] - bounds[rows[at]]
-            count = np.float64(scores[at])
-            scores[at] = idf * (count / (K1 * ((1 - B) + B * length / average) + count))
-    return scores, rows, starts
-
-
-def open_index(folder: Path, fingerprint: str, rows: int) -> bm25s.BM25:
-    """An index that `_build` wrote, memory-mapped.
-
-    Raises:
-        FileNotFoundError: the folder holds none.
-        ValueError: it is the index of another corpus, of another version, or not whole.
-    """
-    meta = _read_meta(folder)
-    if meta["corpus"] != fingerprint or meta["sentences"] != rows:
-        raise ValueError(
-            f"The index in {folder} is of corpus {meta['corpus']} with {meta['sentences']} sentences, "
-            f"not of {fingerprint} with {rows}: build it again."
-        )
-    index = bm25s.BM25.load(folder, mmap=True)
-    if any(len(index.scores[name]) != meta["postings"] for name in ("data", "indices")):
-        raise ValueError(f"The index in {folder} is cut: {META_FILE} names {meta['postings']} postings.")
-    return index
-
-
-def read_postings(index: bm25s.BM25) -> Postings:
-    """Scores, their rows, and where each word's begin, as plain read-only arrays over the same mapped pages: one
-    compiled version of the search serves all."""
-    data, indices, indptr = (_read_only(index.scores[name]) for name in ("data", "indices", "indptr"))
-    return data, indices, indptr
-
-
-def _read_meta(folder: Path) -> dict[str, int | str]:
-    file = folder / META_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no BM25 index: {META_FILE} is missing.")
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        if meta["version"] != INDEX_VERSION:
-            raise ValueError(
-                f"{file} is of version {meta['version']}, this one reads {INDEX_VERSION}: build it again."
-            )
-        return {name: meta[name] for name in ("corpus", "sentences", "postings")}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} does not describe a BM25 index ({error!r}).") from None
-
-
-def _read_only(values: np.ndarray) -> np.ndarray:
-    view = np.asarray(values).view(np.ndarray)
-    view.flags.writeable = False
-    return view
-
-
 def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """All lists in one array, and where each begins."""
     bounds = np.cumsum([0] + [len(row) for row in ids], dtype=np.int64)
@@ -409,8 +277,8 @@ def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 _NO_TITLES: Titles = (
-    _read_only(np.zeros(0, np.float32)),
-    _read_only(np.zeros(0, np.int32)),
-    _read_only(np.zeros(1, np.int64)),
-    _read_only(np.zeros(1, np.int32)),
+    read_only(np.zeros(0, np.float32)),
+    read_only(np.zeros(0, np.int32)),
+    read_only(np.zeros(1, np.int64)),
+    read_only(np.zeros(1, np.int32)),
 )

@@ -1,0 +1,227 @@
+"""The BM25 index of texts on disk: built in parts that survive a killed run, stored by bm25s, mapped when opened.
+
+bm25s stores and maps the index: one float32 score for each word of each text. Counting is ours, because it needs no
+lists of words in memory.
+"""
+
+import json
+import logging
+import os
+import shutil
+import zipfile
+from array import array
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import bm25s
+import numpy as np
+from numba import njit
+from tqdm.auto import tqdm
+
+from .corpus_tables import build_once, claim
+from .leakage import WORDS
+
+logger = logging.getLogger(__name__)
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG at import
+
+K1 = 1.2
+B = 0.75
+INDEX_VERSION = 1
+META_FILE = "index.json"
+_PART_ROWS = 1_000_000  # texts a part: what a killed run loses at most
+_STEP = 10_000  # texts a step of the progress bar
+
+Postings = tuple[np.ndarray, np.ndarray, np.ndarray]  # float32 scores, int32 rows, first posting of each word
+
+
+class _Part(NamedTuple):
+    """The words of some texts: int32 numbers, how many each text has, and those that no part before has, in order."""
+
+    words: np.ndarray
+    lengths: np.ndarray
+    new: list[str]
+
+
+def split_query(text: str) -> list[str]:
+    """The words of BM25: `\\w+`, lower-cased; no stop words, no stemming, repeats kept."""
+    return WORDS.findall(text.lower())
+
+
+def build_index(texts: Callable[[int, int], Iterable[str]], rows: int, folder: Path, fingerprint: str) -> None:
+    """Write the BM25 index of the texts for the corpus of that fingerprint; of several processes one does it.
+
+    Args:
+        texts: those of the rows from first to last.
+        rows: how many there are.
+    """
+    parts = folder.with_name(f".{folder.name}.parts")
+
+    def write(beside: Path) -> None:
+        words, bounds, vocabulary = _number_words(texts, rows, parts, fingerprint)
+        index = bm25s.BM25(k1=K1, b=B, method="lucene", backend="numba")
+        arrays = _count(words, bounds, len(vocabulary))
+        index.scores = {**dict(zip(("data", "indices", "indptr"), arrays, strict=True)), "num_docs": rows}
+        index.vocab_dict, index.nonoccurrence_array = vocabulary, None
+        index.save(beside, show_progress=False)
+        meta = {
+            "version": INDEX_VERSION,
+            "corpus": fingerprint,
+            "sentences": rows,
+            "words": len(vocabulary),
+            "postings": len(arrays[0]),
+        }
+        (beside / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with claim(parts, wait=True):
+        build_once(folder, META_FILE, write)
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _number_words(
+    texts: Callable[[int, int], Iterable[str]], rows: int, parts: Path, fingerprint: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """The words of all texts in a row as int32 numbers, where in it each text begins, and the vocabulary.
+
+    Splitting is what takes the time: its results are kept in `parts`, a file for each `_PART_ROWS` texts.
+    """
+    vocabulary: dict[str, int] = {}
+    words, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int32)]
+    with tqdm(total=rows, desc="Indexing", unit="texts", disable=None) as bar:
+        for first in range(0, rows, _PART_ROWS):
+            last = min(first + _PART_ROWS, rows)
+            file = parts / f"{fingerprint}-{INDEX_VERSION}-{_PART_ROWS}-{first}.npz"
+            part = _read_part(file)
+            if part is None:
+                part = _split(texts(first, last), vocabulary, bar)
+                if rows > _PART_ROWS:
+                    _write_part(file, part)
+            else:
+                vocabulary |= {word: len(vocabulary) + place for place, word in enumerate(part.new)}
+                bar.update(last - first)
+            words.append(part.words)
+            lengths.append(part.lengths)
+    return np.concatenate(words), np.cumsum(np.concatenate(lengths), dtype=np.int64), vocabulary
+
+
+def _split(texts: Iterable[str], vocabulary: dict[str, int], bar: tqdm) -> _Part:
+    """Number the words of the texts; new ones enter the vocabulary."""
+    known = len(vocabulary)
+    words, lengths = array("i"), array("i")
+    for text in texts:
+        numbers = [vocabulary.setdefault(word, len(vocabulary)) for word in split_query(text)]
+        words.extend(numbers)
+        lengths.append(len(numbers))
+        if len(lengths) % _STEP == 0:
+            bar.update(_STEP)
+    bar.update(len(lengths) % _STEP)
+    new = list(islice(vocabulary, known, None))
+    return _Part(np.frombuffer(words, np.int32), np.frombuffer(lengths, np.int32), new)
+
+
+def _write_part(file: Path, part: _Part) -> None:
+    file.parent.mkdir(exist_ok=True)
+    beside = file.with_suffix(f".tmp{os.getpid()}")
+    new = np.frombuffer("\n".join(part.new).encode(), np.uint8)  # an array of strings would be as wide as the longest
+    try:
+        with open(beside, "wb") as stream:
+            np.savez(stream, words=part.words, lengths=part.lengths, new=new)
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read_part(file: Path) -> _Part | None:
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file) as arrays:
+            new = arrays["new"].tobytes().decode()
+            return _Part(arrays["words"], arrays["lengths"], new.split("\n") if new else [])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        logger.warning("%s is damaged: its texts are split again.", file)  # not by us: writing is atomic
+        return None
+
+
+@njit(cache=True)
+def _count(words, bounds, vocabulary):  # type: ignore[no-untyped-def]
+    """Postings of `words` (int32, all texts in a row; text i from bounds[i] on), by word, then by text, scored."""
+    texts = bounds.shape[0] - 1
+    seen = np.full(vocabulary, -1, np.int32)  # the last text that held the word
+    starts = np.zeros(vocabulary + 1, np.int64)
+    for text in range(texts):
+        for at in range(bounds[text], bounds[text + 1]):
+            if seen[words[at]] != text:
+                seen[words[at]] = text
+                starts[words[at] + 1] += 1
+    starts = np.cumsum(starts)
+    scores = np.empty(starts[-1], np.float32)
+    rows = np.empty(starts[-1], np.int32)
+    ends = starts[:-1].copy()
+    for text in range(texts):
+        for at in range(bounds[text], bounds[text + 1]):
+            word = words[at]
+            if ends[word] > starts[word] and rows[ends[word] - 1] == text:
+                scores[ends[word] - 1] += 1
+            else:
+                rows[ends[word]] = text
+                scores[ends[word]] = 1
+                ends[word] += 1
+    average = words.shape[0] / texts
+    for word in range(vocabulary):
+        holding = starts[word + 1] - starts[word]
+        idf = np.log(1 + (texts - holding + 0.5) / (holding + 0.5))
+        for at in range(starts[word], starts[word + 1]):
+            length = bounds[rows[at] + 1] - bounds[rows[at]]
+            count = np.float64(scores[at])
+            scores[at] = idf * (count / (K1 * ((1 - B) + B * length / average) + count))
+    return scores, rows, starts
+
+
+def open_index(folder: Path, fingerprint: str, rows: int) -> bm25s.BM25:
+    """An index that `_build` wrote, memory-mapped.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: it is the index of another corpus, of another version, or not whole.
+    """
+    meta = _read_meta(folder)
+    if meta["corpus"] != fingerprint or meta["sentences"] != rows:
+        raise ValueError(
+            f"The index in {folder} is of corpus {meta['corpus']} with {meta['sentences']} sentences, "
+            f"not of {fingerprint} with {rows}: build it again."
+        )
+    index = bm25s.BM25.load(folder, mmap=True)
+    if any(len(index.scores[name]) != meta["postings"] for name in ("data", "indices")):
+        raise ValueError(f"The index in {folder} is cut: {META_FILE} names {meta['postings']} postings.")
+    return index
+
+
+def read_postings(index: bm25s.BM25) -> Postings:
+    """Scores, their rows, and where each word's begin, as plain read-only arrays over the same mapped pages: one
+    compiled version of the search serves all."""
+    data, indices, indptr = (read_only(index.scores[name]) for name in ("data", "indices", "indptr"))
+    return data, indices, indptr
+
+
+def _read_meta(folder: Path) -> dict[str, int | str]:
+    file = folder / META_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no BM25 index: {META_FILE} is missing.")
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        if meta["version"] != INDEX_VERSION:
+            raise ValueError(
+                f"{file} is of version {meta['version']}, this one reads {INDEX_VERSION}: build it again."
+            )
+        return {name: meta[name] for name in ("corpus", "sentences", "postings")}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} does not describe a BM25 index ({error!r}).") from None
+
+
+def read_only(values: np.ndarray) -> np.ndarray:
+    view = np.asarray(values).view(np.ndarray)
+    view.flags.writeable = False
+    return view
