@@ -16,9 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
 import dataset_scripts
 from modeling_more.arguments import DataArguments, ModelArguments
 from modeling_more.data import ENTITIES, Posts
@@ -26,8 +23,7 @@ from modeling_more.formats import read_posts
 from modeling_more.metrics import entity_counts, entity_scores
 from modeling_more.modeling_mixture import MoReMixtureForTokenClassification
 from modeling_more.modeling_more import MoReForTokenClassification
-from modeling_more.prediction import EncodedPost, entities, predict_tags
-from modeling_more.processing_more import MoReProcessor
+from modeling_more.prediction import entities, predict_tags
 from modeling_more.runs import Task, run
 from modeling_more.tagging import bioes_labels
 
@@ -56,16 +52,7 @@ class EntityTask(Task):
     def read_posts(self, path: str, data: DataArguments) -> Posts:
         return read_posts(path, style=data.splitter)
 
-    def predict(
-        self,
-        model: torch.nn.Module,
-        encoded: Sequence[EncodedPost],
-        processor: MoReProcessor,
-        accelerator: Accelerator,
-        batch_size: int,
-        description: str,
-    ) -> list[Tags]:
-        return predict_tags(model, encoded, processor, accelerator, batch_size, description)
+    predict = staticmethod(predict_tags)
 
     def score(self, model: Any, found: Sequence[Tags], posts: Posts, data: DataArguments) -> dict[str, Any]:
         return entity_scores([tags for tags, _ in found], [post["ner_tags"] for post in posts])

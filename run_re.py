@@ -18,17 +18,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
 import dataset_scripts
 from modeling_more.arguments import DataArguments, ModelArguments
 from modeling_more.data import RELATIONS, Posts
 from modeling_more.metrics import relation_counts, relation_scores
 from modeling_more.modeling_mixture import MoReMixtureForRelationExtraction
 from modeling_more.modeling_more import MoReForRelationExtraction
-from modeling_more.prediction import EncodedPost, predict_relations, relation
-from modeling_more.processing_more import MoReProcessor
+from modeling_more.prediction import predict_relations, relation
 from modeling_more.relation_formats import read_pairs
 from modeling_more.runs import Task, run
 
@@ -65,16 +61,7 @@ class RelationTask(Task):
     def read_posts(self, path: str, data: DataArguments) -> Posts:
         return read_pairs(path, style=data.splitter)
 
-    def predict(
-        self,
-        model: torch.nn.Module,
-        encoded: Sequence[EncodedPost],
-        processor: MoReProcessor,
-        accelerator: Accelerator,
-        batch_size: int,
-        description: str,
-    ) -> list[list[float]]:
-        return predict_relations(model, encoded, processor, accelerator, batch_size, description)
+    predict = staticmethod(predict_relations)
 
     def score(self, model: Any, found: Sequence[list[float]], posts: Posts, data: DataArguments) -> dict[str, Any]:
         return relation_scores(best(model, found), [post["relation"] for post in posts], data.none_relation)

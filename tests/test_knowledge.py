@@ -25,6 +25,7 @@ from modeling_more.knowledge import (
     KnowledgeCorpus,
     attach_text_knowledge,
     load_knowledge,
+    text_index,
     title_recall,
 )
 from modeling_more.knowledge import attach as attach_module
@@ -475,6 +476,50 @@ def test_a_killed_run_continues_with_the_same_result(tmp_path: Path) -> None:
     continued, report = attach_text_knowledge(dataset, retriever, cache_dir=tmp_path / "broken", shard_size=5)
     assert report.cached == 15 and report.posts == 33
     assert continued.to_list() == unbroken.to_list()
+
+
+KILLED_BUILD = """
+import os, signal, sys
+from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, text_index
+
+def split(text, calls=[]):
+    calls.append(text)
+    if len(calls) == 25:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(text)
+
+whole, text_index.split_query, text_index._PART_ROWS = text_index.split_query, split, 10
+BM25Retriever.from_corpus(KnowledgeCorpus(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_killed_build_of_the_index_continues_with_the_same_result(
+    damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unbroken = make(tmp_path, random_rows(6))
+    corpus = unbroken.corpus
+    assert len(corpus) > 40
+    index, parts = tmp_path / "index" / "bm25", tmp_path / "index" / ".bm25.parts"
+    root = str(Path(__file__).resolve().parents[1])
+    command = [sys.executable, "-c", KILLED_BUILD, str(corpus.folder), str(index)]
+    run = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": root}, capture_output=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    assert not index.exists()
+    first, _ = sorted(parts.glob("*.npz"))
+    if damaged:
+        first.write_bytes(b"something else")
+
+    split: list[str] = []
+    whole = text_index.split_query
+    monkeypatch.setattr(text_index, "_PART_ROWS", 10)
+    monkeypatch.setattr(text_index, "split_query", lambda text: split.append(text) or whole(text))
+    continued = BM25Retriever.from_corpus(corpus, index)
+    assert split == [*(corpus.keys(0, 10) if damaged else ()), *corpus.keys(20)]
+    for name in ("data", "indices", "indptr"):
+        assert np.array_equal(continued.index.scores[name], unbroken.index.scores[name])
+    assert list(continued.vocabulary.items()) == list(unbroken.vocabulary.items())
+    assert not parts.exists() and ("is damaged" in caplog.text) == damaged
 
 
 def test_a_damaged_shard_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,10 +1,11 @@
 """The files of a corpus: memory-mapped Arrow tables, digests of what they hold, folders that are made whole."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,24 @@ def file_digest(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_meta(file: Path, what: str, version: int, names: Sequence[str]) -> dict[str, Any]:
+    """These entries of the file that describes an index.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another version, or describes no index.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} holds no {what}: {file.name} is missing.")
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        if meta["version"] != version:
+            raise ValueError(f"{file} is of version {meta['version']}, not {version}: build it again.")
+        return {name: meta[name] for name in names}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} describes no {what} ({error!r}).") from None
 
 
 def build_once(folder: Path, meta_file: str, build: Callable[[Path], Any]) -> Path:

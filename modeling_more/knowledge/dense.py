@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
+from .corpus_tables import read_meta
 from .leakage import WORDS, Entry, search_without_leaks
 from .text import distinct_entries
 from .vectors import build_index, embed_in_shards, load_index, search_rows
@@ -138,7 +139,9 @@ class DenseRetriever:
         self.corpus = corpus
         self.encoder = encoder
         self.index_dir = Path(index_dir)
-        meta = _read_meta(self.index_dir)
+        meta = read_meta(
+            self.index_dir / META_FILE, "dense index", INDEX_VERSION, ("corpus", "encoder", "rows", "string_factory")
+        )
         for name, here in (("corpus", corpus.fingerprint), ("encoder", encoder.fingerprint), ("rows", len(corpus))):
             if meta[name] != here:
                 raise ValueError(
@@ -290,16 +293,3 @@ def embed_corpus(corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path
         count = encoder.at_limit - before
         logger.warning("%d sentences are read up to %d sub-tokens, their limit.", count, encoder.max_length)
     return vectors
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    file = folder / META_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no dense index: {META_FILE} is missing.")
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        if meta["version"] != INDEX_VERSION:
-            raise ValueError(f"{file} is of version {meta['version']}, not {INDEX_VERSION}: build it again.")
-        return {name: meta[name] for name in ("corpus", "encoder", "rows", "string_factory")}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} does not describe a dense index ({error!r}).") from None

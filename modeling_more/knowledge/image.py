@@ -26,6 +26,7 @@ from transformers import (
 
 from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
+from .corpus_tables import read_meta
 from .leakage import Entry
 from .pictures import Source, open_image
 from .vectors import build_index, embed_in_shards, index_name, load_index, search_rows
@@ -172,7 +173,9 @@ class ImageRetriever:
         self.corpus = corpus
         self.encoder = encoder
         self.index_dir = Path(index_dir)
-        meta = _read_meta(self.index_dir)
+        meta = read_meta(
+            self.index_dir / FAISS_META, "image index", INDEX_VERSION, ("images", "encoder", "rows", "factory")
+        )
         expected = {"images": corpus.info.image_fingerprint, "encoder": encoder.fingerprint, "rows": len(images)}
         for name, here in expected.items():
             if meta[name] != here:
@@ -356,16 +359,3 @@ def _not_too_thin(image: Image.Image) -> Image.Image:
         return image
     left, top = (width - across) // 2, (height - down) // 2
     return image.crop((left, top, left + across, top + down))
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    file = folder / FAISS_META
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no image index: {FAISS_META} is missing.")
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        if meta["version"] != INDEX_VERSION:
-            raise ValueError(f"{file} is of version {meta['version']}, not {INDEX_VERSION}: build it again.")
-        return {name: meta[name] for name in ("images", "encoder", "rows", "factory")}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} does not describe an image index ({error!r}).") from None

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 from tqdm.auto import tqdm
 
-from .corpus_tables import build_once, claim
+from .corpus_tables import build_once, claim, read_meta
 from .leakage import WORDS
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def open_index(folder: Path, fingerprint: str, rows: int) -> bm25s.BM25:
         FileNotFoundError: the folder holds none.
         ValueError: it is the index of another corpus, of another version, or not whole.
     """
-    meta = _read_meta(folder)
+    meta = read_meta(folder / META_FILE, "BM25 index", INDEX_VERSION, ("corpus", "sentences", "postings"))
     if meta["corpus"] != fingerprint or meta["sentences"] != rows:
         raise ValueError(
             f"The index in {folder} is of corpus {meta['corpus']} with {meta['sentences']} sentences, "
@@ -204,21 +204,6 @@ def read_postings(index: bm25s.BM25) -> Postings:
     compiled version of the search serves all."""
     data, indices, indptr = (read_only(index.scores[name]) for name in ("data", "indices", "indptr"))
     return data, indices, indptr
-
-
-def _read_meta(folder: Path) -> dict[str, int | str]:
-    file = folder / META_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no BM25 index: {META_FILE} is missing.")
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        if meta["version"] != INDEX_VERSION:
-            raise ValueError(
-                f"{file} is of version {meta['version']}, this one reads {INDEX_VERSION}: build it again."
-            )
-        return {name: meta[name] for name in ("corpus", "sentences", "postings")}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} does not describe a BM25 index ({error!r}).") from None
 
 
 def read_only(values: np.ndarray) -> np.ndarray:
