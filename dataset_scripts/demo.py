@@ -110,12 +110,12 @@ class EntityPost(Post):
 
 def make_demo(
     seed: int = 1,
-    train_posts: int = 864,
+    train_posts: int = 960,
     validation_posts: int = 192,
     test_posts: int = 960,
     distractors: int = 10,
-    odd_spelling: float = 0.2,
-    no_emblem: float = 0.2,
+    odd_spelling: float = 0.15,
+    no_emblem: float = 0.15,
 ) -> Demo:
     """The demo set of a seed: the same posts, entries and pictures wherever it is made.
 
@@ -123,7 +123,7 @@ def make_demo(
         seed: any integer.
         train_posts, validation_posts, test_posts: multiples of 16, each post about a name of its own.
         distractors: entries besides those of the posts, for each test post.
-        odd_spelling, no_emblem: share of the posts of each kind; half of it in training.
+        odd_spelling, no_emblem: share of the posts of each kind, in every split.
 
     Raises:
         ValueError: a number of posts that is no multiple of 16, or shares that sum to more than 1.
@@ -147,9 +147,7 @@ def make_demo(
     for split, groups in names.items():
         rng = random.Random(f"demo {split} {seed}")  # one stream a split: a larger split changes no other
         found = [[entries[name] for name, _ in group] for group in groups]
-        share = 0.5 if split == "train" else 1.0  # what search finds there teaches nothing, or the wrong thing
-        odd, plain = share * odd_spelling, share * no_emblem
-        posts[split] = _posts(rng, f"demo-{seed}-{split}", found, odd, plain, taken)
+        posts[split] = _posts(rng, f"demo-{seed}-{split}", found, odd_spelling, no_emblem, taken)
     return Demo(seed, posts, sorted(entries.values(), key=lambda entry: entry.id))
 
 

@@ -94,12 +94,12 @@ class RelationPost(Post):
 
 def make_demo_relations(
     seed: int = 1,
-    train_posts: int = 504,
+    train_posts: int = 558,
     validation_posts: int = 144,
     test_posts: int = 360,
     distractors: int = 10,
-    odd_spelling: float = 0.2,
-    no_emblem: float = 0.2,
+    odd_spelling: float = 0.15,
+    no_emblem: float = 0.15,
 ) -> Demo:
     """The demo set with relations of a seed: the same posts, entries and pictures wherever it is made.
 
@@ -107,7 +107,7 @@ def make_demo_relations(
         seed: any integer.
         train_posts, validation_posts, test_posts: multiples of 18, each post about two names of its own.
         distractors: entries besides those of the posts, for each of the two entities of a test post.
-        odd_spelling, no_emblem: share of the posts of each kind; half of it in training.
+        odd_spelling, no_emblem: share of the posts of each kind, in every split.
 
     Raises:
         ValueError: a number of posts that is no multiple of 18, or shares that sum to more than 1.
@@ -133,9 +133,8 @@ def make_demo_relations(
     posts = {}
     for split, found in groups.items():
         rng = random.Random(f"demo relations {split} {seed}")
-        share = 0.5 if split == "train" else 1.0  # what search finds there teaches nothing, or the wrong thing
-        odd, plain = share * odd_spelling, share * no_emblem
-        posts[split] = _posts(rng, f"demo-relations-{seed}-{split}", found, entries, odd, plain, taken)
+        prefix = f"demo-relations-{seed}-{split}"
+        posts[split] = _posts(rng, prefix, found, entries, odd_spelling, no_emblem, taken)
     return Demo(seed, posts, sorted(entries.values(), key=lambda entry: entry.id))
 
 

@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_set_in_another_process(small):
 
 
 def test_the_text_is_the_same_on_every_platform(small):
-    assert digest(small, False) == "0caa8430040a9e4dd32502df9fa64c28e795948f1986a4c24c22a0abf6f23608"
+    assert digest(small, False) == "9902b0a3a98a6727500e23a97c2b202016cd90ab89c77d9adee6e9ed3ec0db19"
 
 
 def test_a_larger_test_split_changes_no_training_post():
@@ -90,7 +90,7 @@ def test_a_larger_test_split_changes_no_training_post():
 
 def test_posts_are_aligned_and_about_one_name_each(demo):
     ids = [post.id for split in SPLITS for post in demo.posts[split]]
-    assert len(set(ids)) == len(ids) == 864 + 192 + 960
+    assert len(set(ids)) == len(ids) == 960 + 192 + 960
     for split in SPLITS:
         titles = [post.entry.title for post in demo.posts[split]]
         assert len(set(titles)) == len(titles)
@@ -139,8 +139,8 @@ def test_neither_words_nor_condition_tell_the_type(demo):
             for types in counted.values():
                 assert set(types) == set(TYPES) and len(set(types.values())) == 1
         shares = {condition: sum(types.values()) / len(posts) for condition, types in of_condition.items()}
-        assert shares["odd_spelling"] == pytest.approx(0.1 if split == "train" else 0.2, abs=0.02)
-        assert shares["no_emblem"] == pytest.approx(0.1 if split == "train" else 0.2, abs=0.02)
+        assert shares["odd_spelling"] == pytest.approx(0.15, abs=0.02)
+        assert shares["no_emblem"] == pytest.approx(0.15, abs=0.02)
 
 
 def test_no_post_says_what_its_entry_says(demo):
