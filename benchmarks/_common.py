@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,35 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS_DIR = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "bm25s", "numba", "numpy")
+
+
+def anonymous_mb() -> float:
+    """Memory of this process that no file backs, in MiB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    return -1
+
+
+class PeakMemory:
+    """`with PeakMemory() as memory: …`: `memory.before` and the highest, `memory.peak`, of `anonymous_mb`."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.before = self.peak = anonymous_mb()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        done = False
+        while not done:
+            done = self._done.wait(0.02)
+            self.peak = max(self.peak, anonymous_mb())
 
 
 def commit() -> str:

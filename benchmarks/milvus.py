@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval import CORPORA, anonymous_mb, posts
+from retrieval import CORPORA, posts
 
-from _common import ROOT, write_result
+from _common import ROOT, anonymous_mb, write_result
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 from modeling_more.knowledge.leakage import Entry
 from modeling_more.knowledge.milvus import MilvusTextRetriever

@@ -14,7 +14,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -22,7 +21,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from _common import ROOT, write_result
+from _common import ROOT, PeakMemory, write_result
 from modeling_more.arguments import DataArguments
 from modeling_more.formats import read_conll
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, load_knowledge, title_recall
@@ -134,31 +133,14 @@ def measure_speed(data_dir: Path, tweets: Dataset, repeats: int) -> None:
 # ---------------------------------------------------------------- memory
 
 
-def anonymous_mb() -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    return -1
-
-
 def probe_memory(folder: str, index_dir: str) -> None:
     """In a fresh process: open corpus and index, search for the queries on standard input, print the memory used."""
     queries = json.load(sys.stdin)
     retriever = BM25Retriever(KnowledgeCorpus(folder), index_dir)
-    loaded, highest, done = anonymous_mb(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.02):
-            highest = max(highest, anonymous_mb())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for first in range(0, len(queries), 512):
-        retriever.search(queries[first : first + 512], TOP_K)
-    done.set()
-    watcher.join()
-    json.dump({"loaded": loaded, "searching": max(highest, anonymous_mb())}, sys.stdout)
+    with PeakMemory() as memory:
+        for first in range(0, len(queries), 512):
+            retriever.search(queries[first : first + 512], TOP_K)
+    json.dump({"loaded": memory.before, "searching": memory.peak}, sys.stdout)
 
 
 def measure_memory(data_dir: Path, tweets: Dataset, sizes: list[int]) -> None:

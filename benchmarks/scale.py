@@ -8,7 +8,6 @@ import argparse
 import io
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from _common import RESULTS_DIR, ROOT, write_result
+from _common import RESULTS_DIR, ROOT, PeakMemory, write_result
 from modeling_more.model_card import markdown_table
 
 PAGE = ROOT / "docs" / "scale.md"
@@ -33,25 +32,11 @@ Row = dict[str, Any]
 
 def measured(run: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float, float]:
     """The result, the seconds, and the anonymous memory on top of what was there before, in bytes."""
-    from retrieval import anonymous_mb
-
-    before, highest, done = anonymous_mb(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.02):
-            highest = max(highest, anonymous_mb())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    try:
+    with PeakMemory() as memory:
+        start = time.perf_counter()
         result = run(*arguments, **options)
-    finally:
         seconds = time.perf_counter() - start
-        done.set()
-        watcher.join()
-    return result, seconds, max(highest - before, 0) * 2**20
+    return result, seconds, (memory.peak - memory.before) * 2**20
 
 
 def row(
