@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
@@ -249,9 +250,9 @@ def run_mixture_seed(
     dev = splits["validation"]
     labels = [_labels(task, model, post) for post in gate_posts]
 
-    def dev_score(candidate: Mixture, of: Features) -> float:
+    def dev_result(candidate: Mixture, of: Features) -> DevResult:
         found = systems(task, candidate, mix(candidate, of), only_mixture=True)[""]
-        return float(task.score(candidate, found, dev, data)["f1"])
+        return DevResult(task.score(candidate, found, dev, data)["f1"], task.counts(candidate, found, dev, data))
 
     if mixture.train_experts:
         encoded: list[dict[str, Any]] = encode_for_experts(gate_posts, processor)
@@ -262,8 +263,8 @@ def run_mixture_seed(
             model,
             processor,
             encoded,
-            lambda one: dev_score(
-                accelerator.unwrap_model(one), features_of(dev, "dev", accelerator.unwrap_model(one))
+            lambda one: (
+                dev_result(accelerator.unwrap_model(one), features_of(dev, "dev", accelerator.unwrap_model(one))).f1
             ),
             training,
             collate=MixtureCollator(processor),
@@ -272,7 +273,7 @@ def run_mixture_seed(
     else:
         dev_features = features_of(dev, "dev")
         trained = train_gate(
-            model, features, labels, lambda: dev_score(model, dev_features), mixture, training.seed,
+            model, features, labels, lambda: dev_result(model, dev_features), mixture, training.seed,
             accelerator.is_main_process,
         )  # fmt: skip
     results |= {"best_epoch": trained.best_epoch, "history": trained.history}
@@ -391,16 +392,27 @@ def _labels(task: Task, model: Mixture, post: dict[str, Any]) -> Any:
     return [label2id[tag] for tag in bio_to_bioes(post["ner_tags"])]
 
 
+class DevResult(NamedTuple):
+    """F1 on dev in percent, and the counts of each post that it comes from, int [posts, 3]."""
+
+    f1: float
+    counts: np.ndarray
+
+
 def train_gate(
     model: Mixture,
     features: Features,
     labels: Sequence[Any],
-    dev_score: Callable[[], float],
+    evaluate: Callable[[], DevResult],
     args: MixtureArguments,
     seed: int,
     progress: bool = True,
 ) -> TrainingResult:
-    """Train the gate on the experts' stored outputs; the model keeps the epoch with the best dev score, from 0 on.
+    """Train the gate on the experts' stored outputs; the model keeps the epoch with the best dev score.
+
+    Untrained, the gate is the plain average of the experts, which stays (epoch 0) unless the best epoch is better than
+    it on dev by more than a standard error: of forty epochs the best one looks better by chance alone. (The
+    one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3.)
 
     Every process does the same here: the posts are few numbers, and no expert runs.
     """
@@ -410,10 +422,9 @@ def train_gate(
     images = None if features.images is None else features.images[0][features.images[1]]
     model.gate.standardise(text, images)
     optimizer = torch.optim.AdamW(model.gate.parameters(), lr=args.gate_learning_rate, weight_decay=0.01)
-    # untrained, the gate is the plain average: where learning does not improve on it on dev, it stays
-    result = TrainingResult(best_score=dev_score())
-    result.history.append({"epoch": 0, "dev_f1": result.best_score})
-    best = deepcopy(model.gate.state_dict())
+    average, untrained = evaluate(), deepcopy(model.gate.state_dict())
+    best, best_result = untrained, average
+    result = TrainingResult([{"epoch": 0, "dev_f1": average.f1}], average.f1)
     for epoch in tqdm(range(args.gate_epochs), desc="gate", disable=not progress):
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -428,12 +439,17 @@ def train_gate(
             optimizer.step()
             optimizer.zero_grad()
             total += loss.item() * len(rows)
-        score = dev_score()
+        found = evaluate()
         seconds = round(time.perf_counter() - began, 2)
-        result.history.append({"epoch": epoch + 1, "loss": total / len(order), "dev_f1": score, "seconds": seconds})
-        if score > result.best_score:
-            result.best_score, result.best_epoch = score, epoch + 1
-            best = deepcopy(model.gate.state_dict())
+        result.history.append({"epoch": epoch + 1, "loss": total / len(order), "dev_f1": found.f1, "seconds": seconds})
+        if found.f1 > best_result.f1:
+            best, best_result, result.best_epoch = deepcopy(model.gate.state_dict()), found, epoch + 1
+    if result.best_epoch:
+        gain, low, high = paired_bootstrap(best_result.counts, average.counts)
+        if gain <= (high - low) / (2 * 1.96):
+            logger.info("the gate's gain on dev, %.2f, may be chance: the plain average stays", gain)
+            best, best_result, result.best_epoch = untrained, average, 0
+    result.best_score = best_result.f1
     model.gate.load_state_dict(best)
     return result
 

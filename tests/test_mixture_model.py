@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,7 +28,10 @@ from modeling_more import (
     MoReMixtureProcessor,
     MoReProcessor,
 )
+from modeling_more.arguments import MixtureArguments
 from modeling_more.gate import Gate, mix
+from modeling_more.mixture import Features
+from modeling_more.mixture_runs import DevResult, train_gate
 from modeling_more.tagging import allowed_transitions, bioes_labels
 from re_runs import RELATIONS
 
@@ -576,6 +580,24 @@ def test_a_trained_gate_beats_the_average_of_over_confident_experts(folders):
         trained = accuracy(mixture(**test).logits)
     assert average < 0.1 and max(single) < 0.6
     assert trained > 0.9
+
+
+@pytest.mark.parametrize(("gained", "lost", "kept"), [(3, 2, 0), (30, 2, 1)])
+def test_the_average_stays_unless_the_gain_on_dev_is_more_than_chance(folders, gained, lost, kept):
+    mixture = MoReMixtureForTokenClassification.from_experts(folders["entities"])
+    width = mixture.gate.text_norm.normalized_shape[0]
+    torch.manual_seed(0)
+    features = Features([torch.randn(2, 3, len(LABELS)) for _ in range(8)], [torch.randn(width) for _ in range(8)])
+    average = np.tile([1, 2, 2], (100, 1))  # right, predicted, in the reference
+    learned = average.copy()
+    learned[:gained, 0] = 2
+    learned[gained : gained + lost, 0] = 0
+    found = iter([DevResult(50.0, average), *[DevResult(50 + (gained - lost) / 2, learned)] * 2])
+    args = MixtureArguments(gate_epochs=2)
+    trained = train_gate(mixture, features, [[0, 1, 2]] * 8, lambda: next(found), args, seed=0, progress=False)
+    assert trained.best_epoch == kept and bool(mixture.gate.output.weight.any()) == bool(kept)
+    assert trained.best_score == (50 + (gained - lost) / 2 if kept else 50)
+    assert [row["epoch"] for row in trained.history] == [0, 1, 2]
 
 
 def test_from_a_config_alone_and_in_half_precision(folders, build, tmp_path):
