@@ -30,7 +30,7 @@ K1 = 1.2
 B = 0.75
 INDEX_VERSION = 1
 META_FILE = "index.json"
-_PART_ROWS = 1_000_000  # texts a part: what a killed run loses at most
+_PART_ROWS = 100_000  # texts a part: what a killed run loses at most
 _STEP = 10_000  # texts a step of the progress bar
 
 Postings = tuple[np.ndarray, np.ndarray, np.ndarray]  # float32 scores, int32 rows, first posting of each word
