@@ -46,6 +46,13 @@ def finished(
     return rows
 
 
+def command_of(script: str, args: argparse.Namespace, systems: Sequence[str]) -> str:
+    """The command that makes all the runs which the work folder holds."""
+    made = [system for system in systems if any(args.work_dir.glob(f"{system}-*/seed-*/all_results.json"))]
+    seeds = {int(folder.name[5:]) for folder in args.work_dir.glob("*/seed-*")}
+    return f"python benchmarks/{script} --systems {' '.join(made)} --seeds {' '.join(map(str, sorted(seeds)))}"
+
+
 def mean(runs: Sequence[Run], key: str) -> str:
     """`82.73 ± 0.29` over the runs that have this score; a dash without any."""
     values = [run[key] for run in runs if key in run]

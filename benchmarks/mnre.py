@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import ROOT, write_result
-from _runs import Run, finished, mean, parser, run_missing
+from _runs import Run, command_of, finished, mean, parser, run_missing
 
 CORPORA = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
 FULL = "--num_train_epochs 5 --per_device_train_batch_size 32 --learning_rate 5e-5"
@@ -82,10 +82,7 @@ def main() -> None:
             "learning rate 5e-5. Always None has accuracy 60.35. Knowledge: fb15k_descriptions, codex_wiki, "
             "factbook_countries."
         ),
-        command="python benchmarks/mnre.py --systems "
-        + " ".join(args.systems)
-        + " --seeds "
-        + " ".join(map(str, args.seeds)),
+        command=command_of("mnre.py", args, list(SYSTEMS)),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import ROOT, write_result
-from _runs import Run, finished, mean, parser, run_missing
+from _runs import Run, command_of, finished, mean, parser, run_missing
 
 COMMON = "--per_device_train_batch_size 16 --learning_rate 5e-5"
 CORPORA = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
@@ -90,7 +90,7 @@ def main() -> None:
             "retrieval does not. The reference framework's figures are those of its own code with the same settings "
             "in float32 (none: mean of seeds 42, 43, 44; text: seed 42)."
         ),
-        command="python benchmarks/twitter17.py --systems " + " ".join(args.systems),
+        command=command_of("twitter17.py", args, list(SYSTEMS)),
     )
 
 
