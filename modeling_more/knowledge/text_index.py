@@ -181,7 +181,7 @@ def _count(words, bounds, vocabulary):  # type: ignore[no-untyped-def]
 
 
 def open_index(folder: Path, fingerprint: str, rows: int) -> bm25s.BM25:
-    """An index that `_build` wrote, memory-mapped.
+    """An index that `build_index` wrote, memory-mapped.
 
     Raises:
         FileNotFoundError: the folder holds none.
