@@ -10,7 +10,9 @@ from typing import Any
 
 from _common import ROOT
 
-Run = dict[str, Any]  # of all_results.json
+Run = dict[str, Any]  # of RESULTS
+RESULTS = "all_results.json"  # a finished run has it
+PRECISIONS = ("float32", "bf16", "bf16-emulated")
 
 
 def parser(description: str, name: str, systems: Sequence[str], chosen: Sequence[str]) -> argparse.ArgumentParser:
@@ -19,18 +21,29 @@ def parser(description: str, name: str, systems: Sequence[str], chosen: Sequence
     made.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder with the real data")
     made.add_argument("--systems", nargs="*", choices=list(systems), default=list(chosen))
     made.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    made.add_argument("--bf16", action="store_true", help="compute in bfloat16 (slow where the CPU can't)")
+    made.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="bf16-emulated: the arithmetic of bf16 hardware on a CPU without it (benchmarks/_bf16.py)",
+    )
     made.add_argument("--work_dir", type=Path, default=ROOT / "out" / name, help="where the runs lie")
     return made
 
 
-def run_missing(args: argparse.Namespace, command: Callable[[str, int, bool, str, Path], list[str]]) -> None:
-    """Run `command(system, seed, bf16, data, folder)` where its folder holds no finished run."""
+def run_missing(args: argparse.Namespace, command: Callable[[str, int, str, Path], list[str]]) -> None:
+    """Run `command(system, seed, data, folder)`, a script and its options, where its folder holds no finished run."""
     for system in args.systems:
         for seed in args.seeds:
-            folder = args.work_dir / f"{system}-{'bf16' if args.bf16 else 'float32'}" / f"seed-{seed}"
-            if not (folder / "all_results.json").is_file():
-                subprocess.run(command(system, seed, args.bf16, args.data, folder), check=True)
+            folder = args.work_dir / f"{system}-{args.precision}" / f"seed-{seed}"
+            if (folder / RESULTS).is_file():
+                continue
+            words = command(system, seed, args.data, folder)
+            if args.precision != "float32":
+                words += ["--bf16"]
+            if args.precision == "bf16-emulated":
+                words = [str(ROOT / "benchmarks" / "_bf16.py"), *words]
+            subprocess.run(["accelerate", "launch", *words], check=True)
 
 
 def finished(
@@ -39,18 +52,29 @@ def finished(
     """`row(system, precision, runs)` of every system and precision that has finished runs in the work folder."""
     rows = []
     for system in systems:
-        for precision in ("float32", "bf16"):
-            files = sorted((args.work_dir / f"{system}-{precision}").glob("seed-*/all_results.json"))
+        for precision in PRECISIONS:
+            files = sorted((args.work_dir / f"{system}-{precision}").glob(f"seed-*/{RESULTS}"))
             if files:
                 rows.append(row(system, precision, [json.loads(file.read_text()) for file in files]))
     return rows
 
 
 def command_of(script: str, args: argparse.Namespace, systems: Sequence[str]) -> str:
-    """The command that makes all the runs which the work folder holds."""
-    made = [system for system in systems if any(args.work_dir.glob(f"{system}-*/seed-*/all_results.json"))]
-    seeds = {int(folder.name[5:]) for folder in args.work_dir.glob("*/seed-*")}
-    return f"python benchmarks/{script} --systems {' '.join(made)} --seeds {' '.join(map(str, sorted(seeds)))}"
+    """The commands, one a precision, that make all the runs which the work folder holds."""
+    commands = []
+    for precision in PRECISIONS:
+        made = {
+            system: {file.parent.name[5:] for file in args.work_dir.glob(f"{system}-{precision}/seed-*/{RESULTS}")}
+            for system in systems
+        }
+        names = [system for system in systems if made[system]]
+        if names:
+            seeds = sorted(set().union(*made.values()), key=int)
+            commands.append(
+                f"python benchmarks/{script} --precision {precision} --systems {' '.join(names)} "
+                f"--seeds {' '.join(seeds)}"
+            )
+    return " && ".join(commands)
 
 
 def mean(runs: Sequence[Run], key: str) -> str:

