@@ -20,6 +20,7 @@ class MoReMixtureConfig(PreTrainedConfig):
         experts: the experts' configurations, `MoReConfig.to_dict()` of each; the gate reads the first one's states.
         expert_names: short and unique, in the same order; the processor's folders are named after them.
         expert_sources: where each expert comes from: a Hub id or a folder (of copied experts its name only).
+        expert_digests: of experts only referred to: `weights_digest` of each, so that loading notices a change.
         copy_experts: the checkpoint holds the experts' weights; off: it refers to `expert_sources`.
         gate: one weight an expert for a whole `"post"` (the paper), or for each `"word"` (entities only).
         gate_hidden: width of a hidden layer of the gate; 0: the gate is linear.
@@ -43,6 +44,7 @@ class MoReMixtureConfig(PreTrainedConfig):
     experts: list[dict] | None = None
     expert_names: list[str] | None = None
     expert_sources: list[str] | None = None
+    expert_digests: list[str] | None = None
     copy_experts: bool = True
     gate: str = "post"
     gate_hidden: int = 0

@@ -25,6 +25,7 @@ from .modeling_mixture import (
     MoReMixtureForRelationExtraction,
     MoReMixtureForTokenClassification,
     MoReMixtureOutput,
+    weights_digest,
 )
 from .prediction import map_batches
 from .processing_mixture import MoReMixtureProcessor
@@ -169,10 +170,8 @@ def expert_features(
 
 def _digest(model: Mixture, encoded: Sequence[Post]) -> str:
     """Of the experts' weights, of the gate's kind of text features, and of all that the experts read."""
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, model.config.gate, len(encoded)]).encode())
-    for name, value in sorted(model.experts.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    about = [CACHE_VERSION, model.config.gate, len(encoded), weights_digest(model.experts)]
+    digest = hashlib.sha256(json.dumps(about).encode())
     for post in encoded:
         views = [
             [view["input_ids"], view["word_rows"], view["word_positions"]]

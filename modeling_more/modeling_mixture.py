@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from .crf import LinearChainCRF
 from .gate import Gate, mix
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from .tagging import allowed_transitions
+
+logger = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Tensor]
 #: options of `from_pretrained` that also hold for experts that are only referred to
@@ -133,6 +137,8 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         configs = [_plain_config(expert.config) for expert in experts]
         if config.get("copy_experts", True):  # the folders of this machine mean nothing to those who load it
             sources = [Path(source).name if Path(source).is_dir() else source for source in sources]
+        else:
+            config["expert_digests"] = [weights_digest(expert) for expert in experts]
         return cls(
             MoReMixtureConfig(experts=configs, expert_names=names, expert_sources=sources, **config), experts=experts
         ).eval()
@@ -167,7 +173,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
 
         Raises:
             FileNotFoundError: when an expert that is referred to is gone.
-            ValueError: when it has changed in kind since.
+            ValueError: when it has changed in kind since; where its weights alone have, a warning says so.
         """
         options = {key: kwargs[key] for key in _SHARED_OPTIONS if key in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -175,10 +181,17 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         config = model.config
         if not config.copy_experts:
             experts = cls._load_experts(config.expert_sources, config.expert_names, options)
-            for name, expert, saved in zip(config.expert_names, experts, config.experts, strict=True):
+            digests = config.expert_digests or [None] * len(experts)
+            for name, expert, saved, digest in zip(config.expert_names, experts, config.experts, digests, strict=True):
                 if label_list(_plain_config(expert.config)) != label_list(saved):
                     check_labels(label_list(_plain_config(expert.config)), label_list(saved), name, "this mixture")
                     raise ValueError(f"expert {name} has other labels than when the mixture was made")
+                # in another precision than the recorded one the bytes differ anyhow
+                same_precision = str(expert.dtype) == f"torch.{saved.get('dtype')}"
+                if digest and same_precision and weights_digest(expert) != digest:
+                    logger.warning(
+                        "expert %s has other weights than when the gate was trained: train the gate again", name
+                    )
             model.experts = nn.ModuleList(experts).to(model.gate.output.weight.device)
         model._freeze()
         model.eval()
@@ -413,6 +426,15 @@ def _plain_config(config: Any) -> dict[str, Any]:
     for part in (plain, plain["encoder_config"]):
         part.pop("_name_or_path", None)
     return plain
+
+
+def weights_digest(module: nn.Module) -> str:
+    """32 hexadecimal digits of the SHA-256 of a module's weights and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
 
 
 def _align_labels(expert: Any, first: Any, name: str, first_name: str) -> None:

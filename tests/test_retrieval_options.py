@@ -1,6 +1,5 @@
 """Retrieval of texts beyond BM25 over the post's words: captions, a sentence encoder, both, predicted entities."""
 
-import json
 import math
 import os
 import re
@@ -23,6 +22,7 @@ from modeling_more.knowledge.dense import DenseRetriever, FusedRetriever, Senten
 from modeling_more.knowledge.entities import EntityRetriever, entity_query, read_predictions
 from modeling_more.knowledge.vectors import INDEX_FILE
 from modeling_more.retrieval import add_knowledge
+from ner_runs import write_jsonl
 
 ARTICLES = [
     {"id": "a1", "title": "Acme", "text": "Acme makes phones. It makes anvils, too.\nThe company sits in Oslo."},
@@ -32,11 +32,6 @@ ARTICLES = [
     {"id": "a5", "title": "Copy", "text": "Oslo is a city. The harbour town lies by the sea.\nMarkers are text."},
     {"id": "a6", "title": "Oslo Bay Oslo", "text": "Water.\nMore water. Cold water."},
 ]
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
