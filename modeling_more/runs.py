@@ -32,7 +32,7 @@ from .modeling_more import MoRePreTrainedModel
 from .prediction import EncodedPost, encode_posts, predict
 from .processing_more import MoReProcessor
 from .retrieval import add_knowledge, knowledge_column
-from .training import TrainingResult, make_accelerator, train, write_json
+from .training import TrainingResult, make_accelerator, train, warn_of_slow_cpu, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +106,7 @@ def run(
     for chatty in ("httpx", "accelerate"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
+    warn_of_slow_cpu(accelerator)
     command = " ".join([task.script, *map(shlex.quote, sys.argv[1:] if argv is None else argv)])
     try:
         results = _run(task, args, accelerator, command, load_named, names)

@@ -98,7 +98,7 @@ class TrainingResult:
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
     """The Accelerator of these arguments; what `accelerate launch` configured holds where they are silent."""
-    accelerator = Accelerator(
+    return Accelerator(
         # LengthBatchSampler gives every process as many batches itself
         dataloader_config=DataLoaderConfiguration(even_batches=False),
         cpu=args.use_cpu,
@@ -107,17 +107,21 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         log_with=args.report_to or None,
         project_dir=str(Path(args.output_dir) / "logs"),
     )
-    if accelerator.device.type == "cpu":
-        if accelerator.mixed_precision == "bf16" and torch.backends.cpu.get_cpu_capability() == "AVX2":
-            logger.warning("this CPU has no bf16 instructions: without --bf16 training is some ten times faster here")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if accelerator.num_processes == 1 and torch.get_num_threads() == 1 < cores:
-            # what accelerate launch sets unless it was told otherwise
-            logger.warning(
-                "computing with one thread on %d cores: accelerate launch --num_cpu_threads_per_process %d uses them",
-                cores, cores,
-            )  # fmt: skip
-    return accelerator
+
+
+def warn_of_slow_cpu(accelerator: Accelerator) -> None:
+    """Log what makes a run on a CPU many times slower than it need be."""
+    if accelerator.device.type != "cpu":
+        return
+    if accelerator.mixed_precision == "bf16" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        logger.warning("this CPU has no bf16 instructions: without --bf16 training is some ten times faster here")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if accelerator.num_processes == 1 and torch.get_num_threads() == 1 < cores:
+        # what accelerate launch sets unless it was told otherwise
+        logger.warning(
+            "computing with one thread on %d cores: accelerate launch --num_cpu_threads_per_process %d uses them all",
+            cores, cores,
+        )  # fmt: skip
 
 
 def train(

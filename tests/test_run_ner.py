@@ -189,9 +189,9 @@ def test_options_of_the_loop_run_together(files, tiny_encoder):
     done = run_script(options(files, tiny_encoder("bert"), *extra, "--gradient_checkpointing"))
     assert done.returncode == 0, done.stderr
     slow = torch.backends.cpu.get_cpu_capability() == "AVX2" and not torch.cuda.is_available()
-    assert ("this CPU has no bf16 instructions" in done.stderr) == slow
+    assert done.stderr.count("this CPU has no bf16 instructions") == slow
     idle = (os.cpu_count() or 1) > 1 and not torch.cuda.is_available()  # of them the run had one
-    assert ("--num_cpu_threads_per_process" in done.stderr) == idle
+    assert done.stderr.count("--num_cpu_threads_per_process") == idle
     losses = [row["loss"] for row in read(files, "all_results.json")["history"]]
     assert losses[1] < losses[0]
     model = AutoModelForTokenClassification.from_pretrained(files["out"])
