@@ -1,9 +1,12 @@
 """Small corpora and posts for the tests of knowledge by text."""
 
+import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
@@ -41,6 +44,20 @@ def random_rows(seed: int, articles: int = 60, vocabulary: int = 25) -> list[dic
 def make(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> BM25Retriever:
     corpus = KnowledgeCorpus.from_files(write_jsonl(tmp_path / "made.jsonl", rows), tmp_path / "cache", **options)
     return BM25Retriever.from_corpus(corpus)
+
+
+def bm25_scores(keys: list[str], query: str) -> np.ndarray:
+    """METHOD's formula of BM25 in float64, by brute force: a score per key."""
+    docs = [re.findall(r"\w+", key.lower()) for key in keys]
+    average = sum(map(len, docs)) / len(docs)
+    scores = np.zeros(len(docs))
+    for word in re.findall(r"\w+", query.lower()):
+        df = sum(word in doc for doc in docs)
+        idf = math.log(1 + (len(docs) - df + 0.5) / (df + 0.5))
+        for row, doc in enumerate(docs):
+            tf = doc.count(word)
+            scores[row] += idf * tf / (tf + 1.2 * (1 - 0.75 + 0.75 * len(doc) / average))
+    return scores
 
 
 def posts(*texts: str, tags: list[list[int]] | None = None) -> Dataset:

@@ -1,6 +1,5 @@
 """Retrieval of texts beyond BM25 over the post's words: captions, a sentence encoder, both, predicted entities."""
 
-import math
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from knowledge_rows import bm25_scores
 from modeling_more.arguments import DataArguments
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 from modeling_more.knowledge import dense as dense_module
@@ -275,28 +275,14 @@ def test_reciprocal_rank_fusion() -> None:
 # ---------------------------------------------------------------- predicted entities
 
 
-def bm25(docs: list[str], query: str) -> np.ndarray:
-    """METHOD's formula in float64: a score per text."""
-    words = [re.findall(r"\w+", doc.lower()) for doc in docs]
-    average = sum(map(len, words)) / len(words)
-    scores = np.zeros(len(docs))
-    for word in re.findall(r"\w+", query.lower()):
-        df = sum(word in doc for doc in words)
-        idf = math.log(1 + (len(words) - df + 0.5) / (df + 0.5))
-        for row, doc in enumerate(words):
-            tf = doc.count(word)
-            scores[row] += idf * tf / (tf + 1.2 * (1 - 0.75 + 0.75 * len(doc) / average))
-    return scores
-
-
 @pytest.mark.parametrize("entities", [[], ["Oslo"], ["Lindau", "the town Oslo"], ["Nobody"]])
 def test_titles_searched_with_entities_equal_brute_force(corpus: KnowledgeCorpus, entities: list[str]) -> None:
     retriever = EntityRetriever.from_corpus(corpus)
     text = "a harbour town in Oslo"
-    titles = bm25([article["title"] for article in ARTICLES], " ".join(entities))
+    titles = bm25_scores([article["title"] for article in ARTICLES], " ".join(entities))
     by_id = {article["id"]: score for article, score in zip(ARTICLES, titles, strict=True)}
     rows = [corpus[row] for row in range(len(corpus))]
-    scores = bm25([row["key"] for row in rows], text) + 2.0 * np.array([by_id[row["id"]] for row in rows])
+    scores = bm25_scores([row["key"] for row in rows], text) + 2.0 * np.array([by_id[row["id"]] for row in rows])
     best: dict[tuple[str, str], float] = {}
     for row, score in zip(rows, scores.tolist(), strict=True):
         best[row["title"], row["value"]] = max(score, best.get((row["title"], row["value"]), 0.0))

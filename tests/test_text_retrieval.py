@@ -1,9 +1,7 @@
 """BM25 against brute force, and attaching what it finds to posts."""
 
-import math
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from knowledge_rows import ARTICLES, make, posts, random_rows
+from knowledge_rows import ARTICLES, bm25_scores, make, posts, random_rows
 from modeling_more.knowledge import (
     KNOWLEDGE_FEATURE,
     AttachReport,
@@ -28,20 +26,6 @@ from modeling_more.knowledge import attach as attach_module
 from modeling_more.knowledge.leakage import search_without_leaks
 
 
-def brute_force(keys: list[str], query: str) -> np.ndarray:
-    """METHOD's formula in float64: a score per key."""
-    docs = [re.findall(r"\w+", key.lower()) for key in keys]
-    average = sum(map(len, docs)) / len(docs)
-    scores = np.zeros(len(docs))
-    for word in re.findall(r"\w+", query.lower()):
-        df = sum(word in doc for doc in docs)
-        idf = math.log(1 + (len(docs) - df + 0.5) / (df + 0.5))
-        for row, doc in enumerate(docs):
-            tf = doc.count(word)
-            scores[row] += idf * tf / (tf + 1.2 * (1 - 0.75 + 0.75 * len(doc) / average))
-    return scores
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_bm25_equals_brute_force(tmp_path: Path, seed: int) -> None:
     retriever = make(tmp_path, random_rows(seed))
@@ -51,7 +35,7 @@ def test_bm25_equals_brute_force(tmp_path: Path, seed: int) -> None:
     for top_k in (1, 3, 10, 1000):
         rows, scores = retriever.search_paragraphs(queries, top_k)
         for number, query in enumerate(queries):
-            exact = brute_force(keys, query)
+            exact = bm25_scores(keys, query)
             best: dict[int, float] = {}  # the best sentence of each paragraph
             for row in np.flatnonzero(exact > 0):
                 paragraph = int(corpus.sentence_paragraph[row])
