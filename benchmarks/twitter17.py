@@ -71,8 +71,8 @@ def row(system: str, precision: str, runs: list[Run]) -> dict[str, Any]:
         "of each seed": " ".join(f"{run['test_f1']:.2f}" for run in runs),
         "without knowledge at test time": mean(runs, "test_no_knowledge_f1"),
         "dev F1": mean(runs, "dev_f1"),
-        "average of the experts": mean(runs, "test_average_f1"),
-        "best expert on dev": mean(runs, "test_best_expert_f1"),
+        "test F1 of the average": mean(runs, "test_average_f1"),
+        "test F1 of the best expert on dev": mean(runs, "test_best_expert_f1"),
         "reference framework": f"{statistics.mean(reference):.2f}" if reference else "–",
     }
 

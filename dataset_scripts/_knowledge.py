@@ -83,8 +83,9 @@ class Plan:
 
 def stream(
     where: str, config: str | None, columns: Sequence[str], data_dir: str | None
-) -> tuple[IterableDataset, Any]:
-    """The rows of a data set of the Hub, or of a local copy in its schema; and what they depend on.
+) -> tuple[IterableDataset, Any, str | None]:
+    """The rows of a data set of the Hub, or of a local copy in its schema; what they depend on; and, of the Hub's, the
+    day on which it last changed.
 
     Args:
         where: the repository.
@@ -98,9 +99,10 @@ def stream(
     """
     if data_dir is not None:
         files = local_files(Path(data_dir))
-        return _undecoded([str(file) for file in files], columns), stamps(files)
+        return _undecoded([str(file) for file in files], columns), stamps(files), None
     try:
-        revision = HfApi().dataset_info(where).sha
+        info = HfApi().dataset_info(where)
+        revision = info.sha
         names = HfApi().list_repo_files(where, repo_type="dataset", revision=revision)
     except Exception as error:  # whatever the client raises
         raise ConnectionError(
@@ -111,11 +113,8 @@ def stream(
     )
     if not wanted:
         raise FileNotFoundError(f"{where} holds no Parquet files of {config or 'its rows'}; see its page on the Hub.")
-    return _undecoded([f"hf://datasets/{where}@{revision}/{name}" for name in wanted], columns), [
-        where,
-        config,
-        revision,
-    ]
+    rows = _undecoded([f"hf://datasets/{where}@{revision}/{name}" for name in wanted], columns)
+    return rows, [where, config, revision], info.last_modified and info.last_modified.date().isoformat()
 
 
 def local_files(path: Path) -> list[Path]:
@@ -278,10 +277,19 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
             raise ValueError(f"{folder}: holds something that is no knowledge corpus; give another --output_dir.")
         if not given.overwrite_output_dir:
             raise ValueError(f"{folder}: holds a corpus; give another --output_dir or --overwrite_output_dir.")
+    encoder = None
+    if plan.images and given.image_model:
+        from modeling_more.knowledge.image import ImageEncoder, ImageRetriever  # seconds that texts need not wait
+
+        encoder = ImageEncoder(given.image_model)  # now: a wrong name must not show after hours of reading
+    elif plan.images and given.image_index:
+        raise ValueError("--image_index needs --image_model, the tower that embeds the images.")
     files, counts = write_shards(plan, given.cache_dir, given.max_articles)
     if not counts["articles"]:
         raise ValueError(f"{plan.name}: no article was made of {counts['rows read']} rows ({_listed(counts)}).")
     corpus = KnowledgeCorpus.from_files(files, given.cache_dir, given.title_in_key, plan.language)
+    if encoder is not None:
+        ImageRetriever.from_corpus(corpus, encoder, string_factory=given.image_index)  # `corpus` is saved with it
     made = scrub_command(command)
     table = markdown_table([{"": key, "count": count} for key, count in counts.items()])
     description = f"{plan.description}\n\n{table}\n\nMade by `{made}`."
@@ -322,6 +330,16 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def add_image_options(made: argparse.ArgumentParser) -> None:
+    """The options of builders whose corpora may hold images."""
+    made.add_argument(
+        "--image_model",
+        help="embed the images with this tower, such as openai/clip-vit-base-patch32, and save the index with them; "
+        "default: who searches them does that",
+    )
+    made.add_argument("--image_index", help="a FAISS index for many images, such as IVF4096,PQ64; default: exact")
+
+
 def main(
     make: Callable[[argparse.Namespace], Plan], made: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> int:
@@ -329,7 +347,9 @@ def main(
     words = list(sys.argv[1:] if arguments is None else arguments)
     given = made.parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("dataset_scripts").setLevel(logging.INFO)
+    # the second names every image that can't be used
+    for told in ("dataset_scripts", "modeling_more.knowledge.corpus_images"):
+        logging.getLogger(told).setLevel(logging.INFO)
     try:
         if given.max_articles is not None and given.max_articles < 1:
             raise ValueError(f"--max_articles must be at least 1, not {given.max_articles}.")

@@ -381,7 +381,9 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser(name).parse_args(given)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("dataset_scripts").setLevel(logging.INFO)
+    # the second names every image that can't be used
+    for told in ("dataset_scripts", "modeling_more.knowledge.corpus_images"):
+        logging.getLogger(told).setLevel(logging.INFO)
     try:
         publish(parsed, name, ["python", f"dataset_scripts/{name}.py", *map(without_folder, given)])
     except (ValueError, OSError) as error:

@@ -17,7 +17,7 @@ if __name__ == "__main__":  # run by path, the repository is not on the path yet
 
 from datasets import IterableDataset
 
-from dataset_scripts._knowledge import Plan, Row, local_files, main, parser, stamps
+from dataset_scripts._knowledge import Plan, Row, add_image_options, local_files, main, parser, stamps
 
 NAME = "jsonl"
 
@@ -81,6 +81,8 @@ def plan(given: argparse.Namespace) -> Plan:
     files = [file for path in given.data_dir for file in local_files(Path(path))]
     if wrong := [file for file in files if not file.name.endswith((".jsonl", ".jsonl.gz"))]:
         raise ValueError(f"{wrong[0]}: not a .jsonl or .jsonl.gz file.")
+    if (given.image_model or given.image_index) and not given.image_column:
+        raise ValueError("--image_model and --image_index are for corpora with images: give --image_column, too.")
     names = ("id", "title", "text", "lead", "image")
     columns = {name: getattr(given, f"{name}_column") for name in names if getattr(given, f"{name}_column")}
     image_dir = str(Path(given.image_dir).expanduser().resolve()) if given.image_dir else None
@@ -106,6 +108,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--lead_column", help="what an image stands for; default: the whole text")
     made.add_argument("--image_column", help="files of images, relative to the folder of the JSON Lines file")
     made.add_argument("--image_dir", help="the folder they are relative to instead")
+    add_image_options(made)
     made.add_argument("--description", default="", help="where the texts come from, for the card")
     return main(plan, made, arguments)
 

@@ -19,7 +19,7 @@ from typing import Any
 if __name__ == "__main__":  # run by path, the repository is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset_scripts._knowledge import Plan, Row, main, parser, stream, wiki_name
+from dataset_scripts._knowledge import Plan, Row, add_image_options, main, parser, stream, wiki_name
 from modeling_more.knowledge.pictures import ImageError, open_image
 
 NAME = "wikipedia_images"
@@ -88,7 +88,7 @@ def articles(row: Row, counts: Counter[str], language: str, main_only: bool, sid
 
 
 def plan(given: argparse.Namespace) -> Plan:
-    source, identity = stream(SOURCE, None, COLUMNS, given.data_dir)
+    source, identity, date = stream(SOURCE, None, COLUMNS, given.data_dir)
     if given.max_side is not None and given.max_side < 1:
         raise ValueError(f"--max_side must be at least 1, not {given.max_side}.")
     return Plan(
@@ -100,6 +100,7 @@ def plan(given: argparse.Namespace) -> Plan:
         options={"main_images": given.main_images, "max_side": given.max_side},
         language=given.language,
         license="cc-by-sa-4.0",
+        date=date,
         description=DESCRIPTION.format(language=given.language),
     )
 
@@ -109,6 +110,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--data_dir", help=f"folder or file with a copy of {SOURCE}; default: stream it from the Hub")
     made.add_argument("--main_images", action="store_true", help="only the main image of each article")
     made.add_argument("--max_side", type=int, help="make images smaller, to a shorter side of so many pixels, as JPEG")
+    add_image_options(made)
     return main(plan, made, arguments)
 
 

@@ -40,7 +40,7 @@ def articles(row: Row, counts: Counter[str], wiki: str) -> Iterable[Row]:
 
 def plan(given: argparse.Namespace) -> Plan:
     date = given.date or (DATE if given.data_dir is None else None)
-    source, identity = stream(SOURCE, f"{date}.{given.language}", COLUMNS, given.data_dir)
+    source, identity, _ = stream(SOURCE, f"{date}.{given.language}", COLUMNS, given.data_dir)
     wiki = wiki_name(given.language)
     return Plan(
         name=NAME,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,23 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from test_images import encoded, noise
 from transformers import (
+    BitImageProcessorPil,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
 )
 
 from hub_server import local_hub
@@ -125,6 +135,35 @@ def test_siglip_embeds_by_its_pooler(towers: dict[str, str]) -> None:
     expected = torch.nn.functional.normalize(getattr(features, "pooler_output", features), dim=-1).numpy()
     assert np.allclose(whole.embed(images), expected, atol=1e-6)
     assert (vision.embed(images) == whole.embed(images)).all() and vision.fingerprint == whole.fingerprint
+
+
+def test_other_towers(tmp_path: Path) -> None:
+    """Pictures in patches with their mask (SigLIP 2), a classifier without a pooler (ViT), a pooler of its own."""
+    images = [noise(seed) for seed in range(3)]
+    siglip = Siglip2Model(
+        Siglip2Config(text_config=TEXT, vision_config={**VISION, "num_patches": 16, "patch_size": 8})
+    )
+    vit = ViTForImageClassification(ViTConfig(**VISION))
+    dino = Dinov2Model(Dinov2Config(**VISION))
+    square = {"height": 32, "width": 32}
+    processors = [
+        Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16), ViTImageProcessorPil(size=square),
+        BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=square),
+    ]  # fmt: skip
+    for model, processor in zip((siglip, vit, dino), processors, strict=True):
+        folder = tmp_path / type(model).__name__
+        model.eval().save_pretrained(folder)
+        processor.save_pretrained(folder)
+        inputs = processor(images, return_tensors="pt")
+        with torch.no_grad():
+            if model is siglip:
+                expected = model.get_image_features(**inputs).pooler_output
+            elif model is vit:
+                expected = model.vit(**inputs).last_hidden_state[:, 0]
+            else:
+                expected = model(**inputs).pooler_output
+        found = ImageEncoder(folder).embed(images)
+        assert np.allclose(found, torch.nn.functional.normalize(expected, dim=-1).numpy(), atol=1e-6), folder.name
 
 
 def test_weights_and_preprocessing_make_the_fingerprint(towers: dict[str, str], tmp_path: Path) -> None:
@@ -273,6 +312,10 @@ def test_a_saved_corpus_carries_its_image_indices(
     saved_again = loaded.save_pretrained(tmp_path / "again")
     assert len(list(saved_again.glob("faiss/*/index.faiss"))) == 2
     assert not list(saved_again.glob("faiss/**/*.arrow"))
+    (exact,) = saved_again.glob("faiss/*-Flat")
+    shutil.rmtree(exact)  # what is published of a large corpus: the approximate index alone
+    large = KnowledgeCorpus.from_pretrained(saved_again, tmp_path / "new cache")
+    assert ImageRetriever.from_corpus(large, encoder).factory == "HNSW8"
     retriever.save(tmp_path / "copy")
     assert ImageRetriever(loaded, encoder, tmp_path / "copy").search(queries) == retriever.search(queries)
 

@@ -17,7 +17,7 @@ from PIL import Image as Pictures
 
 from dataset_scripts import _knowledge, jsonl, wikipedia_images, wikipedia_text
 from dataset_scripts._knowledge import Plan, write_shards
-from hub_server import LocalHub
+from hub_server import NOW, LocalHub
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,6 +153,7 @@ def test_wikipedia_text_from_json_lines(tmp_path: Path, wiki: Path) -> None:
 
 def shard_rows(data_dir: Path, tmp_path: Path, *more: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
     made = _knowledge.parser("wikipedia_images", "")
+    _knowledge.add_image_options(made)
     made.add_argument("--data_dir")
     made.add_argument("--main_images", action="store_true")
     made.add_argument("--max_side", type=int)
@@ -328,6 +329,7 @@ def test_a_text_that_stands_in_a_finished_shard_is_not_repeated(tmp_path: Path, 
         pass
 
     made = _knowledge.parser("wikipedia_images", "")
+    _knowledge.add_image_options(made)
     for option in ("--data_dir", "--main_images", "--max_side"):
         made.add_argument(option)
     plan = wikipedia_images.plan(made.parse_args([*given, "--output_dir", "-"]))
@@ -423,3 +425,47 @@ def test_streamed_from_the_hub_and_pushed(tmp_path: Path, wiki: Path, hub: Local
     assert "wikimedia/wikipedia holds no Parquet files of 20231101.xx" in done.stderr
     card = hub.files("org/wiki", "dataset")["README.md"].decode()
     assert "license: cc-by-sa-4.0" in card and "20240101" in card
+
+
+IMAGES = """
+import sys
+import torch
+from huggingface_hub import HfApi
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+from dataset_scripts import wikipedia_images
+from modeling_more.knowledge import ImageEncoder, ImageRetriever, KnowledgeCorpus
+from modeling_more.knowledge import image as image_module
+
+copy, out, tower = sys.argv[1:]
+torch.manual_seed(0)
+sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+config = CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=8)
+CLIPVisionModelWithProjection(config).save_pretrained(tower)
+square = {"height": 32, "width": 32}
+CLIPImageProcessorPil(size=square, crop_size=square).save_pretrained(tower)
+api = HfApi()
+api.create_repo("wikimedia/wit_base", repo_type="dataset")
+api.upload_folder(repo_id="wikimedia/wit_base", repo_type="dataset", folder_path=copy)
+arguments = ["--output_dir", out, "--push_to_hub", "org/pictures"]
+assert wikipedia_images.run([*arguments, "--image_index", "HNSW8"]) == 1  # of which tower?
+assert wikipedia_images.run([*arguments, "--image_model", tower, "--image_index", "HNSW8"]) == 0
+image_module.embed_in_shards = None  # the index came with the corpus
+corpus = KnowledgeCorpus.from_pretrained("org/pictures")
+retriever = ImageRetriever.from_corpus(corpus, ImageEncoder(tower))
+assert retriever.factory == "HNSW8" and "snapshots" in str(retriever.index_dir)
+(found,) = retriever.search([corpus.images[0]["image"]], 1)
+print(found[0]["title"])
+"""
+
+
+def test_images_streamed_from_the_hub_are_pushed_with_their_index(tmp_path: Path, wit: Path, hub: LocalHub) -> None:
+    script = [sys.executable, "-c", IMAGES, str(wit), str(tmp_path / "out"), str(tmp_path / "tower")]
+    done = subprocess.run(script, env=hub.env, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "Red colour"
+    assert "--image_index needs --image_model" in done.stderr
+    assert "enwiki:Broken can't be used" in done.stderr
+    files = hub.files("org/pictures", "dataset")
+    assert any(name.startswith("faiss/") and name.endswith("index.faiss") for name in files)
+    assert read(tmp_path / "out").images["title"][:] == ["Red colour", "Sea", "Sky", "Sea"]
+    assert NOW[:10] in files["README.md"].decode()  # the day on which the source last changed

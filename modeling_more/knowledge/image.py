@@ -33,6 +33,8 @@ from .vectors import build_index, embed_in_shards, index_name, load_index, searc
 
 logger = logging.getLogger(__name__)
 
+Pixels = dict[str, torch.Tensor]  # what an image processor makes of a batch
+
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
 INDEX_VERSION = 1
 _SHARD_ROWS = 2048  # images a shard: what a killed run loses at most
@@ -108,10 +110,10 @@ class ImageEncoder:
         vectors = [self._embed_pixels(pixels) for pixels in self._prepare(images)]
         return np.concatenate(vectors) if vectors else np.empty((0, self.dimension), np.float32)
 
-    def _prepare(self, images: Sequence[Source]) -> Iterator[torch.Tensor]:
-        """Batches of pixel values, a few of them ahead."""
+    def _prepare(self, images: Sequence[Source]) -> Iterator[Pixels]:
+        """Batches of the processor's outputs, a few of them ahead."""
         starts = iter(range(0, len(images), self.batch_size))
-        ahead: deque[Future[torch.Tensor]] = deque()
+        ahead: deque[Future[Pixels]] = deque()
         with ThreadPoolExecutor(_THREADS) as pool:
             try:
                 while True:
@@ -124,16 +126,21 @@ class ImageEncoder:
                 for future in ahead:
                     future.cancel()
 
-    def _pixels(self, images: Sequence[Source]) -> torch.Tensor:
+    def _pixels(self, images: Sequence[Source]) -> Pixels:
         opened = [_not_too_thin(open_image(image)) for image in images]
         # said, not guessed: a picture of 1 or 3 pixels' height looks like channels first
-        pixels = self.processor(opened, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-        return torch.as_tensor(pixels)
+        made = self.processor(opened, input_data_format="channels_last", return_tensors="pt")
+        # some towers need more than `pixel_values`: those of pictures in patches their mask and shapes
+        return {name: torch.as_tensor(value) for name, value in made.items()}
 
-    def _embed_pixels(self, pixels: torch.Tensor) -> np.ndarray:
+    def _embed_pixels(self, pixels: Pixels) -> np.ndarray:
         embed = getattr(self.model, "get_image_features", self.model)  # of models with a text tower, too
+        moved = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in pixels.items()
+        }
         with torch.no_grad():
-            output = embed(pixel_values=pixels.to(self.device, self.dtype))
+            output = embed(**moved)
         found = (getattr(output, name, None) for name in ("image_embeds", "pooler_output"))
         vectors = next((value for value in found if value is not None), None)
         if vectors is None:
@@ -210,14 +217,15 @@ class ImageRetriever:
         Args:
             index_dir: a folder for the indices and shards; default: the indices saved with the corpus, else a folder
                 beside its tables in the cache, from where `save_pretrained` takes them.
-            string_factory: a FAISS index for large corpora, such as "IVF4096,PQ64" or "HNSW32"; default: exact search.
+            string_factory: a FAISS index for large corpora, such as "IVF4096,PQ64" or "HNSW32"; default: of those
+                saved with the corpus the exact one, else another; where there is none, exact search.
             shard_rows: images a shard.
         """
         images = _images(corpus)
+        if index_dir is None and (saved := _saved_index(corpus.faiss_dir, encoder.fingerprint, string_factory)):
+            return cls(corpus, encoder, saved, search_parameters)
         factory = string_factory or "Flat"
         name = index_name(encoder.fingerprint, factory)
-        if index_dir is None and corpus.faiss_dir is not None and (corpus.faiss_dir / name / FAISS_META).is_file():
-            return cls(corpus, encoder, corpus.faiss_dir / name, search_parameters)
         home = Path(index_dir) if index_dir is not None else corpus.folder / FAISS_FOLDER
         if not (home / name / FAISS_META).is_file():
             raw = images.cast_column("image", ImageFeature(decode=False))
@@ -295,6 +303,16 @@ class ImageRetriever:
             yield entries
 
 
+def _saved_index(folder: Path | None, encoder: str, factory: str | None) -> Path | None:
+    """The index in the folder of such a kind; where none is asked for, the exact one before any other."""
+    if folder is None:
+        return None
+    names = [index_name(encoder, factory or "Flat")]
+    if factory is None:
+        names += sorted(found.name for found in folder.glob(f"{index_name(encoder, '')}*"))
+    return next((folder / name for name in names if (folder / name / FAISS_META).is_file()), None)
+
+
 def _images(corpus: KnowledgeCorpus) -> Any:
     if corpus.images is None:
         raise ValueError(
@@ -317,6 +335,9 @@ def _load_tower(name: str | Path, revision: str | None) -> Any:
     options: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
     if config.model_type not in ("clip", "clip_vision_model"):
         model, info = AutoModel.from_pretrained(name, **options)
+        if info["missing_keys"] and all(key.startswith("pooler.") for key in info["missing_keys"]):
+            # a classifier's checkpoint has no pooler: the first token stands for the picture
+            model, info = AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
         _check_weights(name, info)
         return model.vision_model if config.model_type == "siglip" else model  # no need of its text tower
     vision = config if isinstance(config, CLIPVisionConfig) else config.vision_config
