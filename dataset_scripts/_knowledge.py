@@ -114,7 +114,7 @@ def stream(
     if not wanted:
         raise FileNotFoundError(f"{where} holds no Parquet files of {config or 'its rows'}; see its page on the Hub.")
     rows = _undecoded([f"hf://datasets/{where}@{revision}/{name}" for name in wanted], columns)
-    return rows, [where, config, revision], info.last_modified and info.last_modified.date().isoformat()
+    return rows, [where, config, revision], str(info.last_modified.date()) if info.last_modified else None
 
 
 def local_files(path: Path) -> list[Path]:

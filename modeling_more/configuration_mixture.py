@@ -25,6 +25,7 @@ class MoReMixtureConfig(PreTrainedConfig):
         gate: one weight an expert for a whole `"post"` (the paper), or for each `"word"` (entities only).
         gate_hidden: width of a hidden layer of the gate; 0: the gate is linear.
         image_dim: dimension of the image features; 0: the gate sees no image.
+        image_model: the image tower that makes these features, a folder or a Hub id.
         image_dropout: probability with which a post's image is hidden from the gate in training, so that the vector
             that stands for a missing image is learned.
         load_balancing: weight of Z · Σ_z (mean over the batch of g_z)², which is 1 where all experts are used alike.
@@ -49,6 +50,7 @@ class MoReMixtureConfig(PreTrainedConfig):
     gate: str = "post"
     gate_hidden: int = 0
     image_dim: int = 0
+    image_model: str | None = None
     image_dropout: float = 0.1
     load_balancing: float = 0.0
     entropy: float = 0.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from .arguments import DataArguments
@@ -62,16 +64,23 @@ RELATIONS = Schema(
 
 
 def load_posts(
-    args: DataArguments, schema: Schema, load_named: Callable[..., DatasetDict], names: Sequence[str]
+    args: DataArguments,
+    schema: Schema,
+    load_named: Callable[..., DatasetDict],
+    names: Sequence[str],
+    ids_needed: bool = False,
 ) -> tuple[dict[str, Posts], list[str], dict[str, Any]]:
     """The splits that the arguments name as rows: labels as strings and, for `--retrieval`, their knowledge column.
 
-    Args and errors as `load_splits`.
+    Args and errors as `load_splits`; rows without ids are numbered, or, where ids are needed, an error.
 
     Returns:
         rows of each split; the entity types or relations; a report of what retrieval did.
     """
     splits, types, report = load_splits(args, schema, load_named, names)
+    for split, data in splits.items():
+        if ids_needed and "id" not in data.column_names:
+            raise ValueError(f"the {split} posts have no column id, by which their knowledge is joined")
     rows = {split: _rows(data, schema.label) for split, data in splits.items()}
     if args.shuffle_knowledge and args.retrieval != "none":
         column = knowledge_column(args.retrieval)
@@ -145,7 +154,7 @@ def _from_dataset(
                 f"--dataset {name} is neither a folder, nor a Hub id like ORG/NAME, nor one of {', '.join(names)}"
             )
         try:
-            data = load_dataset(name, retrieval, cache_dir=args.cache_dir)
+            data = load_dataset(name, retrieval, cache_dir=_cache_of(name, args.cache_dir))
         except (ValueError, OSError, ConnectionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"--dataset {name}, configuration {retrieval}, can't be loaded: {reason}") from error
@@ -153,6 +162,18 @@ def _from_dataset(
     for split, rows in splits.items():
         _check_columns(f"--dataset {name}, split {split}", rows, schema)
     return splits
+
+
+def _cache_of(name: str, cache_dir: str | None) -> str | None:
+    """The cache for a data set. `datasets` knows a folder by its name and file names alone: without a place of its own
+    for each content, a changed folder, or another one of the same name, would give the rows of the first."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return cache_dir
+    files = sorted(file for file in folder.resolve().rglob("*") if file.is_file())
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    digest = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+    return str(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"folder-{digest}")
 
 
 def _check_columns(where: str, rows: Dataset, schema: Schema) -> None:
@@ -185,6 +206,8 @@ def _rows(data: Dataset, label: str) -> Posts:
             found = row[label]
             row[label] = names[found] if isinstance(found, int) else [names[one] for one in found]
         row.setdefault("id", str(index))
+        if not row["tokens"]:
+            raise ValueError(f"post {row['id']} has no words")
     return rows
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from safetensors.torch import load_file, save_file
@@ -143,7 +144,8 @@ def expert_features(
     file = None
     if cache_dir is not None:
         file = Path(cache_dir) / "mixture" / f"{_digest(model, encoded)}.safetensors"
-        if file.is_file():
+        # all or none: who computes waits for what the others compute
+        if all(gather_object([file.is_file()])):
             return _read(file)
 
     def compute(batch: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
@@ -165,6 +167,7 @@ def expert_features(
     features = Features([logits for logits, _ in found], [text for _, text in found])
     if file is not None and accelerator.is_main_process:
         _write(file, features)
+    accelerator.wait_for_everyone()
     return features
 
 
@@ -379,13 +382,17 @@ def predict_mixture(
     accelerator: Accelerator,
     batch_size: int = 16,
     image_encoder: Any = None,
-) -> tuple[list[Any], list[dict[str, float]]]:
-    """What the mixture says of posts {tokens, knowledge columns, (head, tail), image?}, and its experts' weights.
+) -> tuple[list[Any], list[dict[str, float]], list[dict[str, Any]]]:
+    """What the mixture says of posts {tokens, knowledge columns, (head, tail), image?}, and how it comes to that.
 
     An expert reads the post's knowledge column that it was trained with, or `expert_knowledge`, a list over experts.
 
     Returns:
-        tags with span scores of each post, or probabilities of the relations; the (mean) weight of each expert.
+        tags with span scores of each post, or probabilities of the relations; the (mean) weight of each expert by its
+        name; and what each expert says by itself, in the form of the first.
+
+    Raises:
+        ValueError: posts with images whose tower is not known or gives other features than the gate reads.
     """
     columns = [one.knowledge_column for one in processor.processors]
     rows = [
@@ -394,18 +401,47 @@ def predict_mixture(
     ]
     features = expert_features(model, processor, rows, accelerator, batch_size)
     if model.config.image_dim:
-        vectors = torch.zeros(len(rows), model.config.image_dim)
-        usable = torch.tensor([image_encoder is not None and post.get("image") is not None for post in posts])
-        if usable.any():
-            seen = [post["image"] for post, one in zip(posts, usable.tolist(), strict=True) if one]
-            vectors[usable] = torch.from_numpy(image_encoder.embed(seen))
-        features.images = vectors, usable
+        features.images = _own_images(posts, model.config, image_encoder)
     outputs = mix(model, features, batch_size)
     names = model.config.expert_names
     weights = [dict(zip(names, output.mean_weights.tolist(), strict=True)) for output in outputs]
     if processor.markers:
-        return [output.logits.exp().tolist() for output in outputs], weights
-    return mixture_tags(model, outputs), weights
+        opinions = [dict(zip(names, output.expert_log_probs.exp().tolist(), strict=True)) for output in outputs]
+        return [output.logits.exp().tolist() for output in outputs], weights, opinions
+    by_expert = [expert_tags(model, outputs, number) for number in range(len(names))]
+    opinions = [dict(zip(names, tags, strict=True)) for tags in zip(*by_expert, strict=True)]
+    return mixture_tags(model, outputs), weights, opinions
+
+
+def _own_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tensor, Tensor]:
+    """As `image_features`, of the `image` that posts carry themselves."""
+    vectors, usable = torch.zeros(len(posts), config.image_dim), torch.zeros(len(posts), dtype=torch.bool)
+    given = [row for row, post in enumerate(posts) if post.get("image") is not None]
+    if not given:
+        return vectors, usable
+    from modeling_more.knowledge.pictures import ImageError, open_image
+
+    if encoder is None:
+        from modeling_more.knowledge.image import ImageEncoder
+
+        if config.image_model is None:
+            raise ValueError("the mixture does not tell by which tower its gate sees images: give an image_encoder")
+        encoder = ImageEncoder(config.image_model)
+    if encoder.dimension != config.image_dim:
+        raise ValueError(
+            f"the gate reads {config.image_dim} image features, {encoder.label} gives {encoder.dimension}: "
+            f"the tower must be {config.image_model or 'that of the training'}"
+        )
+    opened = {}
+    for row in given:
+        try:
+            opened[row] = open_image(posts[row]["image"])
+        except ImageError as error:
+            logger.warning("the image of post %s can't be used: %s", posts[row].get("id", row), error)
+    if opened:
+        vectors[list(opened)] = torch.from_numpy(np.array(encoder.embed(list(opened.values()))))
+        usable[list(opened)] = True
+    return vectors, usable
 
 
 def _tags(

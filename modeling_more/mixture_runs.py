@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 from huggingface_hub import hf_hub_download
@@ -43,7 +44,7 @@ from .mixture_report import draw_gate_weights, gate_table
 from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
 from .retrieval import knowledge_column
-from .runs import Prediction, Task, one_sentence_errors, run_seed, save_run, write_jsonl
+from .runs import Prediction, Task, one_sentence_errors, retrieved, run_seed, save_run, write_jsonl
 from .tagging import bio_to_bioes
 from .training import TrainingArguments, TrainingResult, make_accelerator, train
 
@@ -54,6 +55,7 @@ RETRIEVAL_OPTIONS = (
     *("retrieval", "knowledge", "top_k", "title_in_key", "retriever", "text_model", "query", "captions", "entities"),
     *("image_dir", "image_model"),
 )
+CROSSFIT = "made_of.txt"  # of a finished fold: a digest of the posts and options that made its expert
 MAIN_SCORES = ("f1", "precision", "recall", "accuracy")
 Options = TypeVar("Options")
 
@@ -144,10 +146,15 @@ def load_mixture_posts(
     reports: dict[str, Any] = {}
     for expert in experts:
         own = expert.data(data)
-        splits, types, report = load_posts(own, task.schema, load_named, names)
+        # experts may read other configurations of a data set, whose rows need not stand in one order
+        splits, types, report = load_posts(own, task.schema, load_named, names, ids_needed=data.dataset is not None)
         if report:
             reports[expert.name] = report
         column = knowledge_column(own.retrieval)
+        if joined and splits.keys() != joined.keys():
+            raise ValueError(
+                f"expert {expert.name} has the splits {', '.join(splits)}, {experts[0].name} has {', '.join(joined)}"
+            )
         for split, rows in splits.items():
             knowledge = {row["id"]: row.get(column) if column else None for row in rows}
             if len(knowledge) < len(rows):
@@ -177,7 +184,7 @@ def _add_images(
     names: Sequence[str],
 ) -> None:
     """Embed the posts' images where there are any: a column `image`, or `--image_dir`."""
-    by_image = next((own for expert in experts if (own := expert.data(data)).retrieval == "image"), data)
+    by_image = _by_image(data, experts)
     image_dir = data.image_dir or by_image.image_dir
     splits: dict[str, Dataset] = {}
     if image_dir is None:
@@ -190,15 +197,42 @@ def _add_images(
             return
     from .knowledge import ImageEncoder
 
-    given = data.image_model != DataArguments.image_model
-    encoder = ImageEncoder(data.image_model if given else by_image.image_model)
+    encoder = ImageEncoder(_image_model(data, experts))
     for split, rows in joined.items():
         posts = splits[split] if splits else Dataset.from_list([{"image_id": row["image_id"]} for row in rows])
         vectors, usable = image_features(posts, image_dir, encoder, data.cache_dir)
-        by_id = dict(zip(posts["id"], range(len(posts)), strict=True)) if "id" in posts.column_names else {}
-        for number, row in enumerate(rows):
-            place = by_id.get(row["id"], number)
-            row["image"], row["has_image"] = vectors[place], usable[place]
+        if not splits:
+            places = dict(zip((row["id"] for row in rows), range(len(rows)), strict=True))
+        else:
+            places = dict(zip(posts["id"], range(len(posts)), strict=True))
+            if lacking := [row["id"] for row in rows if row["id"] not in places]:
+                raise ValueError(f"the {split} posts with images lack {len(lacking)} ids, like {lacking[0]}")
+        for row in rows:
+            row["image"], row["has_image"] = vectors[places[row["id"]]], usable[places[row["id"]]]
+
+
+def _by_image(data: DataArguments, experts: Sequence[Expert]) -> DataArguments:
+    """The options of the first expert that retrieves by image; without one, those of this run."""
+    return next((own for expert in experts if (own := expert.data(data)).retrieval == "image"), data)
+
+
+def _image_model(data: DataArguments, experts: Sequence[Expert]) -> str:
+    """The tower by which the gate sees images: the one that this run names, or that an expert searched with."""
+    given = data.image_model != DataArguments.image_model
+    return data.image_model if given else _by_image(data, experts).image_model
+
+
+def add_expert_knowledge(posts: Posts, data: DataArguments, sources: Sequence[str]) -> None:
+    """Retrieve for posts without labels as each expert did in its training, into `EXPERT_KNOWLEDGE`; where an expert
+    does not retrieve, it reads what the posts bring along."""
+    columns = []
+    for expert in load_experts(sources):
+        own = expert.data(data)
+        column = knowledge_column(own.retrieval)
+        searched = column is not None and own.knowledge
+        columns.append(retrieved(own, posts) if searched else [post.get(column) if column else None for post in posts])
+    for post, *knowledge in zip(posts, *columns, strict=True):
+        post[EXPERT_KNOWLEDGE] = knowledge
 
 
 def run_mixture_seed(
@@ -217,7 +251,7 @@ def run_mixture_seed(
     set_seed(training.seed)
     with one_sentence_errors(), accelerator.main_process_first():
         experts = load_experts(mixture.experts)
-        model = _build(task, mixture, experts, splits)
+        model = _build(task, mixture, experts, splits, _image_model(data, experts))
         processor = MoReMixtureProcessor([expert.processor for expert in experts], [expert.name for expert in experts])
         unknown = sorted(set(task.labels(types, data)) - set(model.config.label2id))
         if unknown:
@@ -280,7 +314,7 @@ def run_mixture_seed(
 
     for split, name in (("validation", "dev"), ("test", "test")):
         if split in splits:
-            outputs = mix(model, features_of(splits[split], name))
+            outputs = mix(model, features_of(splits[split], name, model))  # training may have made another object
             found = systems(task, model, outputs)
             results |= scores(task, model, found, splits[split], name, data)
             if accelerator.is_main_process:
@@ -298,13 +332,16 @@ def run_mixture_seed(
     return results
 
 
-def _build(task: Task, mixture: MixtureArguments, experts: Sequence[Expert], splits: dict[str, Posts]) -> Mixture:
+def _build(
+    task: Task, mixture: MixtureArguments, experts: Sequence[Expert], splits: dict[str, Posts], image_model: str
+) -> Mixture:
     first = next(iter(splits.values()))[0]
     model: Mixture = task.mixture_class.from_experts(
         [expert.source for expert in experts],
         names=[expert.name for expert in experts],
         gate=mixture.gate,
         image_dim=len(first["image"]) if "image" in first else 0,
+        image_model=image_model if "image" in first else None,
         image_dropout=mixture.image_dropout,
         load_balancing=mixture.load_balancing,
         entropy=mixture.gate_entropy,
@@ -328,6 +365,9 @@ def _gate_data(
     """The posts that the gate learns from, and what it reads of them."""
     _, _, training, _, mixture = args
     posts = splits["train"]
+    if mixture.train_experts and mixture.gate_data == "crossfit":
+        with one_sentence_errors():
+            raise ValueError("--train_experts trains the experts along: choose --gate_data holdout or train")
     if mixture.gate_data == "holdout":
         with one_sentence_errors():
             for expert in experts:
@@ -363,7 +403,10 @@ def _gate_data(
             }
             folder = Path(training.output_dir) / "crossfit" / f"{expert.name}-{fold}"
             folders.append(str(folder))
-            if (folder / "all_results.json").is_file():
+            # the gate's images are tensors, and no expert reads them
+            told = [[{**post, "image": None, "has_image": None} for post in rows] for rows in own.values()]
+            made_of = hashlib.sha256(json.dumps([expert.options, told], default=str).encode()).hexdigest()[:32]
+            if (folder / CROSSFIT).is_file() and (folder / CROSSFIT).read_text(encoding="utf-8") == made_of:
                 continue  # of a run that was killed
             logger.info("crossfit: expert %s without fold %d of %d", expert.name, fold + 1, mixture.crossfit_folds)
             again = expert.options_of(
@@ -375,6 +418,8 @@ def _gate_data(
                 task, (once, expert.options_of(ModelArguments), again, RunArguments(), MixtureArguments()), own, types,
                 {}, [], command,
             )  # fmt: skip
+            if PartialState().is_main_process:
+                (folder / CROSSFIT).write_text(made_of, encoding="utf-8")
         rows = [row for row, one in enumerate(folds) if one == fold]
         of_fold = task.mixture_class.from_experts(
             folders, names=[expert.name for expert in experts], gate=mixture.gate

@@ -214,13 +214,14 @@ def predict(
     Args:
         model: an expert, or a mixture, whose experts each read their own knowledge column.
         processor: the one saved with it.
-        image_encoder: an `ImageEncoder`, with which a mixture's gate sees the `image` of the posts.
+        image_encoder: an `ImageEncoder`, with which a mixture's gate sees the `image` of the posts; default: the one
+            that the mixture names, loaded where a post has an image.
 
     Returns:
         per post: the post's id (if any), tokens, and entities [{type, text, start, end, char_start, char_end, score}]
         with spans in words and in characters, ends exclusive; score is the probability of the span. Of relations:
         relations [{head, tail, head_text, tail_text, relation, score}], spans in words, score its probability. Of a
-        mixture also the expert_weights (for relations with each pair's).
+        mixture also expert_weights and experts, what each says by itself (of relations, each pair's).
 
     Raises:
         ValueError: for a post with neither text nor tokens; or, for relations, without spans or with wrong ones.
@@ -232,7 +233,6 @@ def predict(
     read = _with_pairs if relations else _with_tokens
     prepared = [read(post, index, processor.splitter) for index, post in enumerate(posts)]
     accelerator = accelerator or _plain_accelerator(model)
-    weights: list[dict[str, float]] | None = None
     results: list[dict[str, Any]] = [
         {key: post[key] for key in ("id", "tokens") if key in post} | {"relations" if relations else "entities": []}
         for post in prepared
@@ -242,27 +242,39 @@ def predict(
         if pairs:
             rows = [{**prepared[index], "head": head, "tail": tail} for index, head, tail in pairs]
             if mixed:
-                scores, weights = predict_mixture(model, processor, rows, accelerator, batch_size, image_encoder)
+                scores, weights, opinions = predict_mixture(
+                    model, processor, rows, accelerator, batch_size, image_encoder
+                )
             else:
                 scores = predict_relations(model, encode_posts(rows, processor), processor, accelerator, batch_size)
             for place, ((index, head, tail), row) in enumerate(zip(pairs, scores, strict=True)):
-                found = relation(prepared[index]["tokens"], head, tail, row, model.config.id2label)
-                results[index]["relations"].append(found | ({"expert_weights": weights[place]} if weights else {}))
+                words, id2label = prepared[index]["tokens"], model.config.id2label
+                found = relation(words, head, tail, row, id2label)
+                if mixed:
+                    experts = {
+                        name: relation(words, head, tail, own, id2label)["relation"]
+                        for name, own in opinions[place].items()
+                    }
+                    found |= {"expert_weights": weights[place], "experts": experts}
+                results[index]["relations"].append(found)
         return results
     filled = [index for index, post in enumerate(prepared) if post["tokens"]]
     if filled:
         rows = [prepared[index] for index in filled]
         if mixed:
-            tagged, weights = predict_mixture(model, processor, rows, accelerator, batch_size, image_encoder)
+            tagged, weights, opinions = predict_mixture(model, processor, rows, accelerator, batch_size, image_encoder)
         else:
             tagged = predict_tags(model, encode_posts(rows, processor), processor, accelerator, batch_size)
         for place, (index, (tags, span_scores)) in enumerate(zip(filled, tagged, strict=True)):
             post = prepared[index]
-            if weights:
+            shown = post.get("text"), post.get("offsets")
+            if mixed:
                 results[index]["expert_weights"] = weights[place]
-            results[index]["entities"] = entities(
-                post["tokens"], tags, span_scores, post.get("text"), post.get("offsets")
-            )
+                results[index]["experts"] = {
+                    name: entities(post["tokens"], own_tags, own_scores, *shown)
+                    for name, (own_tags, own_scores) in opinions[place].items()
+                }
+            results[index]["entities"] = entities(post["tokens"], tags, span_scores, *shown)
     return results
 
 

@@ -37,7 +37,7 @@ def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str
         ValueError: options that do not go together, a column that is missing.
         FileNotFoundError: a file or model that is not there.
     """
-    _check(args)
+    check_retrieval(args)
     column = str(knowledge_column(args.retrieval))
     if args.knowledge:
         retrieve = _by_image if args.retrieval == "image" else _by_text
@@ -51,8 +51,17 @@ def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str
     return splits, {}
 
 
-def _check(args: DataArguments) -> None:
-    """Options that would be ignored are errors: they were given for a reason."""
+def check_retrieval(args: DataArguments) -> None:
+    """Options that would be ignored are errors: they were given for a reason.
+
+    Raises:
+        ValueError: options that do not go together, in one sentence.
+    """
+    if args.retrieval == "none":
+        ignored = {"--knowledge": args.knowledge, "--shuffle_knowledge": args.shuffle_knowledge}
+        for name, value in ignored.items():
+            if value:
+                raise ValueError(f"{name} is given, but no knowledge is retrieved: add --retrieval text or image")
     changed = {
         "--query": args.query != "words",
         "--retriever": args.retriever != "bm25",

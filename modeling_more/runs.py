@@ -27,11 +27,12 @@ from transformers.utils import logging as transformers_logging
 from .arguments import Arguments, DataArguments, ModelArguments, parse_arguments
 from .configuration_more import MoReConfig
 from .data import Posts, Schema, describe, load_posts, split_holdout
+from .mixture import EXPERT_KNOWLEDGE
 from .model_card import write_model_card
 from .modeling_more import MoRePreTrainedModel
 from .prediction import EncodedPost, encode_posts, predict
 from .processing_more import MoReProcessor
-from .retrieval import add_knowledge, knowledge_column
+from .retrieval import add_knowledge, check_retrieval, knowledge_column
 from .training import TrainingResult, make_accelerator, train, warn_of_slow_cpu, write_json
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def run(
         logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
     warn_of_slow_cpu(accelerator)
-    command = " ".join([task.script, *map(shlex.quote, sys.argv[1:] if argv is None else argv)])
+    command = _command(task.script, sys.argv[1:] if argv is None else argv, accelerator)
     try:
         results = _run(task, args, accelerator, command, load_named, names)
         accelerator.end_training()
@@ -117,6 +118,15 @@ def run(
             f"\ninterrupted; the last complete epoch is kept: add --resume_from_checkpoint latest to go on "
             f"(in {training.output_dir})"
         ) from None
+
+
+def _command(script: str, words: Sequence[str], accelerator: Accelerator) -> str:
+    """The command that runs this again."""
+    start = ["python", script]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate launch sets it
+        several = accelerator.num_processes
+        start = ["accelerate", "launch", *(["--num_processes", str(several)] if several > 1 else []), script]
+    return shlex.join([*start, *words])
 
 
 def _run(
@@ -147,7 +157,7 @@ def _run(
             for split in ("train", "validation"):
                 if run.do_train and split not in splits:
                     raise ValueError(f"training needs a {split} split; there is {describe(splits)}")
-        to_predict = _posts_to_predict(task, data) if run.do_predict else []
+        to_predict = _posts_to_predict(task, data, mixture.experts) if run.do_predict else []
 
     output = Path(training.output_dir)
     if not splits:
@@ -171,6 +181,7 @@ def _run(
             results = _over_seeds(all_results, seeds)
             _adopt_best(output, all_results)
             write_json(output / "all_results.json", results)
+            write_json(output / "arguments.json", _options(args))
             _write_card(task, args, output, results, command)
         _log_scores(results, task.shown)
         if run.push_to_hub:
@@ -205,6 +216,8 @@ def run_seed(
 
     if run.do_train:
         posts, held_out = split_holdout(splits["train"], data.holdout_fraction)
+        if not posts:
+            raise SystemExit(f"error: all {len(held_out)} training posts are held out: lower --holdout_fraction")
         if accelerator.is_main_process:
             write_json(output / "holdout_ids.json", [post["id"] for post in held_out])
         results |= {"train_posts": len(posts), "held_out_posts": len(held_out)}
@@ -347,18 +360,23 @@ def _options(args: Arguments) -> dict[str, Any]:
 
 def _write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
     runs = results.get("runs", [results])
+    best = max(runs, key=_dev_score)
     history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
     more = {}
-    if "experts" in results:
+    if "experts" in best:  # over several seeds: the weights and gains of the one whose model this is
         from .mixture_report import card_parts
 
-        more = card_parts(results, task.pipeline_tag, args[3].hub_model_id or output.resolve().name)
+        more = card_parts(best, task.pipeline_tag, args[3].hub_model_id or output.resolve().name)
     write_model_card(output, results, _options(args), command, history, task=task.pipeline_tag, **more)
+
+
+def _dev_score(result: dict[str, Any]) -> float:
+    return float(result.get("dev_f1", result.get("test_f1", 0.0)))
 
 
 def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
     """The files of the seed with the best dev score also stand in the output folder itself, ready to load."""
-    best = max(results, key=lambda result: result.get("dev_f1", result.get("test_f1", 0.0)))
+    best = max(results, key=_dev_score)
     shutil.copytree(
         output / f"seed-{best['seed']}",
         output,
@@ -374,6 +392,16 @@ def _check(args: Arguments) -> None:
         raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
     if run.do_predict and data.predict_file is None:
         raise ValueError("--do_predict needs --predict_file")
+    check_retrieval(data)
+    if not 0 <= data.holdout_fraction < 1:
+        raise ValueError(f"--holdout_fraction is {data.holdout_fraction}, it must lie between 0 and 1")
+    for name in ("max_train_samples", "max_eval_samples"):
+        limit = getattr(data, name)
+        if limit is not None and limit < 1:
+            raise ValueError(f"--{name} is {limit}, it must be at least 1")
+    resumed = training.resume_from_checkpoint
+    if resumed and resumed != "latest" and not Path(resumed).is_dir():
+        raise FileNotFoundError(f"--resume_from_checkpoint {resumed}: no such folder")
     if run.push_to_hub and run.hub_model_id is None:
         raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME")
     if training.resume_from_checkpoint and training.resume_from_checkpoint != "latest" and training.seeds:
@@ -444,20 +472,39 @@ def _load_expert(
     return model.to(accelerator.device), processor
 
 
-def _posts_to_predict(task: Task, data: DataArguments) -> Posts:
+def _posts_to_predict(task: Task, data: DataArguments, experts: Sequence[str]) -> Posts:
     posts = task.read_posts(str(data.predict_file), data)
-    if data.retrieval != "none" and data.knowledge:
-        column = str(knowledge_column(data.retrieval))
-        rows = Dataset.from_list([{key: post[key] for key in ("id", "image_id", "tokens")} for post in posts])
-        attached, _ = add_knowledge(data, {"predict": rows})
-        for post, row in zip(posts, attached["predict"], strict=True):
-            post[column] = row[column]
+    if data.retrieval == "moe":
+        from .mixture_runs import add_expert_knowledge  # which imports this module
+
+        add_expert_knowledge(posts, data, experts)
+    elif data.knowledge:
+        for post, entries in zip(posts, retrieved(data, posts), strict=True):
+            post[str(knowledge_column(data.retrieval))] = entries
+    if data.image_dir is not None:
+        from .knowledge.pictures import find_image
+
+        for post in posts:
+            if post["image_id"] and (file := find_image(data.image_dir, post["image_id"])):
+                post["image"] = file
     return posts
+
+
+def retrieved(data: DataArguments, posts: Posts) -> list[Any]:
+    """The knowledge of posts without labels, as `--retrieval` and its options say."""
+    rows = Dataset.from_list([{key: post[key] for key in ("id", "image_id", "tokens")} for post in posts])
+    attached, _ = add_knowledge(data, {"predict": rows})
+    return list(attached["predict"][str(knowledge_column(data.retrieval))])
 
 
 def _write_predictions(
     output: Path, model: Any, processor: MoReProcessor, posts: Posts, training: Any, accelerator: Accelerator
 ) -> None:
+    read = getattr(processor, "processors", [processor])
+    columns = {one.knowledge_column for one in read} - {None}
+    lacking = sorted(column for column in columns if not any(post.get(column) for post in posts))
+    if lacking and not any(EXPERT_KNOWLEDGE in post for post in posts):
+        logger.warning("no post has %s: the words alone are read there", ", ".join(lacking))
     found = predict(model, processor, posts, training.per_device_eval_batch_size, accelerator)
     if accelerator.is_main_process:
         path = output / "predictions" / "predict.jsonl"
@@ -488,6 +535,11 @@ def _over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, An
     """Mean and sample deviation of every score over the seeds, and each seed's own."""
     merged: dict[str, Any] = {"seeds": seeds}
     for key, value in results[0].items():
+        if key.endswith("_per_type"):
+            merged[key] = {
+                type_: {name: statistics.mean(row[key][type_][name] for row in results) for name in scores}
+                for type_, scores in value.items()
+            }
         if isinstance(value, float) and key.startswith(("dev_", "test_")):
             values = [row[key] for row in results]
             merged[key] = statistics.mean(values)

@@ -253,14 +253,16 @@ def test_decoding_without_a_path_is_an_error() -> None:
     [("matrix products", 1.0), ("elementwise", 1.0), ("elementwise", 100.0)],
     indirect=["recursion"],
 )
-def test_span_scores_equal_enumeration(recursion: str, scale: float) -> None:
-    problem = make(3, lengths=(5, 1, 4, 2), scale=scale)
+@pytest.mark.parametrize("num_tags", [2, 3, 4, 5])
+def test_span_scores_equal_enumeration(recursion: str, scale: float, num_tags: int) -> None:
+    problem = make(num_tags, lengths=(6, 1, 4, 2, 3, 5), scale=scale)
+    every = 2 * num_tags ** max(0, num_tags - 3) + 1  # of the tags of a span: all would be thousands
     spans: list[list[tuple[int, int, list[int]]]] = [
         [
             (start, end, list(tag_ids))
             for start in range(length)
             for end in range(start + 1, length + 1)
-            for tag_ids in list(product(range(3), repeat=end - start))[::2]
+            for tag_ids in list(product(range(num_tags), repeat=end - start))[::every]
         ]
         for length in problem.lengths
     ]
@@ -307,7 +309,9 @@ def test_forbidden_transitions_and_large_scores_stay_finite() -> None:
                 parameter.masked_fill_(forbidden, -1e4)
         log_q = crf.log_marginals(emissions, mask)
         likelihood = crf.log_likelihood(emissions, tags, mask)
-        values = (log_q, likelihood, crf.log_partition(emissions, mask), crf.viterbi(emissions, mask)[1])
+        spans = [[(0, n, row[:n])] for n, row in zip(problem.lengths, tags.tolist(), strict=True)]
+        span_scores = torch.cat(crf.span_scores(emissions, mask, spans))
+        values = (log_q, likelihood, crf.log_partition(emissions, mask), crf.viterbi(emissions, mask)[1], span_scores)
         target = torch.rand(log_q.shape, generator=torch.Generator().manual_seed(2))
         grads = [*gradients(likelihood.sum(), problem.inputs), *gradients((log_q * target).sum(), problem.inputs)]
         grads += gradients((target * crf.marginals(emissions, mask)).sum(), problem.inputs)

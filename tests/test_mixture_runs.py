@@ -1,5 +1,6 @@
 """--retrieval moe as its users run it: gate data, cache, scores beside the experts', one and two processes."""
 
+import copy
 import json
 import os
 import shutil
@@ -16,10 +17,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoProcessor
 
+import ner_runs
 import run_ner
 import run_re
 from dataset_scripts.demo_tower import make_tower, save_tower
-from modeling_more import predict
+from modeling_more import mixture_runs, predict
 from modeling_more.knowledge import ImageEncoder
 from modeling_more.metrics import entity_counts, paired_bootstrap, relation_counts
 from modeling_more.mixture import Features, gate_batch, image_features
@@ -32,8 +34,6 @@ from re_runs import write_files
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory, tiny_encoder):
     """Two experts of the entity task that held a third of the training posts out: text and none, two encoders."""
-    import ner_runs
-
     folder = tmp_path_factory.mktemp("experts")
     files = {
         "train": str(ner_runs.write_jsonl(folder / "train.jsonl", ner_runs.posts(48))),
@@ -154,6 +154,16 @@ def test_gate_data_and_training_the_experts(experts, tmp_path):
     fold = json.loads((tmp_path / "folds" / "crossfit" / "text-0" / "all_results.json").read_text())
     other = json.loads((tmp_path / "folds" / "crossfit" / "text-1" / "all_results.json").read_text())
     assert fold["train_posts"] + other["train_posts"] == 48 and fold["held_out_posts"] == 0
+    # again, the folds' experts are kept; other folds need others
+    kept = tmp_path / "folds" / "crossfit" / "text-0" / "model.safetensors"
+    made = kept.stat().st_mtime_ns
+    arguments = [experts, tmp_path / "folds", "--gate_data", "crossfit", "--gate_epochs", "1", "--crossfit_folds"]
+    run_ner.main(mix(*arguments, "2"))
+    assert kept.stat().st_mtime_ns == made
+    run_ner.main(mix(*arguments, "2", "--max_train_samples", "40"))
+    assert kept.stat().st_mtime_ns > made
+    with pytest.raises(SystemExit, match="choose --gate_data holdout or train"):
+        run_ner.main(mix(experts, tmp_path / "x", "--gate_data", "crossfit", "--train_experts"))
 
     extra = [
         "--train_experts",
@@ -169,6 +179,93 @@ def test_gate_data_and_training_the_experts(experts, tmp_path):
     alone = AutoModelForTokenClassification.from_pretrained(experts["text"]).state_dict()
     inside = AutoModelForTokenClassification.from_pretrained(tmp_path / "tuned").experts[0].state_dict()
     assert any(not torch.equal(alone[name], inside[name]) for name in alone)
+
+
+def test_experts_trained_along_are_scored_as_they_are_saved(experts, tmp_path, monkeypatch):
+    """Training returns the model of the best epoch, another object than the one that it was given."""
+    train = mixture_runs.train
+
+    def best_is_silent(accelerator, model, *more, **options):
+        trained, result = train(accelerator, model, *more, **options)
+        trained = copy.deepcopy(trained)
+        for expert in trained.experts:
+            for parameter in expert.classifier.parameters():
+                parameter.data.zero_()
+            expert.classifier.bias.data[expert.config.label2id["O"]] = 50.0
+        return trained, result
+
+    monkeypatch.setattr(mixture_runs, "train", best_is_silent)
+    tuned = run_ner.main(mix(experts, tmp_path / "tuned", "--train_experts", "--num_train_epochs", "1"))
+    assert tuned["dev_f1"] == tuned["test_f1"] == tuned["test_expert_text_f1"] == 0.0
+
+
+def test_seeds_and_predictions_of_a_mixture(experts, tmp_path, caplog):
+    out = tmp_path / "out"
+    posts = Path(tmp_path / "posts.jsonl")
+    rows = [{"id": row["id"], "tokens": row["tokens"]} for row in ner_runs.posts(9, 70)]
+    ner_runs.write_jsonl(posts, rows)
+    predict = ["--do_predict", "--predict_file", str(posts)]
+    results = run_ner.main(mix(experts, out, "--seeds", "1", "2", *predict))
+    card = (out / "README.md").read_text()
+    for told in ("What the gate adds", "How the gate weighs", "Scores per type", "expert_weights", "±"):
+        assert told in card, told
+    assert len(results["runs"]) == 2
+    # the same posts as the test set: each expert retrieves for them as in its training
+    best = max((1, 2), key=lambda seed: results["runs"][seed - 1]["dev_f1"])
+    test, found = (
+        [
+            json.loads(line)
+            for line in (out / f"seed-{best}" / "predictions" / f"{name}.jsonl").read_text().splitlines()
+        ]
+        for name in ("test", "predict")
+    )
+    for row, one in zip(test, found, strict=True):
+        assert one["expert_weights"] == pytest.approx(row["expert_weights"], abs=1e-5)
+        assert [e["text"] for e in one["entities"]] == [e["text"] for e in row["entities"]]
+        assert {n: [e["text"] for e in own] for n, own in one["experts"].items()} == {
+            n: [e["text"] for e in own] for n, own in row["experts"].items()
+        }
+    # alone, and without their knowledge, which is told
+    again = ["--model_name_or_path", str(out), *predict, "--use_cpu", "--output_dir"]
+    run_ner.main([*again, str(tmp_path / "alone"), "--retrieval", "moe", "--experts", experts["text"], experts["none"],
+                  "--cache_dir", experts["cache"]])  # fmt: skip
+    alone = [json.loads(line) for line in (tmp_path / "alone" / "predictions" / "predict.jsonl").open()]
+    assert [row["entities"] for row in alone] == [row["entities"] for row in found]
+    assert "no post has knowledge_text" not in caplog.text
+    run_ner.main([*again, str(tmp_path / "bare")])
+    assert "no post has knowledge_text" in caplog.text
+
+
+def test_ids_and_splits_join_the_experts_of_a_folder(experts, tmp_path):
+    """Configurations of one data set: without ids, and with other splits, they can't be joined."""
+
+    def publish(folder, ids, splits):
+        for config, column in (("none", {}), ("text", {"knowledge_text": [[]] * 48})):
+            posts = ner_runs.posts(48)
+            rows = {"tokens": [p["tokens"] for p in posts], "ner_tags": [p["tags"] for p in posts]} | column
+            rows |= {"id": [p["id"] for p in posts]} if ids else {}
+            (folder / config).mkdir(parents=True, exist_ok=True)
+            for split in splits[config]:
+                Dataset.from_dict(rows).to_parquet(folder / config / f"{split}.parquet")
+        configs = "".join(
+            f"- config_name: {config}\n  data_files:\n"
+            + "".join(f"  - {{split: {s}, path: {config}/{s}.parquet}}\n" for s in splits[config])
+            for config in splits
+        )
+        (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+        return ["--dataset", str(folder)]
+
+    own = tmp_path / "text"  # reads the configuration text, instead of searching itself
+    shutil.copytree(experts["text"], own)
+    options_file = own / "arguments.json"
+    options_file.write_text(json.dumps(json.loads(options_file.read_text()) | {"knowledge": []}))
+    arguments = mix({**experts, "text": str(own)}, tmp_path / "x")[6:]
+    both = {"none": ["train", "validation"], "text": ["train", "validation"]}
+    with pytest.raises(SystemExit, match="have no column id"):
+        run_ner.main([*publish(tmp_path / "a", False, both), *arguments])
+    more = both | {"text": ["train", "validation", "test"]}
+    with pytest.raises(SystemExit, match="expert none has the splits train, validation, text has train, val.*, test"):
+        run_ner.main([*publish(tmp_path / "b", True, more), *arguments])
 
 
 def test_ids_join_the_experts(experts, tmp_path):
@@ -187,15 +284,17 @@ def test_ids_join_the_experts(experts, tmp_path):
 
 
 def test_one_and_two_processes_agree(experts, tmp_path):
+    """Also where two processes share the cache of the experts' outputs, which one of them writes."""
     one = run_ner.main(mix(experts, tmp_path / "one", "--no_cache_expert_outputs"))
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file"),
         *(str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml"), str(ROOT / "run_ner.py")),
-        *mix(experts, tmp_path / "two", "--no_cache_expert_outputs"),
+        *mix(experts, tmp_path / "two", "--cache_dir", str(tmp_path / "cache")),
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((tmp_path / "cache" / "mixture").glob("*.safetensors"))) == 3
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     for key in ("dev_f1", "test_f1", "test_average_f1", "best_epoch"):
         assert one[key] == pytest.approx(two[key]), key
@@ -239,6 +338,17 @@ def test_relations_and_images(tiny_encoder, tmp_path):
     row = read_lines(files, "predictions/test.jsonl")[0]
     assert set(row["experts"]) == {"none", "text"} and sum(row["expert_weights"].values()) == pytest.approx(1)
     assert read(files, "all_results.json")["experts"]["text"] == str(tmp_path / "text")
+    # in predict mode the gate sees the images, too, by the tower that the checkpoint names
+    test = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "relation"}) + "\n" for row in test))
+    run_re.main(["--model_name_or_path", files["out"], "--do_predict", "--predict_file", str(asked), "--use_cpu",
+                 "--image_dir", str(images), "--output_dir", str(tmp_path / "predicted")])  # fmt: skip
+    found = [json.loads(line) for line in (tmp_path / "predicted" / "predictions" / "predict.jsonl").open()]
+    for row, one in zip(read_lines(files, "predictions/test.jsonl"), found, strict=True):
+        (pair,) = one["relations"]
+        assert pair["expert_weights"] == pytest.approx(row["expert_weights"], abs=1e-5)
+        assert (pair["relation"], pair["experts"]) == (row["relation"], row["experts"])
 
 
 def test_bootstrap_against_one_sample_at_a_time():

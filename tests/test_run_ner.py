@@ -81,7 +81,14 @@ def test_seeds_give_mean_and_deviation(files, tiny_encoder):
     scores = [read(files, f"seed-{seed}/all_results.json")["test_f1"] for seed in (1, 2)]
     assert results["test_f1"] == pytest.approx(sum(scores) / 2)
     assert results["test_f1_std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
-    assert "±" in (Path(files["out"]) / "README.md").read_text()
+    card = (Path(files["out"]) / "README.md").read_text()
+    assert "±" in card and "python run_ner.py --train_file" in card
+    per_type = [read(files, f"seed-{seed}/all_results.json")["test_f1_per_type"] for seed in (1, 2)]
+    for name, row in results["test_f1_per_type"].items():
+        assert row["f1"] == pytest.approx((per_type[0][name]["f1"] + per_type[1][name]["f1"]) / 2)
+        assert f"| {name} |" in card
+    again = read(files, "arguments.json")  # of the whole run, not of the seed whose model is adopted
+    assert again["output_dir"] == files["out"] and again["seeds"] == [1, 2]
     AutoModelForTokenClassification.from_pretrained(files["out"])
 
 
@@ -196,6 +203,31 @@ def test_options_of_the_loop_run_together(files, tiny_encoder):
     assert losses[1] < losses[0]
     model = AutoModelForTokenClassification.from_pretrained(files["out"])
     assert {p.dtype for p in model.parameters()} == {torch.float32}  # bf16 is for computing
+
+
+def test_a_folder_is_read_as_it_is_now(tmp_path):
+    """Folders of one name, and one that changed: `datasets` alone would give the rows that it read first."""
+    from datasets import Dataset, DatasetDict
+
+    from modeling_more.arguments import DataArguments
+    from modeling_more.data import ENTITIES, load_posts
+
+    def write(folder, word):
+        rows = Dataset.from_dict({"id": ["1"], "tokens": [[word]], "ner_tags": [["O"]]})
+        (folder / "none").mkdir(parents=True, exist_ok=True)
+        for split in ("train", "validation"):
+            rows.to_parquet(folder / "none" / f"{split}.parquet")
+        files = "".join(f"  - {{split: {s}, path: none/{s}.parquet}}\n" for s in ("train", "validation"))
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: none\n  data_files:\n{files}---\n")
+
+    def words(folder):
+        data = DataArguments(dataset=str(folder), cache_dir=str(tmp_path / "cache"))
+        splits, _, _ = load_posts(data, ENTITIES, DatasetDict, [])
+        return splits["train"][0]["tokens"]
+
+    for place, word in (("a", "one"), ("b", "two"), ("a", "three")):
+        write(tmp_path / place / "data", word)
+        assert words(tmp_path / place / "data") == [word]
 
 
 def test_real_posts_with_own_retrieval(shared_data, tiny_encoder, tmp_path):

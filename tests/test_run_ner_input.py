@@ -50,6 +50,11 @@ BAD = {
     "push without name": ([*GIVEN, "--push_to_hub"], "--hub_model_id"),
     "option file": (["{tmp}/nowhere.yaml"], "nowhere.yaml"),
     "unknown option in file": (["{optionfile}"], "learning_rat"),
+    "knowledge without retrieval": ([*GIVEN, "--knowledge", "{nojson}"], "--retrieval text or image"),
+    "shuffled without retrieval": ([*GIVEN, "--shuffle_knowledge"], "--retrieval text or image"),
+    "everything held out": ([*GIVEN, "--holdout_fraction", "1.5"], "holdout_fraction"),
+    "no samples": ([*GIVEN, "--max_train_samples", "0"], "max_train_samples"),
+    "no checkpoint": ([*GIVEN, "--resume_from_checkpoint", "{tmp}/nowhere"], "nowhere"),
     "epochs": ([*GIVEN, "--num_train_epochs", "0"], "num_train_epochs"),
 }
 
