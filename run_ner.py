@@ -68,7 +68,9 @@ class EntityTask(Task):
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run with these arguments (default: the command line's); returns what `all_results.json` holds."""
-    return run(EntityTask(), argv, str(__doc__), dataset_scripts.load, dataset_scripts.NAMES)
+    return run(
+        EntityTask(), argv, str(__doc__), dataset_scripts.load, dataset_scripts.NAMES, dataset_scripts.RELATION_NAMES
+    )
 
 
 if __name__ == "__main__":

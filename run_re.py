@@ -81,7 +81,9 @@ def best(model: Any, found: Sequence[list[float]]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run with these arguments (default: the command line's); returns what `all_results.json` holds."""
-    return run(RelationTask(), argv, str(__doc__), dataset_scripts.load, dataset_scripts.RELATION_NAMES)
+    return run(
+        RelationTask(), argv, str(__doc__), dataset_scripts.load, dataset_scripts.RELATION_NAMES, dataset_scripts.NAMES
+    )
 
 
 if __name__ == "__main__":

@@ -92,15 +92,19 @@ def run(
     description: str,
     load_named: Callable[..., DatasetDict],
     names: Sequence[str],
+    foreign_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run a script with these arguments (default: the command line's); returns what `all_results.json` holds.
 
     Args:
         description: of the script, for `--help`.
         load_named, names: the named data sets, see `load_posts`.
+        foreign_names: those of the other task.
     """
     args = parse_arguments(argv, description)
     training = args[2]
+    if args[0].dataset in foreign_names:
+        raise SystemExit(f"error: --dataset {args[0].dataset}: {task.schema.foreign_data}")
     accelerator = make_accelerator(training)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")

@@ -50,8 +50,9 @@ def options(files, encoder, *more, retrieval="none"):
     ]  # fmt: skip
 
 
-def run_script(arguments, *, launch=False, env=None, **kwargs):
-    command = [sys.executable, "-m", "accelerate.commands.launch"] if launch else [sys.executable]
+def run_script(arguments, *, launch=None, env=None, **kwargs):
+    """Run run_ner.py: by accelerate, where `launch` is a list of its options."""
+    command = [sys.executable] if launch is None else [sys.executable, "-m", "accelerate.commands.launch", *launch]
     return subprocess.run(
         [*command, str(ROOT / "run_ner.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},

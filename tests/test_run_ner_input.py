@@ -41,7 +41,7 @@ BAD = {
     "posts without knowledge": ([*GIVEN, "--retrieval", "text"], "knowledge"),
     "a column missing": (["--train_file", "{notags}", "--validation_file", "{dev}"], "notags.jsonl, line 1"),
     "relation data": (["--train_file", "{relation}", "--validation_file", "{dev}"], "run_re.py"),
-    "relation set": (["--dataset", "mnre"], "mnre"),
+    "relation set": (["--dataset", "mnre"], "run_re.py"),
     "nothing to do": ([], "--dataset"),
     "no validation": (["--train_file", "{train}"], "validation"),
     "unknown set": (["--dataset", "twitter99"], "twitter99"),

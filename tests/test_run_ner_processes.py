@@ -134,7 +134,7 @@ def test_the_users_own_command(retrieval, archives, tiny_encoder, tmp_path):
     overridden = ["--model_name_or_path", tiny_encoder("xlm-roberta"), "--num_train_epochs", "1"]
     done = run_script(
         [*arguments, *overridden],
-        launch=True,
+        launch=[],
         env={"MORE_DATA_URL": archives, "HF_HOME": str(tmp_path / "home"), "MORE_CACHE": str(tmp_path / "cache")},
         cwd=tmp_path,
     )
@@ -148,6 +148,7 @@ def test_the_users_own_command(retrieval, archives, tiny_encoder, tmp_path):
 def test_without_network_one_sentence_names_address_and_option(tiny_encoder, tmp_path):
     done = run_script(
         ["--dataset", "twitter17", "--retrieval", "text", "--model_name_or_path", tiny_encoder("bert")],
+        launch=["--quiet"],  # else accelerate adds a traceback of its own
         env={"MORE_DATA_URL": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "MORE_CACHE": str(tmp_path / "c")},
         cwd=tmp_path,
     )

@@ -13,7 +13,7 @@ import run_ner
 import run_re
 from modeling_more import predict
 from modeling_more.metrics import relation_scores
-from ner_runs import ROOT, read, read_lines
+from ner_runs import KNOWLEDGE, ROOT, read, read_lines, write_jsonl
 from re_runs import RELATIONS, mnre_line, options, pairs, write_files
 
 
@@ -57,6 +57,19 @@ def test_train_score_reload(pair_files, tiny_encoder):
     assert any(label in done.stdout for label in RELATIONS)
 
 
+def test_own_retrieval(pair_files, tiny_encoder, tmp_path):
+    """Knowledge is searched for pairs as for posts with entities, once for all splits."""
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in Path(pair_files[split]).read_text().splitlines()]
+        write_jsonl(Path(pair_files[split]), [{k: v for k, v in row.items() if k != "knowledge_text"} for row in rows])
+    knowledge = write_jsonl(tmp_path / "wiki.jsonl", KNOWLEDGE)
+    extra = ["--knowledge", str(knowledge), "--top_k", "2", "--num_train_epochs", "1"]
+    results = run_re.main(options(pair_files, tiny_encoder("bert"), *extra, retrieval="text"))
+    report = results["retrieval_report"]
+    assert (report["posts"], report["without_knowledge"], report["entries"]) == (36 + 12 + 15, 0, 2 * 63)
+    assert "test_no_knowledge_f1" in results and results["test_cut_knowledge"] == 0
+
+
 def test_predict_mode_and_resume_over_seeds(pair_files, tiny_encoder, tmp_path):
     encoder = tiny_encoder("bert")
     results = run_re.main(options(pair_files, encoder, "--seeds", "1", "2"))
@@ -86,8 +99,10 @@ def test_each_script_sends_the_others_data_away(pair_files, files, tiny_encoder,
     for path in (pair_files["train"], str(tmp_path / "mnre.txt")):
         with pytest.raises(SystemExit, match=r"error: .*this is relation data, use run_re\.py"):
             run_ner.main(["--train_file", path, "--validation_file", path, "--use_cpu"])
-    with pytest.raises(SystemExit, match="--dataset mnre is neither a folder"):
+    with pytest.raises(SystemExit, match=r"error: --dataset mnre: this is relation data, use run_re\.py"):
         run_ner.main(["--dataset", "mnre", "--use_cpu"])
+    with pytest.raises(SystemExit, match=r"error: --dataset twitter17: this is entity data, use run_ner\.py"):
+        run_re.main(["--dataset", "twitter17", "--use_cpu"])
     with pytest.raises(SystemExit, match="unknown relation '/new'"):
         Path(pair_files["dev"]).write_text(json.dumps({**pairs(1)[0], "relation": "/new"}))
         run_re.main(options(pair_files, encoder))

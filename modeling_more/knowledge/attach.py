@@ -180,11 +180,12 @@ def attach_image_knowledge(
             named = zip(rows, numbers, strict=True)
             names = [str(row.get("image_id") or row.get("id") or number) for row, number in named]
             sources = [row["image"] if folder is None else find_image(folder, row["image_id"] or "") for row in rows]
-            key = [ATTACH_VERSION, "image", retriever.fingerprint, top_k, [_image_digest(s) for s in sources], posts]
+            contents = [_content(source) for source in sources]
+            key = [ATTACH_VERSION, "image", retriever.fingerprint, top_k, [_image_digest(c) for c in contents], posts]
 
             def search() -> tuple[list[list[Entry]], list[int], list[str | None]]:
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
-                    opened = list(pool.map(_opened, sources))
+                    opened = list(pool.map(_opened, contents))
                 images = {row: image for row, image in enumerate(opened) if not isinstance(image, ImageError)}
 
                 def find(queries: list[str], k: int) -> list[list[Entry]]:
@@ -206,17 +207,24 @@ def attach_image_knowledge(
     return _attach(dataset, prepare, top_k, column, cache_dir, shard_size, ImageAttachReport)
 
 
-def _image_digest(source: Source) -> str:
-    """Of the file as it is, so that nothing is decoded for posts seen before."""
+def _content(source: Source) -> bytes | ImageError:
+    """The file as it is, read once."""
     try:
-        return hashlib.sha256(read_bytes(source)).hexdigest()
+        return read_bytes(source)
     except ImageError as error:
-        return str(error.reason)
+        return error
 
 
-def _opened(source: Source) -> Image | ImageError:
+def _image_digest(content: bytes | ImageError) -> str:
+    """Of the file, so that nothing is decoded for posts seen before."""
+    return content.reason if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest()
+
+
+def _opened(content: bytes | ImageError) -> Image | ImageError:
+    if isinstance(content, ImageError):
+        return content
     try:
-        return open_image(source)
+        return open_image(content)
     except ImageError as error:
         return error
 
