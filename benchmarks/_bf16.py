@@ -9,6 +9,7 @@ hardware: the product of two bf16 numbers is exact in float32, sums run in float
 
 import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,5 +49,6 @@ class Bf16Products(TorchDispatchMode):
 
 if __name__ == "__main__":
     del sys.argv[0]
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as if the script were run by its own path
     with Bf16Products():
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -54,8 +54,9 @@ def test_float32_is_left_alone():
 
 
 def test_a_script_runs_within_it(tmp_path):
+    (tmp_path / "beside.py").write_text("")
     (tmp_path / "script.py").write_text(
-        "import sys\n"
+        "import sys, beside\n"
         "from torch.utils._python_dispatch import _get_current_dispatch_mode as mode\n"
         "print(__name__, sys.argv[1:], type(mode()).__name__)\n"
     )
