@@ -150,7 +150,7 @@ def small_encoder(folder: Path) -> str:
 
 def run_seed(seed: int, folder: Path, encoder: str, extra: Sequence[str], resume: bool = False) -> list[Row]:
     """Make the sets of a seed, train and score every system on them."""
-    cache = Path(tempfile.mkdtemp(prefix="more-demo-"))  # fresh: the cache of datasets keys a folder by its name alone
+    cache = Path(tempfile.mkdtemp(prefix="more-demo-"))  # nothing of it is worth keeping
     try:
         return [
             run for task in TASKS for run in run_task(task, seed, folder / task.name, cache, encoder, extra, resume)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
+from dataset_scripts import _publish
 from knowledge_rows import bm25_scores
 from modeling_more.arguments import DataArguments
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
@@ -486,6 +487,22 @@ def test_posts_find_knowledge_by_their_images(tmp_path: Path, tiny_tower: str) -
     found = [[e["title"] for e in entries] for split in splits.values() for entries in split["knowledge_image"]]
     assert found == [[], ["T1"], ["T2"]]  # the first post has no image id
     assert report["posts"] == 3 and report["without_knowledge"] == 1
+
+    pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    from modeling_more.knowledge.image import ImageEncoder
+    from modeling_more.knowledge.milvus import MilvusImageRetriever
+
+    spec = f"milvus:{tmp_path / 'more.db'}"
+    corpus = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+    MilvusImageRetriever.from_corpus(corpus, ImageEncoder(tiny_tower), spec)
+    there, _ = add_knowledge(arguments(tmp_path, knowledge=[spec], **options), posts())
+    again = [[e["title"] for e in entries] for split in there.values() for entries in split["knowledge_image"]]
+    assert again == found
+    search = _publish.Search([spec], image_model=tiny_tower, image_dir=str(images), top_k=1)
+    published, told = _publish._by_image(DatasetDict(posts()), search, tmp_path / "cache")
+    assert "By image" in told and "3 images" in told
+    assert [[e["title"] for e in row] for split in published.values() for row in split["knowledge_image"]] == found
 
 
 def test_posts_without_the_column_that_is_looked_up(tmp_path: Path) -> None:
