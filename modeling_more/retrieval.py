@@ -195,9 +195,13 @@ def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, in
                 raise ValueError(f"{found.where}: these are not the words of {split} post {post}; whose file is it?")
             without += found is None
             entities += len(found.entities) if found else 0
+    for split, data in splits.items():
+        if len(data) and not any(post in predictions for post in data["id"]):
+            raise ValueError(
+                f"--query entities: {', '.join(files)} has predictions for none of the {len(data)} {split} posts; all "
+                "splits need them, those of training by models that did not train on them"
+            )
     posts = sum(map(len, splits.values()))
-    if without == posts:
-        raise ValueError(f"--query entities: {', '.join(files)} has predictions for none of the {posts} posts")
     if without:
         logger.warning("%d of %d posts have no predicted entities: their words alone are searched.", without, posts)
     return query, {"predicted_entities": entities, "posts_without_predictions": without}

@@ -382,6 +382,9 @@ def test_entities_as_queries(tmp_path: Path, corpus: KnowledgeCorpus) -> None:
     foreign = write_jsonl(tmp_path / "f.jsonl", [{"id": "p2", "tokens": ["other"], "entities": []}])
     with pytest.raises(ValueError, match="f.jsonl, line 1: these are not the words of test post p2"):
         add_knowledge(arguments(tmp_path, query="entities", entities=[str(foreign)]), posts())
+    half = write_jsonl(tmp_path / "half.jsonl", rows)  # training would read other knowledge than the test
+    with pytest.raises(ValueError, match="has predictions for none of the 1 test posts"):
+        add_knowledge(arguments(tmp_path, query="entities", entities=[str(half)]), posts())
 
 
 @pytest.mark.parametrize("retriever", ["dense", "both"])
