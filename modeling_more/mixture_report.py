@@ -68,9 +68,10 @@ def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[st
         f"for each post. Experts: {listed}. The gate learned from {results['gate_posts']} posts "
         f"(`{results['gate_data']}`)."
     )
+    split = "test" if "test_f1_minus_average" in results else "dev"
     gains = [
         {
-            "test F1 of the mixture minus": label,
+            f"{split} F1 of the mixture minus": label,
             "difference": row["difference"],
             "95 % from": row["low"],
             "to": row["high"],
@@ -79,12 +80,15 @@ def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[st
             ("average", "the plain average"),
             ("best_expert", f"the best expert on dev ({results['best_expert']})"),
         )
-        if (row := results.get(f"test_f1_minus_{key}"))
+        if (row := results.get(f"{split}_f1_minus_{key}"))
     ]
     sections = []
     if gains:
         sections.append(
-            ("What the gate adds", f"{markdown_table(gains)}\n\nPaired bootstrap over the test posts, 2000 samples.")
+            (
+                "What the gate adds",
+                f"{markdown_table(gains)}\n\nPaired bootstrap over the {split} posts, 2000 samples.",
+            )
         )
     if "gate" in results:
         plot = f"![Weight of each expert over the test posts]({PLOT})"

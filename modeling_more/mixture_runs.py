@@ -323,11 +323,12 @@ def run_mixture_seed(
     results["best_expert"] = best
     if "test" in splits:
         results["test_best_expert_f1"] = results[f"test_expert_{best}_f1"]
-        for name, other in (("average", "average"), ("best_expert", f"expert_{best}")):
-            pair = [task.counts(model, found[key], splits["test"], data) for key in ("", other)]
-            results[f"test_f1_minus_{name}"] = dict(
-                zip(("difference", "low", "high"), paired_bootstrap(*pair), strict=True)
-            )
+    last, told = ("test", "test") if "test" in splits else ("validation", "dev")  # which `found` is of
+    for name, other in (("average", "average"), ("best_expert", f"expert_{best}")):
+        pair = [task.counts(model, found[key], splits[last], data) for key in ("", other)]
+        results[f"{told}_f1_minus_{name}"] = dict(
+            zip(("difference", "low", "high"), paired_bootstrap(*pair), strict=True)
+        )
     save_run(task, args, accelerator, model, processor, results, to_predict, command)
     return results
 

@@ -505,6 +505,9 @@ def _write_predictions(
     output: Path, model: Any, processor: MoReProcessor, posts: Posts, training: Any, accelerator: Accelerator
 ) -> None:
     read = getattr(processor, "processors", [processor])
+    given = len(posts[0].get(EXPERT_KNOWLEDGE) or read)
+    if given != len(read):
+        raise SystemExit(f"error: --experts names {given} experts, the mixture has {len(read)}")
     columns = {one.knowledge_column for one in read} - {None}
     lacking = sorted(column for column in columns if not any(post.get(column) for post in posts))
     if lacking and not any(EXPERT_KNOWLEDGE in post for post in posts):

@@ -146,8 +146,14 @@ def test_gate_data_and_training_the_experts(experts, tmp_path):
         shutil.copytree(experts["text"], bare)
         (bare / "holdout_ids.json").write_text("[]")
         run_ner.main(mix({**experts, "text": str(bare)}, tmp_path / "x"))
-    everything = run_ner.main(mix(experts, tmp_path / "train", "--gate_data", "train"))
+    arguments = mix(experts, tmp_path / "train", "--gate_data", "train")
+    place = arguments.index("--test_file")
+    everything = run_ner.main(arguments[:place] + arguments[place + 2 :])
     assert everything["gate_posts"] == 48
+    # without a test set the card tells what the gate adds on dev
+    gain = everything["dev_f1_minus_average"]
+    assert gain["difference"] == pytest.approx(everything["dev_f1"] - everything["dev_average_f1"])
+    assert "dev F1 of the mixture minus" in (tmp_path / "train" / "README.md").read_text()
 
     folded = run_ner.main(mix(experts, tmp_path / "folds", "--gate_data", "crossfit", "--crossfit_folds", "2"))
     assert folded["gate_posts"] == 48
@@ -232,6 +238,9 @@ def test_seeds_and_predictions_of_a_mixture(experts, tmp_path, caplog):
     alone = [json.loads(line) for line in (tmp_path / "alone" / "predictions" / "predict.jsonl").open()]
     assert [row["entities"] for row in alone] == [row["entities"] for row in found]
     assert "no post has knowledge_text" not in caplog.text
+    with pytest.raises(SystemExit, match="--experts names 1 experts, the mixture has 2"):
+        run_ner.main([*again, str(tmp_path / "x"), "--retrieval", "moe", "--experts", experts["text"],
+                      "--cache_dir", experts["cache"]])  # fmt: skip
     run_ner.main([*again, str(tmp_path / "bare")])
     assert "no post has knowledge_text" in caplog.text
 
