@@ -38,7 +38,8 @@ def test_library_example_runs(tiny_encoder, tmp_path, capsys):
 def test_options_of_run_ner_exist():
     groups = [DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
     known = {option for action in HfArgumentParser(groups)._actions for option in action.option_strings}
-    elsewhere = {"--config_file", "--num_cpu_threads_per_process", "--output_dir"}  # of accelerate, of the data set scripts
+    # of accelerate, and of the data set scripts
+    elsewhere = {"--config_file", "--num_cpu_threads_per_process", "--output_dir"}
     named = set(re.findall(r"--[a-z_0-9]+", README))
     assert named - known <= elsewhere and len(named) > 15
 
