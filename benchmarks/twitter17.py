@@ -88,7 +88,9 @@ def main() -> None:
             "Micro F1 in percent, of the epoch with the best dev F1; batch 16, learning rate 5e-5. The archive's "
             "knowledge was written by a language model that had read the post (PGIM): it names the entities, real "
             "retrieval does not. The reference framework's figures are those of its own code with the same settings "
-            "in float32 (none: mean of seeds 42, 43, 44; text: seed 42)."
+            "in float32 (none: mean of seeds 42, 43, 44; text: seed 42). bf16-emulated: products of bf16 matrices are "
+            "computed on float32 copies and rounded once, for the machine has no bf16 instructions "
+            "(benchmarks/_bf16.py)."
         ),
         command=command_of("twitter17.py", args, list(SYSTEMS)),
     )
