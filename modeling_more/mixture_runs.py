@@ -366,9 +366,6 @@ def _gate_data(
     """The posts that the gate learns from, and what it reads of them."""
     _, _, training, _, mixture = args
     posts = splits["train"]
-    if mixture.train_experts and mixture.gate_data == "crossfit":
-        with one_sentence_errors():
-            raise ValueError("--train_experts trains the experts along: choose --gate_data holdout or train")
     if mixture.gate_data == "holdout":
         with one_sentence_errors():
             for expert in experts:
@@ -385,7 +382,7 @@ def _gate_data(
                 )
     elif mixture.gate_data == "train":
         logger.warning("the gate learns from posts that the experts trained on: there they look right too often")
-    if mixture.train_experts or mixture.gate_data != "crossfit":
+    if mixture.gate_data != "crossfit":
         empty = Features([], [])
         return posts, empty if mixture.train_experts else features_of(posts, "gate data")
 

@@ -390,15 +390,16 @@ def _adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
 
 
 def _check(args: Arguments) -> None:
-    data, _, training, run, _ = args
+    data, _, training, run, mixture = args
     given = data.dataset or data.train_file or data.validation_file or data.test_file
     if not given and not run.do_predict:
         raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
     if run.do_predict and data.predict_file is None:
         raise ValueError("--do_predict needs --predict_file")
     check_retrieval(data)
-    if not 0 <= data.holdout_fraction < 1:
-        raise ValueError(f"--holdout_fraction is {data.holdout_fraction}, it must lie between 0 and 1")
+    split_holdout([], data.holdout_fraction)  # knows which fractions there are
+    if mixture.train_experts and mixture.gate_data == "crossfit":
+        raise ValueError("--train_experts trains the experts along: choose --gate_data holdout or train")
     for name in ("max_train_samples", "max_eval_samples"):
         limit = getattr(data, name)
         if limit is not None and limit < 1:
