@@ -104,6 +104,7 @@ def write_result(
     rows: list[dict[str, Any]],
     note: str = "",
     command: str | None = None,
+    commits: str | None = None,
     results_dir: Path = RESULTS_DIR,
 ) -> Path:
     """Write `benchmarks/results/NAME.json` atomically and return its path.
@@ -114,6 +115,7 @@ def write_result(
         rows: one dict per row of the table, all with the same keys in the same order.
         note: what a reader must know to judge the figures; plain Markdown.
         command: the command that repeats the measurement; default: the running one.
+        commits: those of the code that was measured; default: the one that is checked out.
 
     Raises:
         ValueError: no rows, or rows whose columns differ.
@@ -127,7 +129,7 @@ def write_result(
         "benchmark": name,
         "title": title,
         "command": command or command_line(),
-        "commit": commit(),
+        "commit": commits or commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": machine(),
         "versions": versions(),

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from _common import ROOT
+from _common import ROOT, commit
 
 Run = dict[str, Any]  # of RESULTS
 RESULTS = "all_results.json"  # a finished run has it
+COMMITS = "commits.txt"  # of the code that made a run; several where it was interrupted and went on
 PRECISIONS = ("float32", "bf16", "bf16-emulated")
 
 
@@ -32,7 +33,10 @@ def parser(description: str, name: str, systems: Sequence[str], chosen: Sequence
 
 
 def run_missing(args: argparse.Namespace, command: Callable[[str, int, str, Path], list[str]]) -> None:
-    """Run `command(system, seed, data, folder)`, a script and its options, where its folder holds no finished run."""
+    """Run `command(system, seed, data, folder)`, a script and its options, where its folder holds no finished run.
+
+    An interrupted run goes on after its last complete epoch.
+    """
     for system in args.systems:
         for seed in args.seeds:
             folder = args.work_dir / f"{system}-{args.precision}" / f"seed-{seed}"
@@ -43,6 +47,12 @@ def run_missing(args: argparse.Namespace, command: Callable[[str, int, str, Path
                 words += ["--bf16"]
             if args.precision == "bf16-emulated":
                 words = [str(ROOT / "benchmarks" / "_bf16.py"), *words]
+            made_by = [commit()]
+            if (folder / "checkpoints").is_dir():
+                words += ["--resume_from_checkpoint", "latest"]
+                made_by = [*_commits(folder), *made_by]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / COMMITS).write_text("\n".join(dict.fromkeys(made_by)) + "\n")
             subprocess.run(["accelerate", "launch", *words], check=True)
 
 
@@ -75,6 +85,24 @@ def command_of(script: str, args: argparse.Namespace, systems: Sequence[str]) ->
                 f"--seeds {' '.join(seeds)}"
             )
     return " && ".join(commands)
+
+
+def commits_of(args: argparse.Namespace, systems: Sequence[str]) -> str:
+    """The commits that made the finished runs of the work folder, each with its systems where there are several."""
+    made: dict[str, list[str]] = {}
+    for system in systems:
+        for precision in PRECISIONS:
+            for file in sorted((args.work_dir / f"{system}-{precision}").glob(f"seed-*/{RESULTS}")):
+                for name in _commits(file.parent):
+                    made.setdefault(name, []).append(f"{system} {precision}")
+    if len(made) == 1:
+        return next(iter(made))
+    return ", ".join(f"{name} ({', '.join(dict.fromkeys(runs))})" for name, runs in made.items())
+
+
+def _commits(folder: Path) -> list[str]:
+    file = folder / COMMITS
+    return file.read_text().split() if file.is_file() else ["unknown"]
 
 
 def mean(runs: Sequence[Run], key: str) -> str:

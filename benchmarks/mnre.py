@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import ROOT, write_result
-from _runs import Run, command_of, finished, mean, parser, run_missing
+from _runs import Run, command_of, commits_of, finished, mean, parser, run_missing
 
 CORPORA = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
 FULL = "--num_train_epochs 5 --per_device_train_batch_size 32 --learning_rate 5e-5"
@@ -73,6 +73,7 @@ def main() -> None:
             "factbook_countries."
         ),
         command=command_of("mnre.py", args, list(SYSTEMS)),
+        commits=commits_of(args, list(SYSTEMS)),
     )
 
 

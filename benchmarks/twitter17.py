@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import ROOT, write_result
-from _runs import Run, command_of, finished, mean, parser, run_missing
+from _runs import Run, command_of, commits_of, finished, mean, parser, run_missing
 
 COMMON = "--per_device_train_batch_size 16 --learning_rate 5e-5"
 CORPORA = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
@@ -93,6 +93,7 @@ def main() -> None:
             "(benchmarks/_bf16.py)."
         ),
         command=command_of("twitter17.py", args, list(SYSTEMS)),
+        commits=commits_of(args, list(SYSTEMS)),
     )
 
 
