@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import os
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run by its path
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--resume_from_checkpoint", choices=["latest"], help="go on after the last complete epoch")
     args = parser.parse_args()
 
     set_seed(args.seed)
@@ -70,40 +73,46 @@ def main() -> None:
         result = relation_scores(best, [labels[index] for index in found.label_ids])
         return {key: result[key] for key in ("f1", "precision", "recall", "macro_f1", "accuracy")}
 
-    with tempfile.TemporaryDirectory() as checkpoints:
-        trainer = Trainer(
-            model,
-            TrainingArguments(
-                checkpoints,
-                num_train_epochs=args.num_train_epochs,
-                per_device_train_batch_size=args.per_device_train_batch_size,
-                per_device_eval_batch_size=64,
-                learning_rate=args.learning_rate,
-                weight_decay=0.01,
-                max_grad_norm=1.0,
-                warmup_steps=0.06,  # below 1: a share of all steps
-                seed=args.seed,
-                bf16=args.bf16,
-                use_cpu=True,
-                eval_strategy="epoch",
-                save_strategy="epoch",
-                save_total_limit=1,
-                load_best_model_at_end=True,
-                metric_for_best_model="f1",
-                report_to="none",
-            ),
-            train_dataset=encoded["train"],
-            eval_dataset=encoded["validation"],
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=scores,
-        )
-        trainer.train()
-        results: dict[str, Any] = {"seed": args.seed}
-        for split, name in (("validation", "dev"), ("test", "test")):
-            found = trainer.evaluate(encoded[split], metric_key_prefix=name)
-            results |= {key: value for key, value in found.items() if key.startswith(name)}
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+    checkpoints = args.output_dir / "checkpoints"
+    if not args.resume_from_checkpoint:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(checkpoints),
+            num_train_epochs=args.num_train_epochs,
+            per_device_train_batch_size=args.per_device_train_batch_size,
+            per_device_eval_batch_size=64,
+            learning_rate=args.learning_rate,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            warmup_steps=0.06,  # below 1: a share of all steps
+            seed=args.seed,
+            bf16=args.bf16,
+            use_cpu=True,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="f1",
+            report_to="none",
+        ),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=scores,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    results: dict[str, Any] = {"seed": args.seed}
+    for split, name in (("validation", "dev"), ("test", "test")):
+        found = trainer.evaluate(encoded[split], metric_key_prefix=name)
+        results |= {key: value for key, value in found.items() if key.startswith(name)}
+    path = args.output_dir / "all_results.json"
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+    shutil.rmtree(checkpoints)
 
 
 if __name__ == "__main__":
