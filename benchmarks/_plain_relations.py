@@ -1,8 +1,6 @@
 """The plain baseline of benchmarks/mnre.py: sequence classification over marked text by transformers' own Trainer."""
 
 import argparse
-import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +23,7 @@ if str(ROOT) not in sys.path:  # run by its path
 
 from dataset_scripts import load  # noqa: E402
 from modeling_more.metrics import relation_scores  # noqa: E402
+from modeling_more.training import write_json  # noqa: E402
 
 MARKS = ("<E>", "</E>", "<O>", "</O>")
 
@@ -108,10 +107,7 @@ def main() -> None:
     for split, name in (("validation", "dev"), ("test", "test")):
         found = trainer.evaluate(encoded[split], metric_key_prefix=name)
         results |= {key: value for key, value in found.items() if key.startswith(name)}
-    path = args.output_dir / "all_results.json"
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_json(args.output_dir / "all_results.json", results)
     shutil.rmtree(checkpoints)
 
 

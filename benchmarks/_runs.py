@@ -63,9 +63,9 @@ def finished(
     rows = []
     for system in systems:
         for precision in PRECISIONS:
-            files = sorted((args.work_dir / f"{system}-{precision}").glob(f"seed-*/{RESULTS}"))
-            if files:
-                rows.append(row(system, precision, [json.loads(file.read_text()) for file in files]))
+            folders = _finished(args, system, precision)
+            if folders:
+                rows.append(row(system, precision, [json.loads((one / RESULTS).read_text()) for one in folders]))
     return rows
 
 
@@ -73,10 +73,7 @@ def command_of(script: str, args: argparse.Namespace, systems: Sequence[str]) ->
     """The commands, one a precision, that make all the runs which the work folder holds."""
     commands = []
     for precision in PRECISIONS:
-        made = {
-            system: {file.parent.name[5:] for file in args.work_dir.glob(f"{system}-{precision}/seed-*/{RESULTS}")}
-            for system in systems
-        }
+        made = {system: {one.name[5:] for one in _finished(args, system, precision)} for system in systems}
         names = [system for system in systems if made[system]]
         if names:
             seeds = sorted(set().union(*made.values()), key=int)
@@ -92,12 +89,17 @@ def commits_of(args: argparse.Namespace, systems: Sequence[str]) -> str:
     made: dict[str, list[str]] = {}
     for system in systems:
         for precision in PRECISIONS:
-            for file in sorted((args.work_dir / f"{system}-{precision}").glob(f"seed-*/{RESULTS}")):
-                for name in _commits(file.parent):
+            for folder in _finished(args, system, precision):
+                for name in _commits(folder):
                     made.setdefault(name, []).append(f"{system} {precision}")
     if len(made) == 1:
         return next(iter(made))
     return ", ".join(f"{name} ({', '.join(dict.fromkeys(runs))})" for name, runs in made.items())
+
+
+def _finished(args: argparse.Namespace, system: str, precision: str) -> list[Path]:
+    """The folders of the finished runs, one a seed."""
+    return sorted(file.parent for file in args.work_dir.glob(f"{system}-{precision}/seed-*/{RESULTS}"))
 
 
 def _commits(folder: Path) -> list[str]:
