@@ -4,6 +4,7 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def run_missing(args: argparse.Namespace, command: Callable[[str, int, str, Path
                 made_by = [*_commits(folder), *made_by]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / COMMITS).write_text("\n".join(dict.fromkeys(made_by)) + "\n")
-            subprocess.run(["accelerate", "launch", *words], check=True)
+            # the environment this runs in may not be on PATH (`make test` calls its python by folder)
+            subprocess.run([sys.executable, "-m", "accelerate.commands.launch", *words], check=True)
 
 
 def finished(
