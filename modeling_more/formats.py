@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .tagging import spans_to_bio, split_tag, tags_to_spans
+from .tagging import Span, spans_to_bio, split_tag, tags_to_spans
 from .words import DEFAULT_STYLE, align_spans, split_words
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ RELATION_DATA = "this is relation data, use run_re.py"
 END_OF_POST = "<EOS>"  # the authors' archives put it between a post and its knowledge
 KNOWLEDGE_TAG = "X"
 MARKERS = {"<E>", "</E>", "<O>", "</O>"}
+TAG = r"O|[BIES]-\S+"  # what stands beside a word in BIO or BIOES
 BLANK = " \t"  # never str.strip(): a no-break space is a word of Twitter-2015
 
 
@@ -186,7 +187,7 @@ def read_conll(
             raise ValueError(
                 f"{where}: a word labelled {tag!r} after the post's knowledge (label X); a blank line ends it."
             )
-        if word in MARKERS and (tag.startswith("/") or tag == "None"):
+        if word in MARKERS and not re.fullmatch(TAG, tag):
             raise ValueError(f"{where}: {RELATION_DATA}.")
         _check_tag(tag, where, types)
         tokens.append(word)
@@ -213,6 +214,8 @@ def json_items(path: Path) -> Iterator[tuple[str, Any]]:
             if "\n[" not in text.strip():  # else one list a line, as some copies of WikiDiverse are stored
                 raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
         else:
+            if not items:
+                raise ValueError(f"{path}: the list is empty; it should hold at least one post.")
             # one WikiDiverse row on a single line is a list that starts with its sentence
             single = bool(items) and isinstance(items[0], str)
             for number, item in enumerate([items] if single else items, start=1):
@@ -306,19 +309,22 @@ def are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
-class _Counts:
+class SpanCounts:
     """Mentions that the word splitter could not follow; reported once a file."""
 
     def __init__(self) -> None:
         self.mentions = self.crossing = self.dropped = self.differing = 0
 
-    def tags(self, text: str, spans: Sequence[tuple[int, int, str]], style: str) -> tuple[list[str], list[str]]:
-        words = split_words(text, style)
+    def align(self, words: Sequence[tuple[str, int, int]], spans: Sequence[tuple[int, int, str]]) -> list[Span]:
         aligned = align_spans(words, spans)
         self.mentions += len(spans)
         self.crossing += aligned.crossing
         self.dropped += aligned.dropped
-        return [word.word for word in words], spans_to_bio(aligned.spans, len(words))
+        return aligned.spans
+
+    def tags(self, text: str, spans: Sequence[tuple[int, int, str]], style: str) -> tuple[list[str], list[str]]:
+        words = split_words(text, style)
+        return [word.word for word in words], spans_to_bio(self.align(words, spans), len(words))
 
     def report(self, path: Path) -> None:
         for count, what in (
@@ -355,7 +361,7 @@ def read_jsonl(
     """
     path = Path(path)
     prefix = path.stem if id_prefix is None else id_prefix
-    counts = _Counts()
+    counts = SpanCounts()
     rows: list[Row] = []
     for where, value in json_items(path):
         item = _check_object(value, where, '"tokens" and "ner_tags", or "text" and "spans"')
@@ -422,7 +428,7 @@ def read_wikidiverse(
     """
     path = Path(path)
     prefix = path.stem if id_prefix is None else id_prefix
-    counts = _Counts()
+    counts = SpanCounts()
     rows: list[Row] = []
     for where, item in json_items(path):
         if not (isinstance(item, list) and len(item) >= 4 and isinstance(item[0], str) and isinstance(item[3], list)):
@@ -476,12 +482,16 @@ def _looks_like_json(path: Path, text: str) -> bool:
     return re.match(r"""\s*(\{\s*["']|\[\s*[\[{"])""", text) is not None and not _looks_like_conll(text)
 
 
-def read_posts(path: str | Path, style: str = DEFAULT_STYLE) -> list[Row]:
+def read_posts(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: str = "knowledge_text") -> list[Row]:
     """Read posts without labels, to be tagged: JSONL with "text" or "tokens", CoNLL, or text with one post a line.
 
-    Rows are {"id", "image_id", "tokens", "text", "offsets"} and the knowledge columns that a JSONL row has; offsets
-    are [start, end] of each word in text. Posts given as words get the words joined by spaces as text. Labels are not
+    Rows are {"id", "image_id", "tokens", "text", "offsets"} and the knowledge columns that the file has; offsets are
+    [start, end] of each word in text. Posts given as words get the words joined by spaces as text. Labels are not
     read.
+
+    Args:
+        style: how "text" is split into words.
+        knowledge_column: where the knowledge of an archive (label X) goes.
 
     Raises:
         ValueError: empty file, a row without words; names file and line.
@@ -508,7 +518,7 @@ def read_posts(path: str | Path, style: str = DEFAULT_STYLE) -> list[Row]:
             rows.append({**row, **read_knowledge(item, where)})
         return rows
     if path.suffix == ".conll" or _looks_like_conll(content):
-        for post in read_conll(path):
+        for post in read_conll(path, knowledge_column=knowledge_column):
             knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
             row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}
             rows.append(row)

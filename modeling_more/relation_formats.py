@@ -19,7 +19,9 @@ from .formats import (
     KNOWLEDGE_COLUMNS,
     KNOWLEDGE_TAG,
     MARKERS,
+    TAG,
     Row,
+    SpanCounts,
     archive_entry,
     are_numbers,
     check_string,
@@ -31,13 +33,15 @@ from .formats import (
     read_text,
     text_lines,
 )
-from .words import DEFAULT_STYLE, align_spans, split_words
+from .words import DEFAULT_STYLE, split_words
 
 ENTITY_DATA = "this is entity data, use run_ner.py"
 NONE = "None"  # the class of pairs without a relation
 
 _LABELLED = '"tokens" (or "text"), "head", "tail" and "relation"'
-_TAG = re.compile(r"O|[BI]-\w+")
+_TAG = re.compile(TAG)
+_ENTITY_FILE = re.compile(rf"\S[ \t](?:{TAG})\r?$", re.MULTILINE)
+_ENTITY_COLUMNS = {"ner_tags", "tags", "spans"}
 
 
 def read_relations(
@@ -51,7 +55,8 @@ def read_relations(
 
     - MNRE: one Python literal a line, {'token', 'h': {'name', 'pos'}, 't', 'img_id', 'relation'}.
     - JSONL: "tokens" with "head" and "tail" in words, or "text" with both in characters, end exclusive; a span is
-      `[start, end]`, {"start", "end"} or {"pos": [start, end]}. MNRE's names of the fields do as well.
+      `[start, end]`, {"start", "end"} or {"pos": [start, end]}. MNRE's names of the fields do as well. A span that
+      begins or ends inside a word is widened to the word, and counted in a warning.
     - marked: `word<TAB>label` lines with `<E>`, `</E>`, `<O>`, `</O>` as words; the relation stands on the line of the
       first marker, knowledge is labelled X.
 
@@ -68,64 +73,88 @@ def read_relations(
     path = Path(path)
     prefix = path.stem if id_prefix is None else id_prefix
     rows: list[Row] = []
+    counts = SpanCounts()
     for where, item in _items(path, knowledge_column):
         if "relation" not in item:
-            raise ValueError(f'{where}: no "relation"; a row has {_LABELLED}.')
-        row = _pair(item, where, style)
+            reason = ENTITY_DATA if _ENTITY_COLUMNS & item.keys() else f'no "relation"; a row has {_LABELLED}'
+            raise ValueError(f"{where}: {reason}.")
+        item.pop("entities", None)  # of the whole post: this row is about two of them
+        row = _pair(item, where, style, counts)
         relation = item["relation"]
         if not isinstance(relation, str) or not relation:
             raise ValueError(f'{where}: "relation" should be a name, like "{NONE}".')
         if labels is not None and relation not in labels:
             raise ValueError(f"{where}: unknown relation {relation!r}; the relations are {', '.join(labels)}.")
         rows.append({"id": item.get("id", f"{prefix}-{len(rows)}"), **row, "relation": relation})
+    counts.report(path)
     return _with_equal_columns(rows)
 
 
-def read_pairs(path: str | Path, style: str = DEFAULT_STYLE) -> list[Row]:
+def read_pairs(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: str = "knowledge_text") -> list[Row]:
     """Read pairs without relations, to be classified: the forms of `read_relations`, labels not needed.
 
-    A row may give "entities", a list of spans, instead of "head" and "tail": all ordered pairs of them are meant.
-    Rows are {"id", "image_id", "tokens", "text", "offsets", "head", "tail"} or with "entities", and the knowledge
-    columns that the file holds; spans are words.
+    A row may give "entities", a list of spans, instead of "head" and "tail": all ordered pairs of them are meant. So
+    the predictions of run_ner.py can be read. Rows are {"id", "image_id", "tokens", "text", "offsets", "head", "tail"}
+    or with "entities", and the knowledge columns that the file holds; spans are words.
+
+    Args:
+        style: how "text" is split into words.
+        knowledge_column: where the knowledge of the marked form goes.
 
     Raises:
         ValueError: a row without words or spans; names file and line.
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    return [
-        {"id": item.get("id", f"{path.stem}-{number}"), **_pair(item, where, style, with_text=True)}
-        for number, (where, item) in enumerate(_items(path, "knowledge_text"))
-    ]
+    rows: list[Row] = []
+    counts = SpanCounts()
+    for where, item in _items(path, knowledge_column):
+        if _ENTITY_COLUMNS & item.keys() and not {"entities", "head", "h"} & item.keys():
+            raise ValueError(f"{where}: {ENTITY_DATA}.")
+        name = item.get("id", f"{path.stem}-{len(rows)}")
+        rows.append({"id": name, **_pair(item, where, style, counts, with_text=True)})
+    counts.report(path)
+    return rows
 
 
-def pair_spans(item: Row, words: Sequence[tuple[str, int, int]] | None, length: int, where: str) -> Row:
-    """ "head" and "tail", or "entities", of an item as spans of words.
+def pair_spans(
+    item: Row,
+    words: Sequence[tuple[str, int, int]] | None,
+    length: int,
+    where: str,
+    counts: SpanCounts | None = None,
+) -> Row:
+    """ "head" and "tail", or else "entities", of an item as spans of words.
 
     Args:
         words: (word, start, end) where the item's spans are characters; None where they are words already.
         length: of the post, in words or characters.
+        counts: of the spans that were widened to words.
 
     Raises:
         ValueError: spans are missing, malformed, outside the post, equal, or hold no word.
     """
-    if "entities" in item:
-        found = item["entities"]
-        if not isinstance(found, list):
+    counts = counts or SpanCounts()
+    if item.get("entities") is not None and all(item.get(name) is None for name in ("head", "h", "tail", "t")):
+        if not isinstance(item["entities"], list):
             raise ValueError(f'{where}: "entities" should be a list of spans.')
-        return {"entities": [_span(span, "entities", words, length, where) for span in found]}
+        found = [_span(span, "entities", words, length, where, counts) for span in item["entities"]]
+        twice = next((span for place, span in enumerate(found) if span in found[:place]), None)
+        if twice is not None:
+            raise ValueError(f'{where}: two of "entities" are the same words {twice}; give each once.')
+        return {"entities": found}
     spans = {}
     for name, short in (("head", "h"), ("tail", "t")):
         value = item.get(name, item.get(short))
         if value is None:
             raise ValueError(f'{where}: no "{name}"; a row has {_LABELLED}.')
-        spans[name] = _span(value, name, words, length, where)
+        spans[name] = _span(value, name, words, length, where, counts)
     if spans["head"] == spans["tail"]:
         raise ValueError(f"{where}: head and tail are the same words {spans['head']}.")
     return spans
 
 
-def _pair(item: Row, where: str, style: str, with_text: bool = False) -> Row:
+def _pair(item: Row, where: str, style: str, counts: SpanCounts, with_text: bool = False) -> Row:
     if "tokens" in item or "token" in item:
         tokens = check_words(item.get("tokens", item.get("token")), where)
         spans = pair_spans(item, None, len(tokens), where)
@@ -133,7 +162,7 @@ def _pair(item: Row, where: str, style: str, with_text: bool = False) -> Row:
     elif "text" in item:
         raw = check_string(item["text"], where)
         words = split_words(raw, style)
-        spans = pair_spans(item, words, len(raw), where)
+        spans = pair_spans(item, words, len(raw), where, counts)
         text = Row(tokens=[word.word for word in words])
         if with_text:
             text |= {"text": raw, "offsets": [[word.start, word.end] for word in words]}
@@ -144,9 +173,19 @@ def _pair(item: Row, where: str, style: str, with_text: bool = False) -> Row:
     return {"image_id": read_image_id(item), **text, **spans, **read_knowledge(item, where)}
 
 
-def _span(value: Any, name: str, words: Sequence[tuple[str, int, int]] | None, length: int, where: str) -> list[int]:
+def _span(
+    value: Any,
+    name: str,
+    words: Sequence[tuple[str, int, int]] | None,
+    length: int,
+    where: str,
+    counts: SpanCounts,
+) -> list[int]:
     if isinstance(value, dict):
-        value = value.get("pos", [value.get("start"), value.get("end")])
+        if words is not None and "char_start" in value:  # a predicted entity, whose start and end are words
+            value = [value["char_start"], value.get("char_end")]
+        else:
+            value = value.get("pos", [value.get("start"), value.get("end")])
     if not isinstance(value, list | tuple) or len(value) < 2 or not are_numbers(value[:2]):
         raise ValueError(f'{where}: a span of "{name}" should be [start, end], end exclusive.')
     start, end = value[:2]
@@ -155,7 +194,7 @@ def _span(value: Any, name: str, words: Sequence[tuple[str, int, int]] | None, l
         raise ValueError(f'{where}: "{name}" [{start}, {end}] is empty or outside the post of {length} {unit}.')
     if words is None:
         return [start, end]
-    aligned = align_spans(words, [(start, end, name)]).spans
+    aligned = counts.align(words, [(start, end, name)])
     if not aligned:
         raise ValueError(f'{where}: "{name}" [{start}, {end}] holds no word.')
     return [aligned[0].start, aligned[0].end]
@@ -173,10 +212,10 @@ def _items(path: Path, knowledge_column: str) -> Iterator[tuple[str, Row]]:
     else:
         items = json_items(path)
     for where, item in items:
+        if isinstance(item, list) and len(item) >= 4 and isinstance(item[3], list):  # as WikiDiverse
+            raise ValueError(f"{where}: {ENTITY_DATA}.")
         if not isinstance(item, dict):
             raise ValueError(f"{where}: a {type(item).__name__}; a row is an object with {_LABELLED}.")
-        if {"ner_tags", "tags", "spans"} & item.keys() and "relation" not in item:
-            raise ValueError(f"{where}: {ENTITY_DATA}.")
         if item.get("id") is not None:
             item = {**item, "id": str(item["id"])}
         yield where, {key: value for key, value in item.items() if value is not None}
@@ -196,6 +235,9 @@ def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _marked(path: Path, text: str, knowledge_column: str) -> Iterator[tuple[str, Row]]:
     """The authors' form: markers are words of their own, one post a block of lines."""
+    if not re.search(r"^</?[EO]>\t", text, re.MULTILINE) and (found := _ENTITY_FILE.search(text)):
+        first = text.count("\n", 0, found.start()) + 1
+        raise ValueError(f"{path}, line {first}: {ENTITY_DATA}.")
     block: list[tuple[int, str]] = []
     for number, line in [*text_lines(text), (0, "")]:
         if line.strip(BLANK):
@@ -236,8 +278,6 @@ def _unmark(path: Path, block: Sequence[tuple[int, str]], knowledge_column: str)
             tokens.append(word)
     where = f"{path}, line {block[0][0]}"
     missing = [marker for marker in ("<E>", "</E>", "<O>", "</O>") if marker not in places]
-    if len(missing) == 4:
-        raise ValueError(f"{where}: {ENTITY_DATA}.")
     if missing:
         raise ValueError(f"{where}: the post lacks {', '.join(missing)}.")
     item |= {"tokens": tokens, "head": [places["<E>"], places["</E>"]], "tail": [places["<O>"], places["</O>"]]}

@@ -107,6 +107,7 @@ def test_archive_form_gives_one_entry_a_post(tmp_path: Path) -> None:
         ("a\tO\n<EOS>\tX\nb\tB-PER\n", "train.txt, line 3: a word labelled 'B-PER' after the post's knowledge"),
         ("<E>\t/per/per/peer\nAda\tO\n", "train.txt, line 1: this is relation data, use run_re.py."),
         ("a\tO\n<O>\tNone\nAda\tO\n", "train.txt, line 2: this is relation data, use run_re.py."),
+        ("<E>\tfounder_of\nAda\tO\n", "train.txt, line 1: this is relation data, use run_re.py."),
         ("{'token': ['a'], 'h': {}, 't': {}, 'relation': 'None'}\n", "line 1: this is relation data, use run_re.py."),
     ],
 )
@@ -220,6 +221,8 @@ def test_line_that_is_not_json(tmp_path: Path) -> None:
 def test_json_list_of_rows(tmp_path: Path) -> None:
     row = {"tokens": ["a"], "ner_tags": ["O"]}
     assert len(read_labelled(write(tmp_path, json.dumps([row, row], indent=1), "train.json"))) == 2
+    with pytest.raises(ValueError, match=r"train\.json: the list is empty"):
+        read_labelled(write(tmp_path, "[]\n", "train.json"))
     with pytest.raises(ValueError, match='item 2: no "ner_tags"'):
         read_labelled(write(tmp_path, json.dumps([row, {"tokens": ["a"]}], indent=1), "train.json"))
 

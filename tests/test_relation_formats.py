@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from dataset_scripts import load
+from modeling_more.data import split_holdout
 from modeling_more.formats import read_labelled
 from modeling_more.relation_formats import ENTITY_DATA, read_pairs, read_relations
 from re_runs import marked_lines, mnre_line, pairs
@@ -56,6 +57,47 @@ def test_text_with_character_spans_and_pairs_to_predict(tmp_path):
     assert (one["id"], one["head"], one["tail"], one["text"]) == ("7", [0, 1], [2, 3], "Ada in Oslo")
 
 
+def test_entities_that_were_predicted_or_annotated(tmp_path, caplog):
+    """What run_ner.py writes can be classified; a row about one pair keeps it, whatever else the post holds."""
+    path = tmp_path / "posts.jsonl"
+    post = {"id": "p", "tokens": ["Ada", "in", "Oslo"], "entities": [{"start": 0, "end": 1}, {"start": 2, "end": 3}]}
+    path.write_text(json.dumps(post) + "\n" + json.dumps({**post, "tags": ["B-PER", "O", "B-LOC"], "gold": []}))
+    assert [row["entities"] for row in read_pairs(path)] == [[[0, 1], [2, 3]]] * 2
+    with pytest.raises(ValueError, match='line 1: no "relation"'):
+        read_relations(path)
+
+    pair = {**post, "head": [2, 3], "tail": [0, 1], "relation": "None"}
+    path.write_text(json.dumps(pair))
+    for read in (read_relations, read_pairs):
+        [row] = read(path)
+        assert (row["head"], row["tail"]) == ([2, 3], [0, 1]) and "entities" not in row
+    path.write_text(json.dumps({**post, "relation": "None"}))
+    with pytest.raises(ValueError, match='line 1: no "head"'):
+        read_relations(path)
+
+    # characters where the post is text, and what had to be widened is counted
+    text = "Ada-like in Oslo"
+    spans = [{"start": 9, "end": 10, "char_start": 0, "char_end": 8}, [12, 15]]
+    path.write_text(json.dumps({"text": text, "entities": spans}))
+    assert read_pairs(path)[0]["entities"] == [[0, 3], [4, 5]]
+    assert "posts.jsonl: 1 of 2 mentions begin or end inside a word" in caplog.text
+    path.write_text(json.dumps({"text": text, "entities": [[0, 3], [0, 2]]}))
+    with pytest.raises(ValueError, match=r'line 1: two of "entities" are the same words \[0, 1\]'):
+        read_pairs(path)
+
+    (tmp_path / "marked.txt").write_text(marked_lines(pairs(1)[0]))
+    assert read_pairs(tmp_path / "marked.txt", knowledge_column="knowledge_image")[0]["knowledge_image"]
+
+
+def test_rows_of_one_post_are_held_out_together(shared_data, tmp_path):
+    """A gate that learned from a post whose other pairs the experts know would trust them too much."""
+    rows = load("mnre", "none", shared_data / "mnre", tmp_path)["train"].to_list()
+    kept, held = split_holdout(rows, 0.2)
+    known = {tuple(row["tokens"]) for row in kept}
+    assert len(kept) + len(held) == 12247 and 0.17 < len(held) / 12247 < 0.23
+    assert not [row for row in held if tuple(row["tokens"]) in known]
+
+
 GOOD = json.dumps({"tokens": ["a", "b"], "head": [0, 1], "tail": [1, 2], "relation": "None"})
 
 
@@ -72,6 +114,12 @@ GOOD = json.dumps({"tokens": ["a", "b"], "head": [0, 1], "tail": [1, 2], "relati
         (GOOD.replace('"None"', '"/x"'), "line 1: unknown relation '/x'; the relations are None, /y"),
         ('{"tokens": ["a"], "ner_tags": ["O"]}', f"line 1: {ENTITY_DATA}"),
         ("a\tO\nb\tB-PER\n", f"line 1: {ENTITY_DATA}"),
+        ("a\tB-creative-work\r\n", f"line 1: {ENTITY_DATA}"),
+        ("a\tS-PER\n", f"line 1: {ENTITY_DATA}"),
+        ("-DOCSTART- -X- O\n\nEU NNP B-ORG\n", f"line 1: {ENTITY_DATA}"),
+        ('[["Ada", "url", "topic", [["Ada", "Person", 0, 3, "wiki"]]]]', f"item 1: {ENTITY_DATA}"),
+        ("a\tO\n\n" + marked_lines(TOUCHING), "line 1: the post lacks <E>, </E>, <O>, </O>"),
+        ("nothing of the kind", "line 1: a line is a word, a tab and a label"),
         ("<E>\tNone\na\tO\n</E>\tO\n<O>\tO\nb\tO\n", "line 1: the post lacks </O>"),
         ("<E>\tNone\n<E>\tO\n", "line 2: a second <E>"),
         ("<E>\tNone\na\t/y\n", "line 2: the relation '/y' stands beside a word"),

@@ -255,6 +255,13 @@ def test_predict_pairs_and_all_ordered_pairs(tiny_encoder):
     # the same pair asked for in both ways has the same answer
     assert several["relations"][1]["score"] == pytest.approx(one["relations"][0]["score"], abs=1e-6)
     assert none["relations"] == []
+    # entities as they are predicted: start and end are words, but the text has characters
+    found = [
+        {"start": 0, "end": 2, "char_start": 0, "char_end": 12},
+        {"start": 5, "end": 6, "char_start": 27, "char_end": 31},
+    ]
+    [both] = predict(model, processor, [{"text": text, "entities": found}])
+    assert [(r["head_text"], r["tail"]) for r in both["relations"]] == [("Ada Lovelace", [5, 6]), ("Oslo", [0, 2])]
     with pytest.raises(ValueError, match='post 0: no "tail"'):
         predict(model, processor, [{"text": text, "head": [0, 3]}])
 
