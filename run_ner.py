@@ -49,8 +49,8 @@ class EntityTask(Task):
         options = ("head", "kl_target_transitions", "word_dropout")
         return {name: getattr(args, name) for name in options}
 
-    def read_posts(self, path: str, data: DataArguments) -> Posts:
-        return read_posts(path, style=data.splitter)
+    def read_posts(self, path: str, splitter: str, column: str) -> Posts:
+        return read_posts(path, splitter, column)
 
     predict = staticmethod(predict_tags)
 

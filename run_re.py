@@ -58,8 +58,8 @@ class RelationTask(Task):
         scale = len(posts) / sum(weight * found[label] for weight, label in zip(weights, labels, strict=True))
         return {"class_weights": [weight * scale for weight in weights]}
 
-    def read_posts(self, path: str, data: DataArguments) -> Posts:
-        return read_pairs(path, style=data.splitter)
+    def read_posts(self, path: str, splitter: str, column: str) -> Posts:
+        return read_pairs(path, splitter, column)
 
     predict = staticmethod(predict_relations)
 

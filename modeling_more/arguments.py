@@ -101,14 +101,17 @@ class DataArguments:
     )
     splitter: str = field(
         default="twitter17",
-        metadata={"help": "how raw text becomes words", "choices": ["twitter17", "twitter15", "whitespace"]},
+        metadata={
+            "help": "how raw text becomes words (in predict mode: as the expert was trained)",
+            "choices": ["twitter17", "twitter15", "whitespace"],
+        },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first so many posts"})
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "score on the first so many posts of a split"}
     )
     holdout_fraction: float = field(
-        default=0.0, metadata={"help": "training posts kept unseen, for a gate to learn from later (chosen by id)"}
+        default=0.0, metadata={"help": "share of the training posts kept unseen, for a gate to learn from later"}
     )
     cache_dir: str | None = field(default=None, metadata={"help": "for data, corpora and downloads"})
 
@@ -262,7 +265,23 @@ def _set_defaults(parser: HfArgumentParser, options: dict[str, Any]) -> None:
     for name, value in options.items():
         if name not in actions:
             raise ValueError(f"option {name!r} is unknown, see --help for the names")
-        # YAML reads 1e-5 as a string: argparse converts what is a string as it does on the command line
-        if not isinstance(value, bool | list | None.__class__):
-            value = str(value)
-        parser.set_defaults(**{name: value})
+        parser.set_defaults(**{name: _converted(actions[name], value)})
+
+
+def _converted(action: argparse.Action, value: Any) -> Any:
+    """A value of an options file as the command line would have it: argparse takes defaults as they are."""
+    if value is None or (isinstance(value, bool) and action.choices is None):
+        return value
+    read = action.type if callable(action.type) else str
+    several = action.nargs in ("+", "*")
+    if isinstance(value, list) and not several:
+        raise ValueError(f"option {action.dest!r} is a list, it must be one value")
+    found = []
+    for one in value if isinstance(value, list) else [value]:
+        try:
+            found.append(read(str(one)))  # YAML reads 1e-5 as a string
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"option {action.dest!r} is {one!r}: {error}") from None
+        if action.choices is not None and found[-1] not in action.choices:
+            raise ValueError(f"option {action.dest!r} is {one!r}, it must be one of {', '.join(action.choices)}")
+    return found if several else found[0]

@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import hf_hub_download
 
 from .arguments import Arguments, DataArguments, MixtureArguments, ModelArguments, RunArguments
-from .data import Posts, load_posts, load_splits
+from .data import Posts, load_posts, load_splits, post_digest
 from .metrics import paired_bootstrap
 from .mixture import (
     EXPERT_KNOWLEDGE,
@@ -44,9 +44,9 @@ from .mixture_report import draw_gate_weights, gate_table
 from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
 from .retrieval import knowledge_column
-from .runs import Prediction, Task, one_sentence_errors, retrieved, run_seed, save_run, write_jsonl
+from .runs import Prediction, Task, description, one_sentence_errors, retrieved, run_seed, save_run, write_jsonl
 from .tagging import bio_to_bioes
-from .training import TrainingArguments, TrainingResult, make_accelerator, train
+from .training import TrainingArguments, TrainingResult, check_checkpoint, make_accelerator, train
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Expert:
             found = {"retrieval": "none" if column is None else column.removeprefix("knowledge_")}
         if data.image_dir is not None:
             found["image_dir"] = data.image_dir
-        return replace(data, **found)
+        return replace(data, splitter=self.processor.splitter, **found)
 
 
 def load_experts(sources: Sequence[str]) -> list[Expert]:
@@ -292,6 +292,9 @@ def run_mixture_seed(
         encoded: list[dict[str, Any]] = encode_for_experts(gate_posts, processor)
         for row, post, label in zip(encoded, gate_posts, labels, strict=True):
             row |= {"labels": label} | {key: post[key] for key in ("image", "has_image") if key in post}
+        made_of = description(args, gate_posts, dev)
+        with one_sentence_errors():
+            check_checkpoint(training, made_of)
         model, trained = train(
             accelerator,
             model,
@@ -303,6 +306,7 @@ def run_mixture_seed(
             training,
             collate=MixtureCollator(processor),
             lengths=[sum(len(ids) for view in row["experts"] for ids in view["input_ids"]) for row in encoded],
+            made_of=made_of,
         )
     else:
         dev_features = features_of(dev, "dev")
@@ -387,7 +391,7 @@ def _gate_data(
         return posts, empty if mixture.train_experts else features_of(posts, "gate data")
 
     whole = features_of(posts, "gate data")
-    folds = [int(hashlib.sha256(post["id"].encode()).hexdigest(), 16) % mixture.crossfit_folds for post in posts]
+    folds = [post_digest(post) % mixture.crossfit_folds for post in posts]
     for fold in sorted(set(folds)):
         folders = []
         for number, expert in enumerate(experts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -25,18 +26,29 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from .arguments import Arguments, DataArguments, ModelArguments, parse_arguments
+from .configuration_mixture import MoReMixtureConfig
 from .configuration_more import MoReConfig
 from .data import Posts, Schema, describe, load_posts, split_holdout
+from .formats import KNOWLEDGE_COLUMNS
 from .mixture import EXPERT_KNOWLEDGE
 from .model_card import write_model_card
 from .modeling_more import MoRePreTrainedModel
 from .prediction import EncodedPost, encode_posts, predict
 from .processing_more import MoReProcessor
 from .retrieval import add_knowledge, check_retrieval, knowledge_column
-from .training import TrainingResult, make_accelerator, train, warn_of_slow_cpu, write_json
+from .training import (
+    MAY_CHANGE,
+    TrainingResult,
+    check_checkpoint,
+    make_accelerator,
+    train,
+    warn_of_slow_cpu,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
+SAVED = (MoReConfig.model_type, MoReMixtureConfig.model_type)
 Prediction = Any  # what a task predicts for a post: tags with span scores, or probabilities of relations
 
 
@@ -63,8 +75,8 @@ class Task(ABC):
         """Fields of the configuration besides those that both tasks have; `posts` are those of the training split."""
 
     @abstractmethod
-    def read_posts(self, path: str, data: DataArguments) -> Posts:
-        """Posts without labels, to predict on."""
+    def read_posts(self, path: str, splitter: str, column: str) -> Posts:
+        """Posts without labels, to predict on; knowledge that belongs to no column by name goes to `column`."""
 
     @abstractmethod
     def predict(
@@ -125,11 +137,13 @@ def run(
 
 
 def _command(script: str, words: Sequence[str], accelerator: Accelerator) -> str:
-    """The command that runs this again."""
+    """The command that runs this again, but for what a configuration file of accelerate says of sharding."""
     start = ["python", script]
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate launch sets it
-        several = accelerator.num_processes
-        start = ["accelerate", "launch", *(["--num_processes", str(several)] if several > 1 else []), script]
+        several, precision = accelerator.num_processes, accelerator.mixed_precision
+        start = ["accelerate", "launch", *(["--num_processes", str(several)] if several > 1 else [])]
+        start += ["--mixed_precision", precision] if precision != "no" and "--bf16" not in words else []
+        start.append(script)
     return shlex.join([*start, *words])
 
 
@@ -161,12 +175,13 @@ def _run(
             for split in ("train", "validation"):
                 if run.do_train and split not in splits:
                     raise ValueError(f"training needs a {split} split; there is {describe(splits)}")
-        to_predict = _posts_to_predict(task, data, mixture.experts) if run.do_predict else []
+        to_predict = _posts_to_predict(task, args, bool(splits), accelerator) if run.do_predict else []
 
     output = Path(training.output_dir)
     if not splits:
         with one_sentence_errors():
-            expert, processor = _load_expert(task, model_args, accelerator)
+            processor = _load_processor(task, model_args, accelerator)
+            expert = _load_expert(task, model_args, accelerator)
         _write_predictions(output, expert, processor, to_predict, training, accelerator)
         return {}
 
@@ -204,12 +219,12 @@ def run_seed(
     command: str,
 ) -> dict[str, Any]:
     """Train (unless told not to), score dev and test with and without knowledge, write everything of one seed."""
-    data, model_args, training, run, _ = args
+    data, _, training, run, _ = args
     accelerator = make_accelerator(training)
     output = Path(training.output_dir)
     set_seed(training.seed)
     with one_sentence_errors():
-        model, processor = _load_model(task, data, model_args, types, splits.get("train", []), accelerator)
+        model, processor = _load_model(task, args, types, splits.get("train", []), accelerator)
     results: dict[str, Any] = {
         "seed": training.seed,
         "dataset": data.dataset or data.train_file or data.test_file,
@@ -222,10 +237,14 @@ def run_seed(
         posts, held_out = split_holdout(splits["train"], data.holdout_fraction)
         if not posts:
             raise SystemExit(f"error: all {len(held_out)} training posts are held out: lower --holdout_fraction")
+        made_of = description(args, posts, splits["validation"])
+        with one_sentence_errors():
+            check_checkpoint(training, made_of)
         if accelerator.is_main_process:
             write_json(output / "holdout_ids.json", [post["id"] for post in held_out])
         results |= {"train_posts": len(posts), "held_out_posts": len(held_out)}
-        model, trained = _train(task, args, accelerator, model, processor, posts, splits["validation"], results)
+        dev = splits["validation"]
+        model, trained = _train(task, args, accelerator, model, processor, posts, dev, results, made_of)
         results |= {"best_epoch": trained.best_epoch, "history": trained.history}
     else:
         model.to(accelerator.device)
@@ -273,6 +292,7 @@ def _train(
     posts: Posts,
     dev: Posts,
     results: dict[str, Any],
+    made_of: dict[str, Any],
 ) -> tuple[MoRePreTrainedModel, TrainingResult]:
     """Train and choose the epoch by dev F1; what was cut of the training posts goes into `results`."""
     data, _, training, *_ = args
@@ -291,10 +311,23 @@ def _train(
         options = _options(args).items()
         plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}
         accelerator.init_trackers("more", plain)
-    trained = train(accelerator, model, processor, encoded, dev_score, training)
+    trained = train(accelerator, model, processor, encoded, dev_score, training, made_of=made_of)
     for tracker in accelerator.trackers:  # not end_training(), which also ends the group of processes
         tracker.finish()
     return trained
+
+
+def description(args: Arguments, *posts: Posts) -> dict[str, Any]:
+    """What makes a training run: it may be gone on with only where this is the same."""
+    data, model, training, _, mixture = args
+    reading = ("retrieval", "top_k", "knowledge_words", "max_length", "overflow", "splitter")
+    options = asdict(model) | {name: getattr(data, name) for name in reading}
+    options |= {key: value for key, value in asdict(training).items() if key not in MAY_CHANGE}
+    if data.retrieval == "moe":
+        options |= asdict(mixture)
+    # images are tensors, made of the files that the posts name
+    rows = [[{**post, "image": None, "has_image": None} for post in split] for split in posts]
+    return options | {"posts": hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:32]}
 
 
 def _score(
@@ -349,7 +382,7 @@ def push(folder: Path, repository: str, private: bool) -> None:
         again = f"hf upload {repository} {shlex.quote(str(folder))} . " + " ".join(
             f"--exclude '{p}'" for p in left_out
         )
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         raise SystemExit(
             f"error: the upload to {repository} failed ({reason}). "
             f"Nothing is lost: all files are in {folder}. To push again: {again}"
@@ -414,14 +447,18 @@ def _check(args: Arguments) -> None:
 
 
 def _load_model(
-    task: Task, data: DataArguments, args: ModelArguments, types: list[str], posts: Posts, accelerator: Accelerator
+    task: Task, arguments: Arguments, types: list[str], posts: Posts, accelerator: Accelerator
 ) -> tuple[MoRePreTrainedModel, MoReProcessor]:
-    """A saved expert as it is, or a fresh head on an encoder."""
+    """A saved expert as it is, or (to be trained) a fresh head on an encoder."""
+    data, args, _, run, _ = arguments
     source = {"revision": args.model_revision}
-    config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
     labels = task.labels(types, data)
-    if isinstance(config, MoReConfig):
-        expert, processor = _load_expert(task, args, accelerator)
+    kind = _kind(args)
+    if kind == MoReMixtureConfig.model_type:
+        raise ValueError(f"{args.model_name_or_path} is a mixture: here it can only predict, see --predict_file")
+    if kind == MoReConfig.model_type or not run.do_train:
+        processor = _load_processor(task, args, accelerator)
+        expert = _load_expert(task, args, accelerator)
         unknown = sorted(set(labels) - set(expert.config.label2id))
         if unknown:
             raise ValueError(f"{args.model_name_or_path} does not know the labels {', '.join(unknown)} of the data")
@@ -462,27 +499,57 @@ def _load_model(
     return model, processor
 
 
-def _load_expert(
-    task: Task, args: ModelArguments, accelerator: Accelerator
-) -> tuple[MoRePreTrainedModel, MoReProcessor]:
+def _kind(args: ModelArguments) -> str:
+    """The model type: that of an expert, of a mixture, or of an encoder."""
+    return str(AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision).model_type)
+
+
+def _load_processor(task: Task, args: ModelArguments, accelerator: Accelerator) -> MoReProcessor:
+    """The processor of a saved expert or mixture.
+
+    Raises:
+        ValueError: it is neither, or one of the other task.
+    """
     name, revision = args.model_name_or_path, args.model_revision
-    mixture = AutoConfig.from_pretrained(name, revision=revision).model_type == "more-mixture"
+    if (kind := _kind(args)) not in SAVED:
+        raise ValueError(
+            f"{name} is a plain encoder ({kind}): to score or predict without training give --model_name_or_path "
+            "the output folder, or the Hub id, of a trained expert"
+        )
     with accelerator.main_process_first():
-        processor = AutoProcessor.from_pretrained(name, revision=revision)
-        if processor.markers != task.markers:
-            other = "relations: use run_re.py" if processor.markers else "entities: use run_ner.py"
-            raise ValueError(f"{name} is an expert for {other}")
-        model_class = task.mixture_class if mixture else task.model_class
-        model = model_class.from_pretrained(name, revision=revision, dtype=torch.float32)
-    return model.to(accelerator.device), processor
+        processor: MoReProcessor = AutoProcessor.from_pretrained(name, revision=revision)
+    if processor.markers != task.markers:
+        other = "relations: use run_re.py" if processor.markers else "entities: use run_ner.py"
+        raise ValueError(f"{name} is an expert for {other}")
+    return processor
 
 
-def _posts_to_predict(task: Task, data: DataArguments, experts: Sequence[str]) -> Posts:
-    posts = task.read_posts(str(data.predict_file), data)
+def _load_expert(task: Task, args: ModelArguments, accelerator: Accelerator) -> MoRePreTrainedModel:
+    name, revision = args.model_name_or_path, args.model_revision
+    model_class = task.mixture_class if _kind(args) == MoReMixtureConfig.model_type else task.model_class
+    with accelerator.main_process_first():
+        model: MoRePreTrainedModel = model_class.from_pretrained(name, revision=revision, dtype=torch.float32)
+    return model.to(accelerator.device)
+
+
+def _posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: Accelerator) -> Posts:
+    """The posts of `--predict_file`, split into words as the expert's training posts were, with their knowledge."""
+    data, model, _, _, mixture = args
+    splitter, column = data.splitter, knowledge_column(data.retrieval)  # of an expert that this run trains
+    processor: Any = None
+    if training and data.retrieval == "moe":
+        processor = AutoProcessor.from_pretrained(mixture.experts[0])
+    elif not training or _kind(model) in SAVED:
+        processor = _load_processor(task, model, accelerator)
+    if processor is not None:
+        splitter = processor.splitter
+        read = {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
+        column = read.pop() if len(read) == 1 else None
+    posts = task.read_posts(str(data.predict_file), splitter, column or KNOWLEDGE_COLUMNS[0])
     if data.retrieval == "moe":
         from .mixture_runs import add_expert_knowledge  # which imports this module
 
-        add_expert_knowledge(posts, data, experts)
+        add_expert_knowledge(posts, data, mixture.experts)
     elif data.knowledge:
         for post, entries in zip(posts, retrieved(data, posts), strict=True):
             post[str(knowledge_column(data.retrieval))] = entries
@@ -544,9 +611,13 @@ def _over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, An
     merged: dict[str, Any] = {"seeds": seeds}
     for key, value in results[0].items():
         if key.endswith("_per_type"):
+            # a type that the reference lacks is there only where a seed predicted it
+            types = {type_: scores for row in results for type_, scores in row[key].items()}
             merged[key] = {
-                type_: {name: statistics.mean(row[key][type_][name] for row in results) for name in scores}
-                for type_, scores in value.items()
+                type_: {
+                    name: statistics.mean(row[key].get(type_, {}).get(name, 0.0) for row in results) for name in scores
+                }
+                for type_, scores in types.items()
             }
         if isinstance(value, float) and key.startswith(("dev_", "test_")):
             values = [row[key] for row in results]

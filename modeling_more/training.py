@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 LAST, BEST, STATE = "last", "best", "training_state.json"
+#: arguments that a run may change when it goes on from a checkpoint
+MAY_CHANGE = {
+    *("output_dir", "seeds", "num_train_epochs", "early_stopping_patience", "resume_from_checkpoint"),
+    *("save_checkpoints", "per_device_eval_batch_size", "report_to", "use_cpu", "gradient_checkpointing"),
+}
 
 
 @dataclass
@@ -136,6 +141,7 @@ def train(
     args: TrainingArguments,
     collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     lengths: Sequence[int] | None = None,
+    made_of: dict[str, Any] | None = None,
 ) -> tuple[Model, TrainingResult]:
     """Train on encoded posts; returns the model of the best epoch by `evaluate(model)`, and what happened.
 
@@ -145,6 +151,7 @@ def train(
     Args:
         posts: what `collate` makes batches of (default: posts encoded by a `MoReProcessor`).
         lengths: sub-tokens of each post.
+        made_of: kept in the checkpoints, for `check_checkpoint`.
 
     Raises:
         FileNotFoundError: when the checkpoint to resume from is not there.
@@ -182,11 +189,16 @@ def train(
         if checkpoint is None:
             logger.warning("%s holds no checkpoint yet: training starts from the beginning", folder)
         else:
-            if not (folder / BEST).exists() and (folder / f"{BEST}.outgoing").exists():
-                os.replace(folder / f"{BEST}.outgoing", folder / BEST)
+            if accelerator.is_main_process and (checkpoint.parent != folder or not (folder / BEST).exists()):
+                incoming = folder / f"{BEST}.incoming"
+                shutil.rmtree(incoming, ignore_errors=True)
+                shutil.copytree(_best_beside(checkpoint), incoming)
+                shutil.rmtree(folder / BEST, ignore_errors=True)
+                os.replace(incoming, folder / BEST)
             accelerator.load_state(str(checkpoint))
             state = json.loads((checkpoint / STATE).read_text())
             first_epoch = state.pop("epoch")
+            state.pop("made_of", None)
             result = TrainingResult(**state)
             logger.info("resumed from %s after epoch %d", checkpoint, first_epoch)
     elif accelerator.is_main_process and folder.exists():
@@ -217,12 +229,38 @@ def train(
             with replacing(folder / LAST, accelerator) as target:
                 accelerator.save_state(str(target))
                 if accelerator.is_main_process:
-                    (target / STATE).write_text(json.dumps({"epoch": epoch + 1, **vars(result)}))
+                    (target / STATE).write_text(json.dumps({"epoch": epoch + 1, "made_of": made_of, **vars(result)}))
 
     accelerator.free_memory(model_, optimizer_, loader_)
     # through the code that users load with, whatever accelerate did to the module in training
     best = model_class.from_pretrained(folder / BEST, dtype=torch.float32)
     return best.to(accelerator.device), result
+
+
+def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
+    """See that the checkpoint to resume from (if any) is whole and of this run.
+
+    Args:
+        made_of: what the run is made of, as it was given to `train`.
+
+    Raises:
+        FileNotFoundError: the checkpoint, or the best epoch's model beside it, is not there.
+        ValueError: another run made it; names the differing options.
+    """
+    if not args.resume_from_checkpoint:
+        return
+    checkpoint = _find_checkpoint(Path(args.output_dir) / "checkpoints", args.resume_from_checkpoint)
+    if checkpoint is None:
+        return
+    _best_beside(checkpoint)
+    found = json.loads((checkpoint / STATE).read_text()).get("made_of") or made_of
+    made_of = json.loads(json.dumps(made_of))  # as the file keeps it
+    differing = sorted(key for key in found.keys() | made_of.keys() if found.get(key) != made_of.get(key))
+    if differing:
+        raise ValueError(
+            f"{checkpoint} is of a run with other {', '.join(differing)}: go on with those, or train anew without "
+            "--resume_from_checkpoint or in another --output_dir"
+        )
 
 
 def parameter_groups(model: torch.nn.Module, args: TrainingArguments) -> list[dict[str, Any]]:
@@ -275,7 +313,8 @@ def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         outgoing = target.with_name(target.name + ".outgoing")
-        if target.exists():
+        if target.exists():  # else the outgoing one, left by a crash, is the only copy
+            shutil.rmtree(outgoing, ignore_errors=True)
             os.replace(target, outgoing)
         os.replace(incoming, target)
         shutil.rmtree(outgoing, ignore_errors=True)
@@ -337,3 +376,11 @@ def _find_checkpoint(folder: Path, wanted: str) -> Path | None:
         if (folder / name / STATE).is_file():
             return folder / name
     return None
+
+
+def _best_beside(checkpoint: Path) -> Path:
+    """The best epoch's model that was written with a checkpoint."""
+    for name in (BEST, BEST + ".outgoing"):
+        if (checkpoint.parent / name).is_dir():
+            return checkpoint.parent / name
+    raise FileNotFoundError(f"{checkpoint} can't be resumed: the folder {BEST} is missing beside it")

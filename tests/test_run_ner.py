@@ -15,13 +15,17 @@ from transformers import AutoModelForTokenClassification, AutoProcessor
 
 import run_ner
 from modeling_more import predict
+from modeling_more.arguments import parse_arguments
+from modeling_more.runs import _over_seeds
 from modeling_more.tagging import tags_to_spans
 from ner_runs import (
     ROOT,
     options,
+    posts,
     read,
     read_lines,
     run_script,
+    write_conll,
     write_jsonl,
 )
 
@@ -92,6 +96,44 @@ def test_seeds_give_mean_and_deviation(files, tiny_encoder):
     AutoModelForTokenClassification.from_pretrained(files["out"])
 
 
+def test_seeds_that_predict_different_types():
+    """A type that the reference lacks is in the table of those seeds only that predicted it."""
+    one = {"precision": 50.0, "recall": 100.0, "f1": 66.0, "support": 3}
+    wrong = dict.fromkeys(one, 0)
+    tables = [{"PER": one, "LOC": wrong}, {"PER": one, "MISC": wrong}]
+    merged = _over_seeds([{"test_f1": 50.0, "test_f1_per_type": table} for table in tables], [1, 2])
+    assert merged["test_f1_per_type"] == {"PER": one, "LOC": wrong, "MISC": wrong}
+
+
+def test_an_options_file_is_read_as_the_command_line(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text("seeds: 7\nentities: found.jsonl\nlearning_rate: 1e-5\nbf16: true\nmax_train_samples: null\n")
+    data, _, training, *_ = parse_arguments([str(path)], "")
+    assert (training.seeds, training.learning_rate, training.bf16) == ([7], 1e-5, True)
+    assert data.entities == ["found.jsonl"] and data.max_train_samples is None
+
+
+def test_predict_mode_splits_words_as_the_training_did(files, tiny_encoder, tmp_path):
+    run_ner.main(options(files, tiny_encoder("bert"), "--splitter", "twitter15", "--num_train_epochs", "1"))
+    file = write_jsonl(tmp_path / "posts.jsonl", [{"text": "@Ada visits #Oslo w/ Coca-Cola"}])
+    predict = ["--do_predict", "--predict_file", str(file), "--use_cpu"]
+    run_ner.main([*predict, "--model_name_or_path", files["out"], "--output_dir", str(tmp_path / "predicted")])
+    [row] = map(json.loads, (tmp_path / "predicted" / "predictions" / "predict.jsonl").read_text().splitlines())
+    assert row["tokens"] == ["@Ada", "visits", "#Oslo", "w/", "Coca-Cola"]
+
+
+def test_an_archive_is_read_by_the_expert_for_images(files, tiny_encoder, tmp_path, caplog):
+    """Words labelled X belong to no column by name: they are what the expert reads."""
+    train, dev = (write_conll(tmp_path / f"{name}.txt", posts(8), knowledge=True) for name in ("train", "dev"))
+    given = ["--train_file", str(train), "--validation_file", str(dev), "--retrieval", "image", "--use_cpu"]
+    run_ner.main([*given, "--model_name_or_path", tiny_encoder("bert"), "--num_train_epochs", "1",
+                  "--max_length", "96", "--output_dir", files["out"]])  # fmt: skip
+    predict = ["--do_predict", "--predict_file", str(dev), "--model_name_or_path", files["out"], "--use_cpu"]
+    run_ner.main([*predict, "--output_dir", str(tmp_path / "predicted")])
+    assert len((tmp_path / "predicted" / "predictions" / "predict.jsonl").read_text().splitlines()) == 8
+    assert "no post has" not in caplog.text
+
+
 def test_predict_mode_over_files_of_posts(files, tiny_encoder, tmp_path):
     run_ner.main(options(files, tiny_encoder("bert"), "--num_train_epochs", "10"))
     trained = files["out"]
@@ -141,6 +183,32 @@ def test_holdout_is_the_same_for_every_expert_and_never_trained_on(files, tiny_e
         options(files, tiny_encoder("roberta"), "--holdout_fraction", "0.3", "--seed", "9", "--num_train_epochs", "1")
     )
     assert read(files, "holdout_ids.json") == held
+
+
+def test_a_checkpoint_of_another_run_is_refused(files, tiny_encoder, tmp_path):
+    once = options(files, tiny_encoder("bert"), "--num_train_epochs", "1")
+    first = run_ner.main(once)
+    resume = [*once, "--resume_from_checkpoint", "latest"]
+    for changed, named in (
+        (["--seed", "9"], "other seed"),
+        (["--learning_rate", "1e-4", "--max_length", "80"], "other learning_rate, max_length"),
+        (["--max_train_samples", "20"], "other posts"),
+    ):
+        with pytest.raises(SystemExit, match=named):
+            run_ner.main([*resume, *changed])
+    # what does not change the run may differ; a delete that a crash cut short is made good
+    folder = Path(files["out"]) / "checkpoints"
+    (folder / "last.outgoing").mkdir()
+    (folder / "last.outgoing" / "rest").write_text("")
+    more = run_ner.main([*resume, "--num_train_epochs", "2", "--per_device_eval_batch_size", "3"])
+    assert more["history"][0] == first["history"][0] and len(more["history"]) == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "last"]
+    # a checkpoint elsewhere brings its best epoch along
+    elsewhere = [*once, "--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", str(folder / "last")]
+    assert run_ner.main([*elsewhere, "--num_train_epochs", "2"])["test_f1"] == more["test_f1"]
+    shutil.rmtree(folder / "best")
+    with pytest.raises(SystemExit, match="the folder best is missing beside it"):
+        run_ner.main(resume)
 
 
 def test_early_stopping_and_tracker(files, tiny_encoder):
@@ -285,8 +353,6 @@ def test_failed_upload_loses_nothing(files, tiny_encoder):
 
 
 def test_recipes_are_the_papers():
-    from modeling_more.arguments import parse_arguments
-
     off = ("off", 1)
     expected = {  # METHOD, section 6: epochs, learning rate, CRF learning rate, (two views, temperature)
         ("twitter15", "none"): (10, 1e-5, 5e-2, off),

@@ -55,6 +55,15 @@ BAD = {
     "everything held out": ([*GIVEN, "--holdout_fraction", "1.5"], "holdout_fraction"),
     "no samples": ([*GIVEN, "--max_train_samples", "0"], "max_train_samples"),
     "no checkpoint": ([*GIVEN, "--resume_from_checkpoint", "{tmp}/nowhere"], "nowhere"),
+    "a folder without checkpoint": ([*GIVEN, "--resume_from_checkpoint", "{tmp}"], "is no checkpoint"),
+    "set and file": (["--dataset", "twitter17", "--test_file", "{dev}"], "--dataset and --test_file are both given"),
+    "folder and file": ([*GIVEN, "--data_dir", "{tmp}"], "--data_dir and --train_file are both given"),
+    "scoring an encoder": (["--test_file", "{dev}", "--no_do_train"], "is a plain encoder (bert)"),
+    "predicting with an encoder": (["--do_predict", "--predict_file", "{dev}"], "is a plain encoder (bert)"),
+    "another choice in file": (["{choice}"], "option 'lr_decay' is 'epochs', it must be one of step, epoch"),
+    "YAML's off": (["{off}"], "option 'two_views' is False, it must be one of off, "),
+    "no number in file": (["{number}"], "option 'seeds' is 'x'"),
+    "a list in file": (["{list}"], "option 'seed' is a list, it must be one value"),
     "epochs": ([*GIVEN, "--num_train_epochs", "0"], "num_train_epochs"),
 }
 
@@ -72,6 +81,10 @@ def test_bad_input_ends_with_one_sentence(case, files, tiny_encoder, tmp_path, c
         "notags.jsonl": json.dumps({"id": "1", "tokens": ["a"]}) + "\n",
         "relation.txt": f"{RELATION}\n",
         "optionfile.yaml": "learning_rat: 1\n",
+        "choice.yaml": "lr_decay: epochs\n",
+        "off.yaml": "two_views: off\n",
+        "number.yaml": "seeds: [1, x]\n",
+        "list.yaml": "seed: [1]\n",
     }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
