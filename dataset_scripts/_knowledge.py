@@ -300,7 +300,7 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
         try:
             corpus.push_to_hub(given.push_to_hub, license, description, private=given.private or None, date=date)
         except Exception as error:  # whatever the client raises, the folder is whole and can be pushed again
-            raise failed_push(given.push_to_hub, folder, error) from error
+            raise failed_push(given.push_to_hub, folder, error, given.private) from error
         logger.info("Pushed: %s", given.push_to_hub)
     return folder
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import shlex
 import shutil
 import sys
 import tempfile
@@ -210,10 +211,13 @@ def write_folder(configs: Configs, card: DatasetCard, folder: Path, overwrite: b
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """ValueError where `write_folder` would refuse; asked before the work is done."""
+    from modeling_more.knowledge.corpus_info import META_FILE  # seconds that other uses need not wait
+
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     readme = folder / "README.md"
     ours = readme.is_file() and f"- {TAG}\n" in readme.read_text(encoding="utf-8", errors="replace")
+    ours = ours and not (folder / META_FILE).exists()  # a corpus, whose card has the tag, too
     if not ours:
         raise ValueError(f"{folder}: holds something that is no published data set; give another --output_dir.")
     if not overwrite:
@@ -308,12 +312,12 @@ def push(configs: Configs, card: DatasetCard, repo_id: str, private: bool, folde
             path_or_fileobj=str(merged).encode(), path_in_repo="README.md", repo_id=repo_id, repo_type="dataset"
         )
     except Exception as error:  # whatever the client raises, the folder is whole and can be pushed again
-        raise failed_push(repo_id, folder, error) from error
+        raise failed_push(repo_id, folder, error, private) from error
 
 
-def failed_push(repo_id: str, folder: Path, error: Exception) -> ConnectionError:
-    """The error that says how to push what is written already."""
-    again = f"hf upload {repo_id} {folder} --repo-type dataset"
+def failed_push(repo_id: str, folder: Path, error: Exception, private: bool) -> ConnectionError:
+    """The error that says how to push what is written already (to a repository as private as was asked for)."""
+    again = f"hf upload {repo_id} {shlex.quote(str(folder))} --repo-type dataset" + " --private" * private
     return ConnectionError(f"The upload to {repo_id} failed ({error}); {folder} is whole: {again}")
 
 
@@ -371,6 +375,9 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 def without_folder(word: str) -> str:
     """The card is published: it names files, not where they lie on this machine."""
+    option, equals, value = word.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={without_folder(value)}"
     prefix = MILVUS if word.startswith(MILVUS) else ""
     file = word.removeprefix(prefix)
     return prefix + (Path(file).name if Path(file).is_absolute() else file)

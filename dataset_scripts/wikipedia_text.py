@@ -38,9 +38,32 @@ def articles(row: Row, counts: Counter[str], wiki: str) -> Iterable[Row]:
         yield {"id": f"{wiki}:{row['id']}", "title": row["title"], "text": row["text"]}
 
 
+def in_copy(folder: str, date: str | None, language: str) -> tuple[Path, str | None]:
+    """Where a local copy holds the articles, and of which date: it may be laid out as the source, with a folder
+    `date.language` for each.
+
+    Raises:
+        ValueError: none of its folders, or several, are of that date and language.
+    """
+    root = Path(folder).expanduser()
+    found = sorted(path for path in root.glob("[0-9]*.*") if path.is_dir())
+    if not found:
+        return root, date
+    wanted = [path for path in found if path.name == f"{date or path.name.split('.')[0]}.{language}"]
+    if len(wanted) != 1:
+        held = ", ".join(path.name for path in found)
+        raise ValueError(f"{root} holds {held}; --date and --language should name one of them.")
+    return wanted[0], wanted[0].name.split(".")[0]
+
+
 def plan(given: argparse.Namespace) -> Plan:
-    date = given.date or (DATE if given.data_dir is None else None)
-    source, identity, _ = stream(SOURCE, f"{date}.{given.language}", COLUMNS, given.data_dir)
+    date, copy = given.date, given.data_dir
+    if copy is None:
+        date = date or DATE
+    else:
+        folder, date = in_copy(copy, date, given.language)
+        copy = str(folder)
+    source, identity, _ = stream(SOURCE, f"{date}.{given.language}", COLUMNS, copy)
     wiki = wiki_name(given.language)
     return Plan(
         name=NAME,

@@ -113,7 +113,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         if self.by_length:
             batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
         lacking = -len(batches) % self.multiple_of
-        return batches + batches[:lacking]
+        return batches + [batches[number % len(batches)] for number in range(lacking)]
 
     def _cut(self, order: list[int]) -> list[list[int]]:
         if self.max_tokens is None:

@@ -266,15 +266,17 @@ def _card_data(
     license: str,
     language: str,
 ) -> ModelCardData:
-    """The metadata; ids that the Hub could not resolve (local folders) are left out, for it refuses them."""
+    """The metadata; ids that the Hub could not resolve (local folders) are left out, for it refuses them, and nobody
+    should read there where a folder lies."""
     dataset, base_model = config.get("dataset"), config.get("model_name_or_path")
+    shown = _shown(dataset or "custom")
     scores = _scores(results)
     entries = [
         EvalResult(
             task_type=task,
             task_name=TASKS[task],
-            dataset_type=str(dataset or "custom"),
-            dataset_name=str(dataset or "custom"),
+            dataset_type=shown,
+            dataset_name=shown,
             dataset_config=config.get("retrieval"),
             dataset_split=SPLITS[split],
             metric_type=metric,
@@ -350,7 +352,6 @@ def _per_type_table(results: Mapping[str, Any]) -> str:
 
 def _description(task: str, config: Mapping[str, Any], dataset: Any, retrieval: str) -> str:
     base = config.get("model_name_or_path")
-    shown = f"`{base if _is_hub_id(base) else Path(str(base)).name}`"
     reads = {
         "none": "It reads the post alone.",
         "text": "It reads the post together with knowledge retrieved by the post's text.",
@@ -358,7 +359,7 @@ def _description(task: str, config: Mapping[str, Any], dataset: Any, retrieval: 
     }.get(retrieval, f"It reads the post together with retrieved knowledge ({retrieval}).")
     return (
         f"{TASKS[task]} in social-media posts, by the method of {PAPER}."
-        + (f" Fine-tuned from {shown}" + (f" on `{dataset}`." if dataset else ".") if base else "")
+        + (f" Fine-tuned from `{_shown(base)}`" + (f" on `{_shown(dataset)}`." if dataset else ".") if base else "")
         + f" {reads}"
     )
 
@@ -387,6 +388,11 @@ def _scrub_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_hub_id(value: Any) -> bool:
     return isinstance(value, str) and bool(_HUB_ID.fullmatch(value)) and not Path(value).exists()
+
+
+def _shown(value: Any) -> str:
+    """An id of the Hub whole; of a folder its name, not where it lies."""
+    return str(value) if _is_hub_id(value) else Path(str(value)).name
 
 
 def _finite(value: Any) -> bool:

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, Features, Value, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 
 from knowledge_rows import ARTICLES, make, random_rows
 from modeling_more.knowledge import (
@@ -51,6 +53,16 @@ def test_corpus_rows_and_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert corpus[7]["key"] == "東京 is far away."
     with pytest.raises(IndexError):
         corpus[8]
+
+
+def test_articles_without_text_and_image_are_counted_in_parquet_too(tmp_path: Path) -> None:
+    features = Features({name: Value("string") for name in ("id", "title", "text")} | {"image": ImageFeature()})
+    picture = Image.new("RGB", (20, 20), "red")
+    rows = [("a", "A", "Some text.", None), ("b", "B", "", picture), ("c", "C", "", None), ("d", "D", "", None)]
+    data = Dataset.from_list([dict(zip(features, row, strict=True)) for row in rows], features)
+    data.to_parquet(str(tmp_path / "k.parquet"))
+    info = KnowledgeCorpus.from_files(tmp_path / "k.parquet", tmp_path / "cache").info
+    assert (info.articles, info.empty, info.images, info.paragraphs) == (4, 2, 1, 1)
 
 
 def test_title_in_key_changes_keys_and_fingerprint(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_batches_divide_among_processes():
     sampler = LengthBatchSampler(LENGTHS, 8, max_tokens=300, multiple_of=4)
     assert len(sampler) % 4 == 0
     assert {row for batch in sampler for row in batch} == set(range(len(LENGTHS)))
+    for rows in range(1, 30):  # fewer batches than processes: else some process would wait for ever
+        assert len(LengthBatchSampler([1] * rows, 4, multiple_of=8)) == 8
 
 
 @pytest.mark.parametrize("options", [{}, {"max_tokens": 300}])

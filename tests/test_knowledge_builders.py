@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image as Pictures
 
 from dataset_scripts import _knowledge, jsonl, wikipedia_images, wikipedia_text
 from dataset_scripts._knowledge import Plan, write_shards
+from dataset_scripts.wikipedia_text import in_copy
 from hub_server import NOW, LocalHub
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 
@@ -146,6 +148,22 @@ def test_wikipedia_text_from_json_lines(tmp_path: Path, wiki: Path) -> None:
         assert wikipedia_text.run(["--data_dir", str(source), "--output_dir", str(tmp_path / name)]) == 0
     assert read(tmp_path / "jsonl").fingerprint == read(tmp_path / "parquet").fingerprint
     assert "not stated" in (tmp_path / "jsonl" / "README.md").read_text()  # no date was given
+
+
+def test_a_copy_with_several_dumps_is_read_for_one(tmp_path: Path, wiki: Path) -> None:
+    copy = tmp_path / "copy"
+    for name in ("20231101.de", "20231101.en", "20240101.de"):
+        shutil.copytree(wiki, copy / name)
+    assert in_copy(str(copy), None, "en") == (copy / "20231101.en", "20231101")
+    assert in_copy(str(copy), "20240101", "de") == (copy / "20240101.de", "20240101")
+    assert in_copy(str(wiki), None, "de") == (wiki, None)
+    for date, language in ((None, "de"), ("20240101", "en"), (None, "fr")):
+        with pytest.raises(ValueError, match=r"holds 20231101\.de, 20231101\.en, 20240101\.de; --date and --language"):
+            in_copy(str(copy), date, language)
+    arguments = ["--data_dir", str(copy), "--language", "en", "--output_dir", str(tmp_path / "out")]
+    assert wikipedia_text.run(arguments) == 0 and read(tmp_path / "out").info.articles == 2
+    assert "20231101" in (tmp_path / "out" / "README.md").read_text()
+    assert wikipedia_text.run([*arguments[:2], "--language", "fr", "--output_dir", str(tmp_path / "fr")]) == 1
 
 
 # ---------------------------------------------------------------- images

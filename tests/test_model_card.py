@@ -97,6 +97,10 @@ def test_local_sets_and_encoders_stay_out_of_the_metadata(tmp_path: Path) -> Non
     assert data.eval_results[0].dataset_name == "twitter17" and data.model_name == "my_model"
     assert not (tmp_path / "my_model" / ".eval_results").exists()
     assert "on `twitter17`" in text and "knowledge_text" not in text
+    (tmp_path / "sets" / "tw").mkdir(parents=True)
+    text = write(tmp_path / "my_model", config={**config, "dataset": str(tmp_path / "sets" / "tw")})
+    entry = ModelCard.load(tmp_path / "my_model" / "README.md").data.eval_results[0]
+    assert (entry.dataset_type, entry.dataset_name) == ("tw", "tw") and "on `tw`" in text
 
 
 def test_no_secret_reaches_the_card(tmp_path: Path) -> None:

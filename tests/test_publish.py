@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from dataset_scripts import load
-from dataset_scripts._publish import main, make_card
+from dataset_scripts._publish import check_free, failed_push, main, make_card, without_folder
 from hub_server import LocalHub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,6 +241,20 @@ def test_folder_without_knowledge_and_overwriting(tmp_path: Path, raw: Path, cap
     arguments[3] = str(tmp_path / "home")
     assert main("twitter17", [*arguments, "--overwrite_output_dir"]) == 1
     assert "holds something that is no published data set" in caplog.text and (tmp_path / "home/letter.txt").exists()
+    # a saved corpus has a card with the same tag
+    (out / "knowledge.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds something that is no published data set"):
+        check_free(out, overwrite=True)
+
+
+def test_what_is_published_names_no_folder_and_a_second_try_stays_private() -> None:
+    words = ["--data_dir=/home/me/posts.zip", "/home/me/out", "milvus:/home/me/base.db", "--top_k=3", "sets/a"]
+    assert [*map(without_folder, words)] == ["--data_dir=posts.zip", "out", "milvus:base.db", "--top_k=3", "sets/a"]
+    told = [str(failed_push("org/x", Path("my set"), OSError("gone"), private)) for private in (True, False)]
+    assert [line.split("whole: ")[1] for line in told] == [
+        "hf upload org/x 'my set' --repo-type dataset --private",
+        "hf upload org/x 'my set' --repo-type dataset",
+    ]
 
 
 def test_bad_input_ends_in_one_sentence_and_writes_nothing(
@@ -326,7 +340,8 @@ def test_push_and_load_again(
     done = subprocess.run(script, env=hub.env, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [entry["title"] for entry in json.loads(done.stdout)] == ["Games"]
-    assert done.stderr.count("ERROR") == 1 and f"hf upload org/tweets {out} --repo-type dataset" in done.stderr
+    assert done.stderr.count("ERROR") == 1
+    assert f"hf upload org/tweets {out} --repo-type dataset --private" in done.stderr
     card = DatasetCard(hub.files("org/tweets", "dataset")["README.md"].decode())
     configs = {config["config_name"]: config.get("default") for config in card.data.configs}
     assert configs == {"none": True, "text": None, "image": None, "all": None}

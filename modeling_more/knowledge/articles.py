@@ -42,7 +42,7 @@ def read_articles(files: Iterable[Path], images: bool = False) -> Iterator[Artic
     """The articles of files in their order.
 
     Args:
-        images: read the images that Parquet files hold; else `image` of their articles is an empty dict.
+        images: read the images that Parquet files hold; else `image` of articles that have one is an empty dict.
     """
     for file in files:
         yield from _read_parquet(file, images) if kind_of(file) == "parquet" else _read_jsonl(file)
@@ -77,12 +77,18 @@ def _read_parquet(file: Path, images: bool) -> Iterator[Article]:
     if missing:
         raise ValueError(f"{file} lacks the column {missing[0]}: id, title and text are required.")
     number = 0
-    has_images = "image" in parquet.schema_arrow.names
-    columns = [name for name in parquet.schema_arrow.names if name in {*COLUMNS, "lead", *["image"] * images}]
+    schema = parquet.schema_arrow
+    has_images = "image" in schema.names
+    columns = [name for name in schema.names if name in {*COLUMNS, "lead"}]
+    if has_images:
+        # the path tells which rows have an image, without reading all the bytes
+        kind = schema.field("image").type
+        with_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+        columns.append("image.path" if with_path and not images else "image")
     for batch in parquet.iter_batches(_IMAGE_BATCH if images and has_images else _BATCH, columns=columns):
         for row in batch.to_pylist():
             number += 1
-            if has_images and not images:
+            if not images and row.get("image") is not None:
                 row["image"] = {}
             yield _article(row, file, f"row {number}")
 
@@ -122,7 +128,7 @@ def _image(value: Any, file: Path, where: str) -> Path | dict[str, Any] | None:
         return None
     if not isinstance(path, str):
         raise ValueError(f"{where}: image is {type(path).__name__}, neither a path nor {{bytes, path}}.")
-    return file.parent / path
+    return file.resolve().parent / path
 
 
 def split_paragraphs(text: str) -> list[str]:
