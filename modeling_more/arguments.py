@@ -47,7 +47,10 @@ class DataArguments:
     )
     knowledge: list[str] = field(
         default_factory=list,
-        metadata={"help": "corpus to retrieve from: JSONL, JSONL.gz or Parquet files, a saved corpus, or a Hub id"},
+        metadata={
+            "help": "corpus to retrieve from: JSONL, JSONL.gz or Parquet files, a saved corpus, or a Hub id; with "
+            "--experts: instead of what those that retrieve were trained with"
+        },
     )
     top_k: int = field(default=10, metadata={"help": "entries of knowledge retrieved and read"})
     knowledge_words: int | None = field(

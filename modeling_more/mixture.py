@@ -39,6 +39,7 @@ Post = Mapping[str, Any]
 #: column of a post's knowledge for each expert, in their order
 EXPERT_KNOWLEDGE = "expert_knowledge"
 CACHE_VERSION = 1
+IMAGES_AT_ONCE = 256  # decoded pictures are large
 
 
 @dataclass
@@ -49,11 +50,13 @@ class Features:
         expert_logits: of each post [Z, N, L] emissions of the experts, or [Z, C] of a relation.
         text: of each post [H], or [N, H] for a gate per word.
         images: float32 [P, D], and [P] whether there is one; None where the gate sees no images.
+        expert_log_probs: as `expert_logits`, where other models than the mixture's experts said them.
     """
 
     expert_logits: list[Tensor]
     text: list[Tensor]
     images: tuple[Tensor, Tensor] | None = None
+    expert_log_probs: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.expert_logits)
@@ -62,7 +65,8 @@ class Features:
         """Those of some posts."""
         chosen = torch.tensor(rows, dtype=torch.long)
         images = None if self.images is None else (self.images[0][chosen], self.images[1][chosen])
-        return Features([self.expert_logits[row] for row in rows], [self.text[row] for row in rows], images)
+        said = None if self.expert_log_probs is None else [self.expert_log_probs[row] for row in rows]
+        return Features([self.expert_logits[row] for row in rows], [self.text[row] for row in rows], images, said)
 
 
 @dataclass
@@ -240,7 +244,7 @@ def image_features(
     vectors = torch.zeros(len(posts), encoder.dimension)
     usable = torch.zeros(len(posts), dtype=torch.bool)
     reasons: Counter[str] = Counter()
-    size = 256
+    size = IMAGES_AT_ONCE
     for first in tqdm(range(0, len(posts), size), desc="images", disable=len(posts) < size, leave=False):
         rows = sources.select(range(first, min(first + size, len(posts)))).to_list()
         found = [row["image"] if image_dir is None else find_image(image_dir, row["image_id"] or "") for row in rows]
@@ -291,12 +295,13 @@ def gate_batch(features: Features, rows: Sequence[int], labels: Sequence[Any] | 
     chosen = features.select(rows)
     relations = chosen.expert_logits[0].dim() == 2
     batch = {"text_features": _pad(chosen.text)}
-    if relations:
-        batch["expert_logits"] = torch.stack(chosen.expert_logits)
-    else:
-        words = [logits.transpose(0, 1) for logits in chosen.expert_logits]
-        batch["expert_logits"] = _pad(words).transpose(1, 2)
-        batch["word_mask"] = _pad([torch.ones(len(one), dtype=torch.bool) for one in words])
+    for key, said in (("expert_logits", chosen.expert_logits), ("expert_log_probs", chosen.expert_log_probs)):
+        if said is not None and relations:
+            batch[key] = torch.stack(said)
+        elif said is not None:
+            batch[key] = _pad([one.transpose(0, 1) for one in said]).transpose(1, 2)
+    if not relations:
+        batch["word_mask"] = _pad([torch.ones(one.shape[1], dtype=torch.bool) for one in chosen.expert_logits])
     if chosen.images is not None:
         batch["image_features"], batch["image_mask"] = chosen.images
     if labels is not None:
@@ -432,15 +437,23 @@ def _own_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tenso
             f"the gate reads {config.image_dim} image features, {encoder.label} gives {encoder.dimension}: "
             f"the tower must be {config.image_model or 'that of the training'}"
         )
-    opened = {}
+    # all pairs of a post share its image; of different ones only so many are open at once
+    rows_of: dict[Any, list[int]] = {}
     for row in given:
-        try:
-            opened[row] = open_image(posts[row]["image"])
-        except ImageError as error:
-            logger.warning("the image of post %s can't be used: %s", posts[row].get("id", row), error)
-    if opened:
-        vectors[list(opened)] = torch.from_numpy(np.array(encoder.embed(list(opened.values()))))
-        usable[list(opened)] = True
+        image = posts[row]["image"]
+        rows_of.setdefault(image if isinstance(image, str | Path) else id(image), []).append(row)
+    same = list(rows_of.values())
+    for first in tqdm(range(0, len(same), IMAGES_AT_ONCE), desc="images", disable=len(same) < IMAGES_AT_ONCE):
+        opened, pictures = [], []
+        for rows in same[first : first + IMAGES_AT_ONCE]:
+            try:
+                pictures.append(open_image(posts[rows[0]]["image"]))
+                opened.append(rows)
+            except ImageError as error:
+                logger.warning("the image of post %s can't be used: %s", posts[rows[0]].get("id", rows[0]), error)
+        if opened:
+            for rows, vector in zip(opened, torch.from_numpy(np.array(encoder.embed(pictures))), strict=True):
+                vectors[rows], usable[rows] = vector, True
     return vectors, usable
 
 

@@ -89,8 +89,10 @@ class Expert:
         if not found:
             column = self.processor.knowledge_column
             found = {"retrieval": "none" if column is None else column.removeprefix("knowledge_")}
-        if data.image_dir is not None:
-            found["image_dir"] = data.image_dir
+        # files that lie elsewhere now, or belong to other posts; an expert that read none still reads none
+        own = {"knowledge": bool(found.get("knowledge")), "image_dir": True}
+        own |= {"captions": found.get("query") == "caption", "entities": found.get("query") == "entities"}
+        found |= {key: getattr(data, key) for key, wanted in own.items() if wanted and getattr(data, key)}
         return replace(data, splitter=self.processor.splitter, **found)
 
 
@@ -171,19 +173,30 @@ def load_mixture_posts(
             for row in joined[split]:
                 row[EXPERT_KNOWLEDGE].append(knowledge[row["id"]])
     if mixture.gate_images:
-        _add_images(task, data, experts, joined, load_named, names)
+        _add_images(task, args, experts, joined, load_named, names)
     return joined, types, reports
+
+
+def _cache(args: Arguments) -> Path | None:
+    """Where what the experts and the tower say of the posts is kept; None where nothing is."""
+    data, *_, mixture = args
+    if not mixture.cache_expert_outputs:
+        return None
+    from .knowledge.corpus import default_cache_dir
+
+    return Path(data.cache_dir) if data.cache_dir else default_cache_dir()
 
 
 def _add_images(
     task: Task,
-    data: DataArguments,
+    args: Arguments,
     experts: Sequence[Expert],
     joined: dict[str, Posts],
     load_named: Callable[..., DatasetDict],
     names: Sequence[str],
 ) -> None:
     """Embed the posts' images where there are any: a column `image`, or `--image_dir`."""
+    data = args[0]
     by_image = _by_image(data, experts)
     image_dir = data.image_dir or by_image.image_dir
     splits: dict[str, Dataset] = {}
@@ -200,7 +213,7 @@ def _add_images(
     encoder = ImageEncoder(_image_model(data, experts))
     for split, rows in joined.items():
         posts = splits[split] if splits else Dataset.from_list([{"image_id": row["image_id"]} for row in rows])
-        vectors, usable = image_features(posts, image_dir, encoder, data.cache_dir)
+        vectors, usable = image_features(posts, image_dir, encoder, _cache(args))
         if not splits:
             places = dict(zip((row["id"] for row in rows), range(len(rows)), strict=True))
         else:
@@ -257,11 +270,7 @@ def run_mixture_seed(
         if unknown:
             raise ValueError(f"the experts do not know the labels {', '.join(unknown)} of the data")
     model.to(accelerator.device)
-    cache = None
-    if mixture.cache_expert_outputs and not mixture.train_experts:
-        from .knowledge.corpus import default_cache_dir
-
-        cache = Path(data.cache_dir) if data.cache_dir else default_cache_dir()
+    cache = None if mixture.train_experts else _cache(args)
 
     def features_of(posts: Posts, name: str, of: Mixture = model) -> Features:
         size = training.per_device_eval_batch_size
@@ -368,7 +377,7 @@ def _gate_data(
     command: str,
 ) -> tuple[Posts, Features]:
     """The posts that the gate learns from, and what it reads of them."""
-    _, _, training, _, mixture = args
+    data, _, training, _, mixture = args
     posts = splits["train"]
     if mixture.gate_data == "holdout":
         with one_sentence_errors():
@@ -390,7 +399,18 @@ def _gate_data(
         empty = Features([], [])
         return posts, empty if mixture.train_experts else features_of(posts, "gate data")
 
+    with one_sentence_errors():
+        for expert in experts:
+            if not expert.options:
+                raise ValueError(
+                    f"expert {expert.name} ({expert.source}) does not tell how it was trained (arguments.json is "
+                    "missing): choose --gate_data holdout or train"
+                )
+        lacking = sorted(set(model.config.label2id) - set(task.labels(types, data)))
+        if lacking:
+            raise ValueError(f"crossfit trains experts anew, but these posts lack the labels {', '.join(lacking)}")
     whole = features_of(posts, "gate data")
+    said: dict[int, Any] = {}
     folds = [post_digest(post) % mixture.crossfit_folds for post in posts]
     for fold in sorted(set(folds)):
         folders = []
@@ -425,10 +445,14 @@ def _gate_data(
         rows = [row for row, one in enumerate(folds) if one == fold]
         of_fold = task.mixture_class.from_experts(
             folders, names=[expert.name for expert in experts], gate=mixture.gate
-        )
-        found = features_of([posts[row] for row in rows], f"fold {fold + 1}", of_fold.to(model.device))
-        for row, logits in zip(rows, found.expert_logits, strict=True):
-            whole.expert_logits[row] = logits
+        ).to(model.device)
+        found = features_of([posts[row] for row in rows], f"fold {fold + 1}", of_fold)
+        found.images = None  # this mixture's own gate is not asked
+        # the fold's experts speak for themselves: their CRFs are others than those of the final experts
+        labels = [of_fold.config.label2id[label] for _, label in sorted(model.config.id2label.items())]
+        for row, output in zip(rows, mix(of_fold, found), strict=True):
+            said[row] = output.expert_log_probs[..., labels]
+    whole.expert_log_probs = [said[row] for row in range(len(posts))]
     return posts, whole
 
 
@@ -465,6 +489,7 @@ def train_gate(
     """
     from tqdm.auto import tqdm
 
+    torch.manual_seed(seed)  # of the dropped images: what ran before must not matter, a cache that was warm or cold
     text = torch.cat([one if one.dim() == 2 else one[None] for one in features.text])
     images = None if features.images is None else features.images[0][features.images[1]]
     model.gate.standardise(text, images)

@@ -227,6 +227,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         labels: Tensor | None = None,
         expert_logits: Tensor | None = None,
         text_features: Tensor | None = None,
+        expert_log_probs: Tensor | None = None,
     ) -> MoReMixtureOutput:
         """The mixture's log-probabilities and, with labels, the loss; MoReMixtureProcessor makes the inputs.
 
@@ -239,6 +240,8 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
             labels: [B, N] label ids (values under `word_mask` False are ignored), or [B] relations.
             expert_logits: [B, Z, N, L] or [B, Z, C] of `expert_outputs`, instead of `experts`.
             text_features: [B, H] or, with a gate per word, [B, N, H] of `text_features()`, instead of `text_only`.
+            expert_log_probs: of the shape of `expert_logits`, where other models than these experts said them
+                (crossfit); default: what the experts make of their logits.
 
         Raises:
             ValueError: when inputs are missing or do not fit each other.
@@ -257,7 +260,9 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         if text_features.dim() != (3 if self.config.gate == "word" else 2):
             raise ValueError(f"text_features {tuple(text_features.shape)} do not fit a gate per {self.config.gate}")
 
-        log_probs = self.expert_log_probs(expert_logits, word_mask)
+        log_probs = expert_log_probs
+        if log_probs is None:
+            log_probs = self.expert_log_probs(expert_logits, word_mask)
         log_weights = self.gate(text_features, image_features, image_mask)
         weights = log_weights.exp()
         # an expert whose weight has become 0 adds nothing, however unlikely the others find a label

@@ -382,6 +382,7 @@ def push(folder: Path, repository: str, private: bool) -> None:
         again = f"hf upload {repository} {shlex.quote(str(folder))} . " + " ".join(
             f"--exclude '{p}'" for p in left_out
         )
+        again += " --private" * private
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         raise SystemExit(
             f"error: the upload to {repository} failed ({reason}). "
@@ -430,6 +431,12 @@ def _check(args: Arguments) -> None:
     if run.do_predict and data.predict_file is None:
         raise ValueError("--do_predict needs --predict_file")
     check_retrieval(data)
+    if data.retrieval == "moe" and given and not run.do_train:
+        raise ValueError(
+            "--retrieval moe trains a gate: drop --no_do_train, or give --predict_file without other posts"
+        )
+    if data.image_dir is not None and not Path(data.image_dir).is_dir():
+        raise FileNotFoundError(f"--image_dir {data.image_dir}: no such folder")
     split_holdout([], data.holdout_fraction)  # knows which fractions there are
     if mixture.train_experts and mixture.gate_data == "crossfit":
         raise ValueError("--train_experts trains the experts along: choose --gate_data holdout or train")
@@ -559,6 +566,8 @@ def _posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: 
         for post in posts:
             if post["image_id"] and (file := find_image(data.image_dir, post["image_id"])):
                 post["image"] = file
+        if lacking := sum("image" not in post for post in posts):
+            logger.warning("%d of %d posts have no image in %s", lacking, len(posts), data.image_dir)
     return posts
 
 

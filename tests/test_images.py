@@ -227,6 +227,26 @@ def test_a_changed_image_file_builds_the_corpus_again(tmp_path: Path) -> None:
     assert third.info.images == 6 and third.fingerprint != second.fingerprint
 
 
+def test_the_same_file_beside_other_images_is_another_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_articles(tmp_path / "one")
+    other = write_articles(tmp_path / "two")
+    noise(9).save(tmp_path / "two" / "0.png")
+    bare = tmp_path / "three" / file.name
+    bare.parent.mkdir()
+    bare.write_text(file.read_text())
+    for _ in range(2):
+        corpora = [KnowledgeCorpus.from_files(place, tmp_path / "cache") for place in (file, other, bare)]
+        assert [corpus.info.images for corpus in corpora] == [5, 5, 0]
+        assert len({corpus.fingerprint for corpus in corpora}) == 3
+        for corpus in corpora:
+            (corpus.folder / "mark").touch()
+    # named from another working directory it is still the same
+    monkeypatch.chdir(tmp_path / "one")
+    assert (KnowledgeCorpus.from_files(file.name, tmp_path / "cache").folder / "mark").exists()
+    monkeypatch.chdir(tmp_path)
+    assert (KnowledgeCorpus.from_files("one/" + file.name, tmp_path / "cache").folder / "mark").exists()
+
+
 def test_parquet_and_jsonl_give_the_same_images(tmp_path: Path) -> None:
     file = write_articles(tmp_path / "k")
     corpus = KnowledgeCorpus.from_files(file, tmp_path / "cache")

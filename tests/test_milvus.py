@@ -118,6 +118,18 @@ def test_fetches_on_until_k_distinct_paragraphs(tmp_path: Path) -> None:
     assert [entry["title"] for entry in without] == ["Planet", "Metal"]
 
 
+def test_texts_that_stand_twice_take_no_places(tmp_path: Path) -> None:
+    """However many of the best paragraphs repeat another."""
+    words = ["hot", "cold", "far", "near", "old", "new", "red", "blue", "big", "small", "late", "early"]
+    articles = [(word, f"Mercury is {word} in {number * 'very '}many ways.") for number, word in enumerate(words)]
+    corpus = build(tmp_path, [article for article in articles for _ in range(3)])
+    retriever = MilvusTextRetriever.from_corpus(corpus, f"milvus:{tmp_path / 'k.db'}")
+    several = retriever.search(["mercury", "mercury hot", "nothing"], 8)
+    assert [len(entries) for entries in several] == [8, 8, 0]
+    for query, entries in zip(("mercury", "mercury hot"), several, strict=False):
+        assert [e["title"] for e in entries] == [e["title"] for e in _embedded(corpus, query, 8)]
+
+
 def _embedded(corpus: KnowledgeCorpus, query: str, top_k: int) -> list[dict[str, Any]]:
     return BM25Retriever.from_corpus(corpus).search([query], top_k)[0]
 

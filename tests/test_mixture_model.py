@@ -404,6 +404,28 @@ def test_the_average_stays_unless_the_gain_on_dev_is_more_than_chance(folders, g
     assert [row["epoch"] for row in trained.history] == [0, 1, 2]
 
 
+def test_the_gate_learns_the_same_whatever_was_drawn_before(folders):
+    """A warm cache draws no random numbers, a cold one does: the dropped images must not depend on it."""
+    weights = []
+    for drawn in (0, 5):
+        mixture = MoReMixtureForTokenClassification.from_experts(
+            folders["entities"], image_dim=IMAGE_DIM, image_dropout=0.5
+        )
+        width = mixture.gate.text_norm.normalized_shape[0]
+        generator = torch.Generator().manual_seed(1)
+        logits = [torch.randn(2, 3, len(LABELS), generator=generator) for _ in range(8)]
+        text = [torch.randn(width, generator=generator) for _ in range(8)]
+        images = torch.randn(8, IMAGE_DIM, generator=generator), torch.ones(8, dtype=torch.bool)
+        mixture.gate.missing_image.data.zero_()
+        found = iter([DevResult(float(score), np.array([[score, 100, 100]])) for score in (1, 50, 60)])
+        torch.rand(drawn)
+        features, args = Features(logits, text, images), MixtureArguments(gate_epochs=2)
+        trained = train_gate(mixture, features, [[0, 1, 2]] * 8, found.__next__, args, seed=0, progress=False)
+        assert trained.best_epoch == 2
+        weights.append(mixture.gate.output.weight.detach().clone())
+    assert torch.equal(*weights)
+
+
 def test_standardised_features_have_no_common_part():
     """Mean 0 and deviation 1 over what it was fitted on, words and image alike; saved with the gate."""
     gate = Gate(6, 4, 2)

@@ -21,11 +21,16 @@ import ner_runs
 import run_ner
 import run_re
 from dataset_scripts.demo_tower import make_tower, save_tower
-from modeling_more import mixture_runs, predict
+from modeling_more import mixture, mixture_runs, predict
+from modeling_more.arguments import DataArguments
+from modeling_more.data import post_digest
+from modeling_more.data_collator import MoReDataCollator
 from modeling_more.knowledge import ImageEncoder
 from modeling_more.metrics import entity_counts, paired_bootstrap, relation_counts
 from modeling_more.mixture import Features, gate_batch, image_features
 from modeling_more.mixture_runs import load_experts
+from modeling_more.prediction import encode_posts
+from modeling_more.retrieval import check_retrieval
 from ner_runs import ROOT, options, read, read_lines
 from re_runs import options as re_options
 from re_runs import write_files
@@ -140,7 +145,7 @@ def test_cached_and_uncached_runs_are_equal(experts, tmp_path, monkeypatch):
         assert first["test_f1"] == other["test_f1"]
 
 
-def test_gate_data_and_training_the_experts(experts, tmp_path):
+def test_gate_data_and_training_the_experts(experts, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"held no training posts out for the gate: train it with --holdout_fraction"):
         bare = tmp_path / "bare"
         shutil.copytree(experts["text"], bare)
@@ -155,8 +160,29 @@ def test_gate_data_and_training_the_experts(experts, tmp_path):
     assert gain["difference"] == pytest.approx(everything["dev_f1"] - everything["dev_average_f1"])
     assert "dev F1 of the mixture minus" in (tmp_path / "train" / "README.md").read_text()
 
+    seen = []
+    train_gate = mixture_runs.train_gate
+    monkeypatch.setattr(mixture_runs, "train_gate", lambda *given: (seen.append(given[:2]), train_gate(*given))[1])
     folded = run_ner.main(mix(experts, tmp_path / "folds", "--gate_data", "crossfit", "--crossfit_folds", "2"))
     assert folded["gate_posts"] == 48
+    monkeypatch.undo()
+    # the gate sees what the experts of a post's fold say of it, by their own CRFs
+    [(model, features)] = seen
+    differing = 0
+    for fold in (0, 1):
+        expert = AutoModelForTokenClassification.from_pretrained(tmp_path / "folds" / "crossfit" / f"none-{fold}")
+        processor = AutoProcessor.from_pretrained(tmp_path / "folds" / "crossfit" / f"none-{fold}")
+        order = [expert.config.label2id[model.config.id2label[label]] for label in range(len(model.config.id2label))]
+        for row, post in enumerate(ner_runs.posts(48)):
+            if post_digest(post) % 2 != fold:
+                continue
+            batch = MoReDataCollator(processor)(encode_posts([post], processor))
+            with torch.no_grad():
+                logits = expert(**{key: value for key, value in batch.items() if key != "index"}).logits
+                own = expert.log_marginals(logits, batch["word_mask"])[0][:, order]
+            assert torch.allclose(features.expert_log_probs[row][1], own, atol=1e-4)
+            differing += not torch.allclose(features.expert_logits[row][1].log_softmax(-1), own, atol=1e-2)
+    assert differing > 40
     fold = json.loads((tmp_path / "folds" / "crossfit" / "text-0" / "all_results.json").read_text())
     other = json.loads((tmp_path / "folds" / "crossfit" / "text-1" / "all_results.json").read_text())
     assert fold["train_posts"] + other["train_posts"] == 48 and fold["held_out_posts"] == 0
@@ -170,6 +196,12 @@ def test_gate_data_and_training_the_experts(experts, tmp_path):
     assert kept.stat().st_mtime_ns > made
     with pytest.raises(SystemExit, match="choose --gate_data holdout or train"):
         run_ner.main(mix(experts, tmp_path / "x", "--gate_data", "crossfit", "--train_experts"))
+    with pytest.raises(SystemExit, match="--retrieval moe trains a gate: drop --no_do_train"):
+        run_ner.main(mix(experts, tmp_path / "x", "--no_do_train"))
+    shutil.copytree(experts["none"], tmp_path / "silent")
+    (tmp_path / "silent" / "arguments.json").unlink()
+    with pytest.raises(SystemExit, match=r"expert none .* does not tell how it was trained"):
+        run_ner.main(mix({**experts, "none": str(tmp_path / "silent")}, tmp_path / "x", "--gate_data", "crossfit"))
 
     extra = [
         "--train_experts",
@@ -277,6 +309,16 @@ def test_ids_and_splits_join_the_experts_of_a_folder(experts, tmp_path):
         run_ner.main([*publish(tmp_path / "b", True, more), *arguments])
 
 
+def test_experts_search_files_that_lie_elsewhere_now(experts):
+    text, none = load_experts([experts["text"], experts["none"]])
+    moved = DataArguments(retrieval="moe", knowledge=["moved.jsonl"], captions="other.json")
+    assert text.data(moved).knowledge == ["moved.jsonl"] and none.data(moved).knowledge == []
+    assert text.data(DataArguments(retrieval="moe")).knowledge == [experts["knowledge"]]
+    check_retrieval(moved)
+    text.options["query"] = "caption"
+    assert text.data(moved).captions == "other.json" and not none.data(moved).captions
+
+
 def test_ids_join_the_experts(experts, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(experts["text"], other)
@@ -309,7 +351,7 @@ def test_one_and_two_processes_agree(experts, tmp_path):
         assert one[key] == pytest.approx(two[key]), key
 
 
-def test_relations_and_images(tiny_encoder, tmp_path):
+def test_relations_and_images(tiny_encoder, tmp_path, monkeypatch, caplog):
     """Posts with images, one of them broken: the gate sees them, the mixture trains and reloads."""
     save_tower(make_tower(1), tmp_path / "tower")
     (tmp_path / "pairs").mkdir()
@@ -347,13 +389,15 @@ def test_relations_and_images(tiny_encoder, tmp_path):
     row = read_lines(files, "predictions/test.jsonl")[0]
     assert set(row["experts"]) == {"none", "text"} and sum(row["expert_weights"].values()) == pytest.approx(1)
     assert read(files, "all_results.json")["experts"]["text"] == str(tmp_path / "text")
-    # in predict mode the gate sees the images, too, by the tower that the checkpoint names
+    # in predict mode the gate sees the images, too, by the tower that the checkpoint names, a few at a time
+    monkeypatch.setattr(mixture, "IMAGES_AT_ONCE", 3)
     test = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
     asked = tmp_path / "asked.jsonl"
     asked.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "relation"}) + "\n" for row in test))
     run_re.main(["--model_name_or_path", files["out"], "--do_predict", "--predict_file", str(asked), "--use_cpu",
                  "--image_dir", str(images), "--output_dir", str(tmp_path / "predicted")])  # fmt: skip
     found = [json.loads(line) for line in (tmp_path / "predicted" / "predictions" / "predict.jsonl").open()]
+    assert "5 of 15 posts have no image in" in caplog.text
     for row, one in zip(read_lines(files, "predictions/test.jsonl"), found, strict=True):
         (pair,) = one["relations"]
         assert pair["expert_weights"] == pytest.approx(row["expert_weights"], abs=1e-5)

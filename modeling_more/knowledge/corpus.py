@@ -30,6 +30,7 @@ from .corpus_images import (
     ImageCounts,
     build_images,
     finish_images,
+    image_roots,
     images_changed,
     join_images,
 )
@@ -227,6 +228,9 @@ class KnowledgeCorpus:
             if info.empty:
                 logger.warning("%d of %d knowledge articles have no text and are left out.", info.empty, info.articles)
 
+        roots = _roots(files)
+        if image_roots(folder) not in ([], roots):  # the same words with images of another place: a corpus of its own
+            folder = folder.with_name(hashlib.sha256(json.dumps([folder.name, roots]).encode()).hexdigest()[:32])
         if images_changed(folder):
             shutil.rmtree(folder, ignore_errors=True)
         return cls(build_once(folder, META_FILE, build))
@@ -466,8 +470,15 @@ def _build(into: Path, files: Sequence[Path], title_in_key: bool, language: str,
         source = ", ".join(map(str, files))
         raise ValueError(f"The knowledge in {source} holds no text: no article has a word in its column text.")
     _write_sentences(into, [np.frombuffer(column, dtype=np.int32) for column in columns])
-    images = build_images(into, read_articles(files, images=True)) if counts["images"] else ImageCounts()
+    images = ImageCounts()
+    if counts["images"]:
+        images = build_images(into, read_articles(files, images=True), _roots(files))
     return _finish(into, images, counts["articles"], counts["empty"], title_in_key, language, splitter)
+
+
+def _roots(files: Sequence[Path]) -> list[str]:
+    """The folders from which the files name images."""
+    return [str(file.resolve().parent) for file in files]
 
 
 def _record_batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:

@@ -28,7 +28,7 @@ IMAGE_FEATURES = Features(
     {"id": Value("string"), "title": Value("string"), "value": Value("string"), "image": ImageFeature()}
 )
 TABLE = "images.arrow"
-_SOURCES = "image_files.json"  # the files that a built corpus took its images from, with size, time and digest
+_SOURCES = "image_sources.json"  # the files that a built corpus took its images from, with size, time and digest
 _BATCH_ROWS = 200
 _BATCH_BYTES = 64_000_000
 _SHOWN = 10  # ids that a warning names for each reason
@@ -72,8 +72,12 @@ class ImageCounts(NamedTuple):
     fingerprint: str = ""
 
 
-def build_images(into: Path, articles: Iterable[Article]) -> ImageCounts:
-    """Write the usable images of articles to a table; articles without an image are passed over."""
+def build_images(into: Path, articles: Iterable[Article], roots: list[str]) -> ImageCounts:
+    """Write the usable images of articles to a table; articles without an image are passed over.
+
+    Args:
+        roots: the folders that the articles' image files are named from.
+    """
     unusable = Unusable("knowledge image")
     files: dict[str, Stamp | None] = {}
 
@@ -102,7 +106,7 @@ def build_images(into: Path, articles: Iterable[Article]) -> ImageCounts:
     rows = write_stream(into / TABLE, IMAGE_FEATURES, batches())
     unusable.warn()
     if files:
-        (into / _SOURCES).write_text(json.dumps(files), encoding="utf-8")
+        (into / _SOURCES).write_text(json.dumps({"roots": roots, "files": files}), encoding="utf-8")
     return finish_images(into, rows, unusable.counts.total())
 
 
@@ -130,13 +134,24 @@ def finish_images(into: Path, rows: int, unusable: int = 0, merged: int = 0, mer
     return ImageCounts(rows, unusable, merged, hashlib.sha256(digest).hexdigest()[:32])
 
 
+def image_roots(folder: Path) -> list[str]:
+    """The folders that a built corpus took image files from; empty where it took none."""
+    sources = _sources(folder)
+    return sources["roots"] if sources else []
+
+
 def images_changed(folder: Path) -> bool:
     """Whether files that a built corpus took its images from have changed, gone or come since."""
+    sources = _sources(folder)
+    return sources is not None and any(_changed(Path(file), stamp) for file, stamp in sources["files"].items())
+
+
+def _sources(folder: Path) -> dict[str, Any] | None:
     try:
-        files: dict[str, Stamp | None] = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return False
-    return any(_changed(Path(file), stamp) for file, stamp in files.items())
+        return None
+    return found
 
 
 def _checked(article: Article) -> bytes | ImageError:

@@ -148,18 +148,24 @@ class MilvusTextRetriever:
         for hits, places in zip(found, best, strict=True):
             for hit in hits:
                 places.setdefault(hit["paragraph"], hit)
-        # two more than asked for, so that two paragraphs of the same text seldom need a second search
-        wanted = sorted({at for places in best for at in list(places)[: top_k + 2]})
-        texts = read_values(self.client, self.database.collection("paragraphs"), wanted)
-        results: list[list[Entry]] = []
-        for places in best:
-            entries: dict[tuple[str, str], Entry] = {}
-            for at, hit in list(places.items())[: top_k + 2]:
-                value = texts[at]
-                length = len(value["text"])  # a text that Milvus holds cut may end before its sentence
-                span = {"match_start": min(hit["start"], length), "match_end": min(hit["end"], length)}
-                entries.setdefault((value["title"], value["text"]), {**value, "score": hit["score"], **span})
-            results.append(list(entries.values())[:top_k])
+        texts: dict[int, Any] = {}
+        results: list[list[Entry]] = [[] for _ in found]
+        # paragraphs of the same text count once: two more than asked for are mostly enough, else further ones are read
+        read, open_ = top_k + 2, set(range(len(found)))
+        while open_:
+            wanted = {at for row in open_ for at in list(best[row])[:read]} - texts.keys()
+            texts |= read_values(self.client, self.database.collection("paragraphs"), sorted(wanted))
+            for row in list(open_):
+                entries: dict[tuple[str, str], Entry] = {}
+                for at, hit in list(best[row].items())[:read]:
+                    value = texts[at]
+                    length = len(value["text"])  # a text that Milvus holds cut may end before its sentence
+                    span = {"match_start": min(hit["start"], length), "match_end": min(hit["end"], length)}
+                    entries.setdefault((value["title"], value["text"]), {**value, "score": hit["score"], **span})
+                results[row] = list(entries.values())[:top_k]
+                if len(results[row]) == top_k or read >= len(best[row]):
+                    open_.remove(row)
+            read *= 2
         return results
 
 
