@@ -131,8 +131,8 @@ def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
 def post_digest(post: dict[str, Any]) -> int:
     """A number of 64 bits by which posts are parted, alike for all rows of one post.
 
-    A row of entities is a post and goes by its id. Relations have a row for each pair of a post (a third of MNRE's
-    are further pairs), so they go by the words: a gate must not learn from posts that the experts know.
+    A row of entities is a post and goes by its id. Relations have a row for each pair of a post (two fifths of
+    MNRE's are further ones), so they go by the words: a gate must not learn from posts that the experts know.
     """
     name = "\0".join(post["tokens"]) if "relation" in post else post["id"]
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

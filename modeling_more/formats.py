@@ -217,7 +217,7 @@ def json_items(path: Path) -> Iterator[tuple[str, Any]]:
             if not items:
                 raise ValueError(f"{path}: the list is empty; it should hold at least one post.")
             # one WikiDiverse row on a single line is a list that starts with its sentence
-            single = bool(items) and isinstance(items[0], str)
+            single = isinstance(items[0], str)
             for number, item in enumerate([items] if single else items, start=1):
                 yield f"{path}, item {number}", item
             return

@@ -78,14 +78,13 @@ def _read_parquet(file: Path, images: bool) -> Iterator[Article]:
         raise ValueError(f"{file} lacks the column {missing[0]}: id, title and text are required.")
     number = 0
     schema = parquet.schema_arrow
-    has_images = "image" in schema.names
     columns = [name for name in schema.names if name in {*COLUMNS, "lead"}]
-    if has_images:
+    if "image" in schema.names:
         # the path tells which rows have an image, without reading all the bytes
         kind = schema.field("image").type
         with_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
         columns.append("image.path" if with_path and not images else "image")
-    for batch in parquet.iter_batches(_IMAGE_BATCH if images and has_images else _BATCH, columns=columns):
+    for batch in parquet.iter_batches(_IMAGE_BATCH if "image" in columns else _BATCH, columns=columns):
         for row in batch.to_pylist():
             number += 1
             if not images and row.get("image") is not None:
