@@ -17,6 +17,7 @@ def load(
     retrieval: str = "none",
     data_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    style: str | None = None,
     **builder_options: Any,
 ) -> DatasetDict:
     """Load a data set: splits "train", "validation", "test" of rows {id, image_id, tokens, ner_tags, knowledge_…}.
@@ -26,6 +27,7 @@ def load(
         retrieval: "none", or "text" / "image": the rows come with the knowledge that the source holds.
         data_dir: folder with the raw files or an archive (packed or not), or a zip file; default: download.
         cache_dir: where downloads and Arrow files are kept; default: that of `datasets`.
+        style: how raw sentences are split into words, of sets that hold such; see `words.split_words`.
         builder_options: options of the builder, like `other_as_misc=True`.
 
     Raises:
@@ -38,6 +40,8 @@ def load(
     if retrieval not in RETRIEVALS:
         raise ValueError(f"retrieval {retrieval!r} is unknown: give one of {', '.join(RETRIEVALS)}.")
     builder_class = importlib.import_module(f"dataset_scripts.{name}").Builder
+    if style is not None and hasattr(builder_class.BUILDER_CONFIG_CLASS, "style"):
+        builder_options["style"] = style
     builder = builder_class(
         config_name=retrieval,
         data_dir=None if data_dir is None else str(Path(data_dir).expanduser().resolve()),

@@ -13,6 +13,8 @@ import pytest
 
 from dataset_scripts import NAMES, RETRIEVALS, load
 from dataset_scripts._common import archive_url, find_splits
+from modeling_more.arguments import DataArguments
+from modeling_more.data import ENTITIES, load_posts
 
 RAW = {
     "train": "IMGID:1\nAda\tB-PER\nwon\tO\n\nIMGID:2\nOslo\tB-LOC\nUnited\tI-LOC\n\nIMGID:3\nAda\tB-PER\nwon\tO",
@@ -207,6 +209,20 @@ def test_wikidiverse_takes_its_types_from_training(tmp_path: Path, cache: Path) 
     (folder / "test_w_10cands.json").write_text(f"[{row.replace('Person', 'Persona')}]")
     with pytest.raises(ValueError, match="item 1: unknown label 'B-Persona'; the types are Person, Location"):
         load("wikidiverse", "none", folder, cache)
+
+
+def test_the_splitter_reaches_sets_of_raw_sentences(tmp_path: Path, cache: Path) -> None:
+    """What is saved with the expert as its splitter is what split its training posts."""
+    row = '["#Ada in Oslo!", "", "t", [["Oslo", "Location", 8, 12, "u"]]]'
+    for name in ("train_w_10cands", "valid_w_10cands", "test_w_10cands"):
+        (tmp_path / f"{name}.json").write_text(f"[{row}]")
+    for splitter, words in (
+        ("twitter17", ["#", "Ada", "in", "Oslo", "!"]),
+        ("twitter15", ["#Ada", "in", "Oslo", "!"]),
+    ):
+        args = DataArguments(dataset="wikidiverse", data_dir=str(tmp_path), cache_dir=str(cache), splitter=splitter)
+        splits, _, _ = load_posts(args, ENTITIES, load, NAMES)
+        assert splits["test"][0]["tokens"] == words
 
 
 def test_cache_follows_changed_files(tmp_path: Path, cache: Path) -> None:
