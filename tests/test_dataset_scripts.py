@@ -222,7 +222,7 @@ def test_the_splitter_reaches_sets_of_raw_sentences(tmp_path: Path, cache: Path)
     ):
         args = DataArguments(dataset="wikidiverse", data_dir=str(tmp_path), cache_dir=str(cache), splitter=splitter)
         splits, _, _ = load_posts(args, ENTITIES, load, NAMES)
-        assert splits["test"][0]["tokens"] == words
+        assert splits["test"][0]["tokens"] == words.split()
 
 
 def test_cache_follows_changed_files(tmp_path: Path, cache: Path) -> None:
