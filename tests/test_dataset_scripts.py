@@ -216,10 +216,7 @@ def test_the_splitter_reaches_sets_of_raw_sentences(tmp_path: Path, cache: Path)
     row = '["#Ada in Oslo!", "", "t", [["Oslo", "Location", 8, 12, "u"]]]'
     for name in ("train_w_10cands", "valid_w_10cands", "test_w_10cands"):
         (tmp_path / f"{name}.json").write_text(f"[{row}]")
-    for splitter, words in (
-        ("twitter17", ["#", "Ada", "in", "Oslo", "!"]),
-        ("twitter15", ["#Ada", "in", "Oslo", "!"]),
-    ):
+    for splitter, words in (("twitter17", "# Ada in Oslo !"), ("twitter15", "#Ada in Oslo !")):
         args = DataArguments(dataset="wikidiverse", data_dir=str(tmp_path), cache_dir=str(cache), splitter=splitter)
         splits, _, _ = load_posts(args, ENTITIES, load, NAMES)
         assert splits["test"][0]["tokens"] == words.split()
