@@ -189,7 +189,8 @@ def train(
         if checkpoint is None:
             logger.warning("%s holds no checkpoint yet: training starts from the beginning", folder)
         else:
-            if accelerator.is_main_process and (checkpoint.parent != folder or not (folder / BEST).exists()):
+            elsewhere = checkpoint.parent.resolve() != folder.resolve()
+            if accelerator.is_main_process and (elsewhere or not (folder / BEST).exists()):
                 incoming = folder / f"{BEST}.incoming"
                 shutil.rmtree(incoming, ignore_errors=True)
                 shutil.copytree(_best_beside(checkpoint), incoming)
