@@ -24,8 +24,9 @@ from modeling_more.metrics import entity_counts, entity_scores
 from modeling_more.modeling_mixture import MoReMixtureForTokenClassification
 from modeling_more.modeling_more import MoReForTokenClassification
 from modeling_more.prediction import entities, predict_tags
-from modeling_more.runs import Task, run
+from modeling_more.runs import run
 from modeling_more.tagging import bioes_labels
+from modeling_more.task import Task
 
 Tags = tuple[list[str], list[float]]  # of a post, and the probability of each entity that they hold
 

@@ -26,7 +26,8 @@ from modeling_more.modeling_mixture import MoReMixtureForRelationExtraction
 from modeling_more.modeling_more import MoReForRelationExtraction
 from modeling_more.prediction import predict_relations, relation
 from modeling_more.relation_formats import read_pairs
-from modeling_more.runs import Task, run
+from modeling_more.runs import run
+from modeling_more.task import Task
 
 logger = logging.getLogger("run_re")
 

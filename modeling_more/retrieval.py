@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from .arguments import DataArguments
 
 if TYPE_CHECKING:
+    from .data import Posts  # which imports this module
     from .knowledge.attach import TextRetriever
 
 logger = logging.getLogger(__name__)
@@ -205,3 +206,10 @@ def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, in
     if without:
         logger.warning("%d of %d posts have no predicted entities: their words alone are searched.", without, posts)
     return query, {"predicted_entities": entities, "posts_without_predictions": without}
+
+
+def retrieved(data: DataArguments, posts: Posts) -> list[Any]:
+    """The knowledge of posts without labels, as `--retrieval` and its options say."""
+    rows = Dataset.from_list([{key: post[key] for key in ("id", "image_id", "tokens")} for post in posts])
+    attached, _ = add_knowledge(data, {"predict": rows})
+    return list(attached["predict"][str(knowledge_column(data.retrieval))])

@@ -25,10 +25,10 @@ from modeling_more import mixture, mixture_runs, predict
 from modeling_more.arguments import DataArguments
 from modeling_more.data import post_digest
 from modeling_more.data_collator import MoReDataCollator
+from modeling_more.experts import load_experts
 from modeling_more.knowledge import ImageEncoder
 from modeling_more.metrics import entity_counts, paired_bootstrap, relation_counts
 from modeling_more.mixture import Features, gate_batch, image_features
-from modeling_more.mixture_runs import load_experts
 from modeling_more.prediction import encode_posts
 from modeling_more.retrieval import check_retrieval
 from ner_runs import ROOT, options, read, read_lines

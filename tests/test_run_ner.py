@@ -16,7 +16,7 @@ from transformers import AutoModelForTokenClassification, AutoProcessor
 import run_ner
 from modeling_more import predict
 from modeling_more.arguments import parse_arguments
-from modeling_more.runs import _over_seeds
+from modeling_more.outputs import over_seeds
 from modeling_more.tagging import tags_to_spans
 from ner_runs import (
     ROOT,
@@ -101,7 +101,7 @@ def test_seeds_that_predict_different_types():
     one = {"precision": 50.0, "recall": 100.0, "f1": 66.0, "support": 3}
     wrong = dict.fromkeys(one, 0)
     tables = [{"PER": one, "LOC": wrong}, {"PER": one, "MISC": wrong}]
-    merged = _over_seeds([{"test_f1": 50.0, "test_f1_per_type": table} for table in tables], [1, 2])
+    merged = over_seeds([{"test_f1": 50.0, "test_f1_per_type": table} for table in tables], [1, 2])
     assert merged["test_f1_per_type"] == {"PER": one, "LOC": wrong, "MISC": wrong}
 
 

@@ -1,0 +1,115 @@
+"""What a run leaves behind: scores, options, predictions, card; and the upload of it all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .arguments import Arguments
+from .model_card import write_model_card
+from .task import Task
+
+logger = logging.getLogger(__name__)
+
+
+def options_of(args: Arguments) -> dict[str, Any]:
+    """Every option of a run, as an options file holds them."""
+    return {key: value for part in args for key, value in asdict(part).items()}
+
+
+def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
+    """The model card, of one run or of several seeds."""
+    runs = results.get("runs", [results])
+    best = max(runs, key=_dev_score)
+    history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
+    more = {}
+    if "experts" in best:  # over several seeds: the weights and gains of the one whose model this is
+        from .mixture_report import card_parts
+
+        more = card_parts(best, task.pipeline_tag, args[3].hub_model_id or output.resolve().name)
+    write_model_card(output, results, options_of(args), command, history, task=task.pipeline_tag, **more)
+
+
+def over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+    """Mean and sample deviation of every score over the seeds, and each seed's own."""
+    merged: dict[str, Any] = {"seeds": seeds}
+    for key, value in results[0].items():
+        if key.endswith("_per_type"):
+            # a type that the reference lacks is there only where a seed predicted it
+            types = {type_: scores for row in results for type_, scores in row[key].items()}
+            merged[key] = {
+                type_: {
+                    name: statistics.mean(row[key].get(type_, {}).get(name, 0.0) for row in results) for name in scores
+                }
+                for type_, scores in types.items()
+            }
+        if isinstance(value, float) and key.startswith(("dev_", "test_")):
+            values = [row[key] for row in results]
+            merged[key] = statistics.mean(values)
+            merged[f"{key}_std"] = statistics.stdev(values)
+    return merged | {"runs": results}
+
+
+def _dev_score(result: dict[str, Any]) -> float:
+    return float(result.get("dev_f1", result.get("test_f1", 0.0)))
+
+
+def adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
+    """The files of the seed with the best dev score also stand in the output folder itself, ready to load."""
+    best = max(results, key=_dev_score)
+    shutil.copytree(
+        output / f"seed-{best['seed']}",
+        output,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("checkpoints", "logs", "crossfit"),
+    )
+
+
+def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
+    """Dev and test F1 and the scores `shown`, with their deviation over the seeds."""
+    for key in ("dev_f1", "test_f1", *shown, "test_no_knowledge_f1"):
+        if key in results:
+            spread = f" ± {results[key + '_std']:.2f}" if key + "_std" in results else ""
+            logger.info("%s %.2f%s", key, results[key], spread)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows beside the file, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(file.name, path)
+
+
+def push(folder: Path, repository: str, private: bool) -> None:
+    """Upload everything but checkpoints and logs; a failure loses nothing and says how to try again."""
+    from huggingface_hub import HfApi
+
+    left_out = ["checkpoints/*", "logs/*", "seed-*/*", "crossfit/*"]
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        url = api.upload_folder(
+            repo_id=repository, folder_path=folder, ignore_patterns=left_out, commit_message="Upload a MoRe expert"
+        )
+    except Exception as error:  # of the Hub, of its HTTP library, of the system: the run's files matter more
+        logger.debug("upload failed", exc_info=True)
+        again = f"hf upload {repository} {shlex.quote(str(folder))} . " + " ".join(
+            f"--exclude '{p}'" for p in left_out
+        )
+        again += " --private" * private
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise SystemExit(
+            f"error: the upload to {repository} failed ({reason}). "
+            f"Nothing is lost: all files are in {folder}. To push again: {again}"
+        ) from None
+    logger.info("uploaded to %s", url)
