@@ -197,7 +197,7 @@ class MixtureArguments:
 class RunArguments:
     """What to do, and where to publish it."""
 
-    do_train: bool = field(default=True, metadata={"help": "train (with --no_do_train: only score the given expert)"})
+    do_train: bool = field(default=True, metadata={"help": "train (with --no_do_train: only score the given model)"})
     do_predict: bool = field(
         default=False, metadata={"help": "predict --predict_file; alone, without --dataset, only that"}
     )

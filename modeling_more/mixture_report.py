@@ -65,9 +65,10 @@ def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[st
     listed = ", ".join(f"`{expert}` ({Path(source).name})" for expert, source in experts.items())
     description = (
         "A mixture of experts: every expert reads the post with its own knowledge, a gate weighs their probabilities "
-        f"for each post. Experts: {listed}. The gate learned from {results['gate_posts']} posts "
-        f"(`{results['gate_data']}`)."
+        f"for each post. Experts: {listed}."
     )
+    if "gate_posts" in results:
+        description += f" The gate learned from {results['gate_posts']} posts (`{results['gate_data']}`)."
     split = "test" if "test_f1_minus_average" in results else "dev"
     gains = [
         {
@@ -78,7 +79,7 @@ def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[st
         }
         for key, label in (
             ("average", "the plain average"),
-            ("best_expert", f"the best expert on dev ({results['best_expert']})"),
+            ("best_expert", f"the best expert on dev ({results.get('best_expert')})"),
         )
         if (row := results.get(f"{split}_f1_minus_{key}"))
     ]

@@ -11,17 +11,19 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 
 from .arguments import Arguments, DataArguments, MixtureArguments, ModelArguments, RunArguments
+from .configuration_mixture import MoReMixtureConfig
 from .data import Posts, load_posts, load_splits, post_digest
 from .experts import Expert, load_experts
+from .loading import load_expert, load_processor, model_kind
 from .metrics import paired_bootstrap
 from .mixture import (
     EXPERT_KNOWLEDGE,
@@ -97,8 +99,9 @@ def load_mixture_posts(
                 )
             for row in joined[split]:
                 row[EXPERT_KNOWLEDGE].append(knowledge[row["id"]])
-    if mixture.gate_images:
-        _add_images(task, args, experts, joined, load_named, names)
+    tower = _image_model(args, experts)
+    if tower is not None:
+        _add_images(task, args, experts, joined, load_named, names, tower)
     return joined, types, reports
 
 
@@ -119,6 +122,7 @@ def _add_images(
     joined: dict[str, Posts],
     load_named: Callable[..., DatasetDict],
     names: Sequence[str],
+    tower: str,
 ) -> None:
     """Embed the posts' images where there are any: a column `image`, or `--image_dir`."""
     data = args[0]
@@ -135,7 +139,7 @@ def _add_images(
             return
     from .knowledge import ImageEncoder
 
-    encoder = ImageEncoder(_image_model(data, experts))
+    encoder = ImageEncoder(tower)
     for split, rows in joined.items():
         posts = splits[split] if splits else Dataset.from_list([{"image_id": row["image_id"]} for row in rows])
         vectors, usable = image_features(posts, image_dir, encoder, _cache(args))
@@ -154,10 +158,30 @@ def _by_image(data: DataArguments, experts: Sequence[Expert]) -> DataArguments:
     return next((own for expert in experts if (own := expert.data(data)).retrieval == "image"), data)
 
 
-def _image_model(data: DataArguments, experts: Sequence[Expert]) -> str:
-    """The tower by which the gate sees images: the one that this run names, or that an expert searched with."""
-    given = data.image_model != DataArguments.image_model
-    return data.image_model if given else _by_image(data, experts).image_model
+def _image_model(args: Arguments, experts: Sequence[Expert]) -> str | None:
+    """The tower by which the gate sees images: the one that this run names, that a saved gate learned with, or that
+    an expert searched with; None for a gate that sees no images."""
+    data, model, _, run, mixture = args
+    given = data.image_model if data.image_model != DataArguments.image_model else None
+    if not run.do_train:
+        saved = _saved_config(model)
+        if saved.image_dim and not (given or saved.image_model):
+            raise ValueError(f"{model.model_name_or_path} does not tell its gate's image tower: give --image_model")
+        return given or saved.image_model if saved.image_dim else None
+    return (given or _by_image(data, experts).image_model) if mixture.gate_images else None
+
+
+def _saved_config(args: ModelArguments) -> MoReMixtureConfig:
+    """Of the mixture that is scored as it is; ValueError where `--model_name_or_path` is none."""
+    if (kind := model_kind(args)) != MoReMixtureConfig.model_type:
+        raise ValueError(
+            f"--retrieval moe with --no_do_train scores a saved mixture, {args.model_name_or_path} is {kind}: give "
+            "the mixture's folder or Hub id as --model_name_or_path, or drop --no_do_train"
+        )
+    config: MoReMixtureConfig = MoReMixtureConfig.from_pretrained(
+        args.model_name_or_path, revision=args.model_revision
+    )
+    return config
 
 
 def run_mixture_seed(
@@ -169,15 +193,15 @@ def run_mixture_seed(
     to_predict: Posts,
     command: str,
 ) -> dict[str, Any]:
-    """Train the gate (and, if told so, the experts), score the mixture and what it mixes, write everything."""
-    data, _, training, _, mixture = args
+    """Train the gate (if told so, the experts too) or take a saved one; score the mixture and what it mixes; write."""
+    data, _, training, run, mixture = args
     accelerator = make_accelerator(training)
     output = Path(training.output_dir)
     set_seed(training.seed)
-    with one_sentence_errors(), accelerator.main_process_first():
+    with one_sentence_errors():
         experts = load_experts(mixture.experts)
-        model = _build(task, mixture, experts, splits, _image_model(data, experts))
-        processor = MoReMixtureProcessor([expert.processor for expert in experts], [expert.name for expert in experts])
+        model, processor = _build(task, args, experts, splits, accelerator)
+        names: list[str] = model.config.expert_names
         unknown = sorted(set(task.labels(types, data)) - set(model.config.label2id))
         if unknown:
             raise ValueError(f"the experts do not know the labels {', '.join(unknown)} of the data")
@@ -195,47 +219,16 @@ def run_mixture_seed(
         "seed": training.seed,
         "dataset": data.dataset or data.train_file or data.test_file,
         "retrieval": "moe",
-        "experts": {expert.name: expert.source for expert in experts},
-        "gate_data": mixture.gate_data,
+        "experts": {name: expert.source for name, expert in zip(names, experts, strict=True)},
     }
     if report:
         results["retrieval_report"] = report
-    gate_posts, features = _gate_data(task, args, experts, splits, types, model, features_of, command)
-    results["gate_posts"] = len(gate_posts)
-    dev = splits["validation"]
-    labels = [_labels(task, model, post) for post in gate_posts]
-
-    def dev_result(candidate: Mixture, of: Features) -> DevResult:
-        found = systems(task, candidate, mix(candidate, of), only_mixture=True)[""]
-        return DevResult(task.score(candidate, found, dev, data)["f1"], task.counts(candidate, found, dev, data))
-
-    if mixture.train_experts:
-        encoded: list[dict[str, Any]] = encode_for_experts(gate_posts, processor)
-        for row, post, label in zip(encoded, gate_posts, labels, strict=True):
-            row |= {"labels": label} | {key: post[key] for key in ("image", "has_image") if key in post}
-        made_of = description(args, gate_posts, dev)
-        with one_sentence_errors():
-            check_checkpoint(training, made_of)
-        model, trained = train(
-            accelerator,
-            model,
-            processor,
-            encoded,
-            lambda one: (
-                dev_result(accelerator.unwrap_model(one), features_of(dev, "dev", accelerator.unwrap_model(one))).f1
-            ),
-            training,
-            collate=MixtureCollator(processor),
-            lengths=[sum(len(ids) for view in row["experts"] for ids in view["input_ids"]) for row in encoded],
-            made_of=made_of,
-        )
-    else:
-        dev_features = features_of(dev, "dev")
-        trained = train_gate(
-            model, features, labels, lambda: dev_result(model, dev_features), mixture, training.seed,
-            accelerator.is_main_process,
-        )  # fmt: skip
-    results |= {"best_epoch": trained.best_epoch, "history": trained.history}
+    if run.do_train:
+        gate_posts, features = _gate_data(task, args, experts, splits, types, model, features_of, command)
+        results |= {"gate_data": mixture.gate_data, "gate_posts": len(gate_posts)}
+        dev = splits["validation"]
+        model, trained = _train(task, args, accelerator, model, processor, gate_posts, features, dev, features_of)
+        results |= {"best_epoch": trained.best_epoch, "history": trained.history}
 
     for split, name in (("validation", "dev"), ("test", "test")):
         if split in splits:
@@ -244,12 +237,15 @@ def run_mixture_seed(
             results |= scores(task, model, found, splits[split], name, data)
             if accelerator.is_main_process:
                 _write(task, model, output, name, splits[split], outputs, found, results)
-    best = max((expert.name for expert in experts), key=lambda name: results[f"dev_expert_{name}_f1"])
-    results["best_expert"] = best
-    if "test" in splits:
-        results["test_best_expert_f1"] = results[f"test_expert_{best}_f1"]
     last, told = ("test", "test") if "test" in splits else ("validation", "dev")  # which `found` is of
-    for name, other in (("average", "average"), ("best_expert", f"expert_{best}")):
+    compared = {"average": "average"}
+    if "validation" in splits:  # a saved mixture may be scored without
+        best = max(names, key=lambda name: results[f"dev_expert_{name}_f1"])
+        results["best_expert"] = best
+        compared["best_expert"] = f"expert_{best}"
+        if "test" in splits:
+            results["test_best_expert_f1"] = results[f"test_expert_{best}_f1"]
+    for name, other in compared.items():
         pair = [task.counts(model, found[key], splits[last], data) for key in ("", other)]
         results[f"{told}_f1_minus_{name}"] = dict(
             zip(("difference", "low", "high"), paired_bootstrap(*pair), strict=True)
@@ -258,24 +254,98 @@ def run_mixture_seed(
     return results
 
 
-def _build(
-    task: Task, mixture: MixtureArguments, experts: Sequence[Expert], splits: dict[str, Posts], image_model: str
-) -> Mixture:
-    first = next(iter(splits.values()))[0]
-    model: Mixture = task.mixture_class.from_experts(
-        [expert.source for expert in experts],
-        names=[expert.name for expert in experts],
-        gate=mixture.gate,
-        image_dim=len(first["image"]) if "image" in first else 0,
-        image_model=image_model if "image" in first else None,
-        image_dropout=mixture.image_dropout,
-        load_balancing=mixture.load_balancing,
-        entropy=mixture.gate_entropy,
-        train_experts=mixture.train_experts,
-        decoding=mixture.decoding,
-        copy_experts=mixture.copy_experts,
+def _train(
+    task: Task,
+    args: Arguments,
+    accelerator: Accelerator,
+    model: Mixture,
+    processor: MoReMixtureProcessor,
+    gate_posts: Posts,
+    features: Features,
+    dev: Posts,
+    features_of: Callable[..., Features],
+) -> tuple[Mixture, TrainingResult]:
+    """Train the gate on what the experts said of these posts, or the experts along with it."""
+    data, _, training, _, mixture = args
+    labels = [_labels(task, model, post) for post in gate_posts]
+
+    def dev_result(candidate: Mixture, of: Features) -> DevResult:
+        found = systems(task, candidate, mix(candidate, of), only_mixture=True)[""]
+        return DevResult(task.score(candidate, found, dev, data)["f1"], task.counts(candidate, found, dev, data))
+
+    if not mixture.train_experts:
+        dev_features = features_of(dev, "dev")
+        trained = train_gate(
+            model, features, labels, lambda: dev_result(model, dev_features), mixture, training.seed,
+            accelerator.is_main_process,
+        )  # fmt: skip
+        return model, trained
+    encoded: list[dict[str, Any]] = encode_for_experts(gate_posts, processor)
+    for row, post, label in zip(encoded, gate_posts, labels, strict=True):
+        row |= {"labels": label} | {key: post[key] for key in ("image", "has_image") if key in post}
+    made_of = description(args, gate_posts, dev)
+    with one_sentence_errors():
+        check_checkpoint(training, made_of)
+
+    def dev_score(candidate: torch.nn.Module) -> float:
+        own = accelerator.unwrap_model(candidate)
+        return dev_result(own, features_of(dev, "dev", own)).f1
+
+    tuned: tuple[Mixture, TrainingResult] = train(
+        accelerator,
+        model,
+        processor,
+        encoded,
+        dev_score,
+        training,
+        collate=MixtureCollator(processor),
+        lengths=[sum(len(ids) for view in row["experts"] for ids in view["input_ids"]) for row in encoded],
+        made_of=made_of,
     )
-    return model
+    return tuned
+
+
+def _build(
+    task: Task, args: Arguments, experts: Sequence[Expert], splits: dict[str, Posts], accelerator: Accelerator
+) -> tuple[Mixture, MoReMixtureProcessor]:
+    """A mixture of these experts with a fresh gate, or the saved one, of such experts, that is to be scored."""
+    _, model_args, _, run, mixture = args
+    first = next(iter(splits.values()))[0]
+    model: Mixture
+    processor: Any
+    if not run.do_train:
+        processor = load_processor(task, model_args, accelerator)
+        model = cast(Mixture, load_expert(task, model_args, accelerator))
+        given, known = (
+            [one.knowledge_column for one in those]
+            for those in ((expert.processor for expert in experts), processor.processors)
+        )
+        if given != known:
+            raise ValueError(
+                f"--experts read {given}, those of {model_args.model_name_or_path} read {known}: name the experts "
+                "that it mixes, in its order"
+            )
+        if "image" in first and len(first["image"]) != model.config.image_dim:
+            raise ValueError(
+                f"the gate reads {model.config.image_dim} image features, --image_model gives {len(first['image'])}: "
+                f"the tower must be {model.config.image_model or 'that of the training'}"
+            )
+        return model, processor
+    with accelerator.main_process_first():
+        model = task.mixture_class.from_experts(
+            [expert.source for expert in experts],
+            names=[expert.name for expert in experts],
+            gate=mixture.gate,
+            image_dim=len(first["image"]) if "image" in first else 0,
+            image_model=_image_model(args, experts) if "image" in first else None,
+            image_dropout=mixture.image_dropout,
+            load_balancing=mixture.load_balancing,
+            entropy=mixture.gate_entropy,
+            train_experts=mixture.train_experts,
+            decoding=mixture.decoding,
+            copy_experts=mixture.copy_experts,
+        )
+    return model, MoReMixtureProcessor([expert.processor for expert in experts], [one.name for one in experts])
 
 
 def _gate_data(

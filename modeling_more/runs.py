@@ -319,10 +319,6 @@ def _check(args: Arguments) -> None:
     if run.do_predict and data.predict_file is None:
         raise ValueError("--do_predict needs --predict_file")
     check_retrieval(data)
-    if data.retrieval == "moe" and given and not run.do_train:
-        raise ValueError(
-            "--retrieval moe trains a gate: drop --no_do_train, or give --predict_file without other posts"
-        )
     if data.image_dir is not None and not Path(data.image_dir).is_dir():
         raise FileNotFoundError(f"--image_dir {data.image_dir}: no such folder")
     split_holdout([], data.holdout_fraction)  # knows which fractions there are

@@ -196,8 +196,6 @@ def test_gate_data_and_training_the_experts(experts, tmp_path, monkeypatch):
     assert kept.stat().st_mtime_ns > made
     with pytest.raises(SystemExit, match="choose --gate_data holdout or train"):
         run_ner.main(mix(experts, tmp_path / "x", "--gate_data", "crossfit", "--train_experts"))
-    with pytest.raises(SystemExit, match="--retrieval moe trains a gate: drop --no_do_train"):
-        run_ner.main(mix(experts, tmp_path / "x", "--no_do_train"))
     shutil.copytree(experts["none"], tmp_path / "silent")
     (tmp_path / "silent" / "arguments.json").unlink()
     with pytest.raises(SystemExit, match=r"expert none .* does not tell how it was trained"):
@@ -275,6 +273,34 @@ def test_seeds_and_predictions_of_a_mixture(experts, tmp_path, caplog):
                       "--cache_dir", experts["cache"]])  # fmt: skip
     run_ner.main([*again, str(tmp_path / "bare")])
     assert "no post has knowledge_text" in caplog.text
+
+
+def test_a_saved_mixture_is_scored_as_it_is(experts, tmp_path):
+    """On the posts that it was made with it scores as then; on others it needs no dev set."""
+    out = tmp_path / "out"
+    trained = run_ner.main(mix(experts, out))
+    saved = ["--no_do_train", "--model_name_or_path", str(out)]
+    again = run_ner.main(mix(experts, tmp_path / "again", *saved))
+    # what the gate's training alone tells
+    assert trained.keys() - again.keys() == {"gate_data", "gate_posts", "best_epoch", "history"}
+    assert {key: trained[key] for key in again} == again
+    assert "What the gate adds" in (tmp_path / "again" / "README.md").read_text()
+
+    arguments = mix(experts, tmp_path / "test", *saved)[4:]
+    tested = run_ner.main(arguments)
+    assert {key: value for key, value in tested.items() if key.startswith("test_") and "dataset" not in key} == {
+        key: value for key, value in trained.items() if key.startswith("test_") and "best_expert" not in key
+    }
+    card = (tmp_path / "test" / "README.md").read_text()
+    assert "the plain average" in card and "best expert" not in card
+    with pytest.raises(SystemExit, match="scores a saved mixture, .*text is more: give the mixture's folder"):
+        run_ner.main([*arguments[:-1], experts["text"]])
+    swapped = [experts["none"] if one == experts["text"] else experts["text"] if one == experts["none"] else one
+               for one in arguments]  # fmt: skip
+    with pytest.raises(SystemExit, match="name the experts that it mixes, in its order"):
+        run_ner.main(swapped)
+    with pytest.raises(SystemExit, match="training needs a train split"):
+        run_ner.main([one for one in arguments if one != "--no_do_train"])
 
 
 def test_ids_and_splits_join_the_experts_of_a_folder(experts, tmp_path):
@@ -386,6 +412,11 @@ def test_relations_and_images(tiny_encoder, tmp_path, monkeypatch, caplog):
     assert groups["with image"] == 10 and groups["without image"] == 5
     model = AutoModelForSequenceClassification.from_pretrained(files["out"])
     assert model.config.image_dim > 0
+    saved = list(arguments)
+    del saved[saved.index("--image_model") : saved.index("--image_model") + 2]  # the saved gate names its tower
+    saved += ["--no_do_train", "--model_name_or_path", files["out"], "--output_dir", str(tmp_path / "scored")]
+    scored = run_re.main(saved)
+    assert {key: results[key] for key in scored} == scored and scored["gate"] == results["gate"]
     row = read_lines(files, "predictions/test.jsonl")[0]
     assert set(row["experts"]) == {"none", "text"} and sum(row["expert_weights"].values()) == pytest.approx(1)
     assert read(files, "all_results.json")["experts"]["text"] == str(tmp_path / "text")
