@@ -70,6 +70,7 @@ def load_mixture_posts(
     """
     data, *_, mixture = args
     experts = load_experts(mixture.experts)
+    tower = _image_model(args, experts)  # before anything is searched: a model that is no mixture ends here
     joined: dict[str, Posts] = {}
     types: list[str] = []
     reports: dict[str, Any] = {}
@@ -99,7 +100,6 @@ def load_mixture_posts(
                 )
             for row in joined[split]:
                 row[EXPERT_KNOWLEDGE].append(knowledge[row["id"]])
-    tower = _image_model(args, experts)
     if tower is not None:
         _add_images(task, args, experts, joined, load_named, names, tower)
     return joined, types, reports
