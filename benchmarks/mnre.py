@@ -23,6 +23,7 @@ TEXT = f"--retrieval text {PART} --top_k 3 --knowledge_words 30 --max_length 160
 )
 SYSTEMS = {
     "none": f"--retrieval none {FULL}",
+    "none_weights": f"--retrieval none {FULL} --class_weights",
     "plain": FULL,
     "none_4000": f"--retrieval none {PART}",
     "none_4000_weights": f"--retrieval none {PART} --class_weights",
@@ -31,6 +32,7 @@ SYSTEMS = {
 }
 NAMES = {
     "none": "ours, no knowledge, 5 epochs",
+    "none_weights": "ours, no knowledge, class weights, 5 epochs",
     "plain": "plain sequence classification, 5 epochs",
     "none_4000": "ours, no knowledge, 4000 rows, 2 epochs",
     "none_4000_weights": "ours, no knowledge, class weights, 4000 rows, 2 epochs",
