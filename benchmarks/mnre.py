@@ -78,7 +78,7 @@ def main() -> None:
         note=(
             "Micro F1 over all relations except None, in percent, of the epoch with the best dev F1; batch 32, "
             "learning rate 5e-5. Always None has accuracy 60.35. Knowledge: fb15k_descriptions, codex_wiki, "
-            "factbook_countries. Dev F1 chose the recipes: class weights or none, two views or one."
+            "factbook_countries. Dev F1 is what the recipes go by: class weights or none, two views or one."
         ),
         command=command_of("mnre.py", args, list(SYSTEMS)),
         commits=commits_of(args, list(SYSTEMS)),
