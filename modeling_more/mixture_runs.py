@@ -18,12 +18,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
+from transformers import AutoConfig
 
 from .arguments import Arguments, DataArguments, MixtureArguments, ModelArguments, RunArguments
 from .configuration_mixture import MoReMixtureConfig
 from .data import Posts, load_posts, load_splits, post_digest
 from .experts import Expert, load_experts
-from .loading import load_expert, load_processor, model_kind
+from .loading import load_expert, load_processor
 from .metrics import paired_bootstrap
 from .mixture import (
     EXPERT_KNOWLEDGE,
@@ -173,14 +174,12 @@ def _image_model(args: Arguments, experts: Sequence[Expert]) -> str | None:
 
 def _saved_config(args: ModelArguments) -> MoReMixtureConfig:
     """Of the mixture that is scored as it is; ValueError where `--model_name_or_path` is none."""
-    if (kind := model_kind(args)) != MoReMixtureConfig.model_type:
+    config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    if not isinstance(config, MoReMixtureConfig):
         raise ValueError(
-            f"--retrieval moe with --no_do_train scores a saved mixture, {args.model_name_or_path} is {kind}: give "
-            "the mixture's folder or Hub id as --model_name_or_path, or drop --no_do_train"
+            f"--retrieval moe with --no_do_train scores a saved mixture, {args.model_name_or_path} is "
+            f"{config.model_type}: give the mixture's folder or Hub id as --model_name_or_path, or drop --no_do_train"
         )
-    config: MoReMixtureConfig = MoReMixtureConfig.from_pretrained(
-        args.model_name_or_path, revision=args.model_revision
-    )
     return config
 
 

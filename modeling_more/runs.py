@@ -120,6 +120,8 @@ def _run(
             for split in ("train", "validation"):
                 if run.do_train and split not in splits:
                     raise ValueError(f"training needs a {split} split; there is {describe(splits)}")
+            if not {"validation", "test"} & splits.keys():
+                raise ValueError(f"there is nothing to score: no validation or test split, but {describe(splits)}")
         to_predict = posts_to_predict(task, args, bool(splits), accelerator) if run.do_predict else []
 
     output = Path(training.output_dir)

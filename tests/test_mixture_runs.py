@@ -288,17 +288,18 @@ def test_a_saved_mixture_is_scored_as_it_is(experts, tmp_path):
 
     arguments = mix(experts, tmp_path / "test", *saved)[4:]
     tested = run_ner.main(arguments)
-    assert {key: value for key, value in tested.items() if key.startswith("test_") and "dataset" not in key} == {
+    assert {key: value for key, value in tested.items() if key.startswith("test_")} == {
         key: value for key, value in trained.items() if key.startswith("test_") and "best_expert" not in key
     }
     card = (tmp_path / "test" / "README.md").read_text()
     assert "the plain average" in card and "best expert" not in card
     with pytest.raises(SystemExit, match="scores a saved mixture, .*text is more: give the mixture's folder"):
         run_ner.main([*arguments[:-1], experts["text"]])
-    swapped = [experts["none"] if one == experts["text"] else experts["text"] if one == experts["none"] else one
-               for one in arguments]  # fmt: skip
+    swapped = {**experts, "text": experts["none"], "none": experts["text"]}
     with pytest.raises(SystemExit, match="name the experts that it mixes, in its order"):
-        run_ner.main(swapped)
+        run_ner.main(mix(swapped, tmp_path / "x", *saved))
+    with pytest.raises(SystemExit, match="nothing to score: no validation or test split"):
+        run_ner.main([*arguments[2:], "--train_file", experts["train"]])
     with pytest.raises(SystemExit, match="training needs a train split"):
         run_ner.main([one for one in arguments if one != "--no_do_train"])
 
