@@ -23,7 +23,7 @@ from datasets import Dataset
 
 from _common import ROOT, PeakMemory, write_result
 from modeling_more.arguments import DataArguments
-from modeling_more.formats import read_conll
+from modeling_more.conll import read_conll
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, load_knowledge, title_recall
 from modeling_more.knowledge.corpus import default_cache_dir
 from modeling_more.knowledge.text_index import split_query

@@ -21,8 +21,9 @@ from datasets.utils import tqdm
 
 from modeling_more import formats, relation_formats, tagging, words
 from modeling_more.archives import extract_archive
-from modeling_more.formats import KNOWLEDGE_COLUMNS, Row, read_labelled
+from modeling_more.formats import read_labelled
 from modeling_more.relation_formats import read_relations
+from modeling_more.rows import KNOWLEDGE_COLUMNS, Row
 from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
 
 logger = logging.getLogger(__name__)

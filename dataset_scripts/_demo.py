@@ -23,7 +23,7 @@ from PIL import Image
 from dataset_scripts import demo_pictures
 from dataset_scripts._common import SPLITS, knowledge_feature
 from dataset_scripts.demo_pictures import CHARGES, COLOURS, LAYOUTS, OUTLINES, Emblem
-from modeling_more.formats import Row
+from modeling_more.rows import Row
 
 logger = logging.getLogger(__name__)
 

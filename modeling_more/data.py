@@ -14,10 +14,11 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from .arguments import DataArguments
-from .formats import RELATION_DATA, read_labelled
+from .formats import read_labelled
 from .relation_formats import ENTITY_DATA, read_relations
 from .retrieval import add_knowledge, knowledge_column
 from .tagging import entity_types
+from .text_files import RELATION_DATA
 
 logger = logging.getLogger(__name__)
 

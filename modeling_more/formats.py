@@ -4,288 +4,33 @@ A row is {"id", "image_id", "tokens", "ner_tags"} with BIO tags as strings, and 
 where the file holds knowledge. Bad input raises ValueError (or FileNotFoundError) that names file and line.
 """
 
+from __future__ import annotations
+
 import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from .tagging import Span, spans_to_bio, split_tag, tags_to_spans
+from .conll import looks_like_conll, read_conll
+from .rows import (
+    KNOWLEDGE_COLUMNS,
+    Row,
+    are_numbers,
+    as_bio,
+    check_object,
+    check_string,
+    check_tag,
+    check_words,
+    joined_words,
+    read_image_id,
+    read_knowledge,
+)
+from .tagging import Span, spans_to_bio
+from .text_files import BLANK, json_items, read_text, text_lines
 from .words import DEFAULT_STYLE, align_spans, split_words
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
-
-KNOWLEDGE_COLUMNS = ("knowledge_text", "knowledge_image")
-RELATION_DATA = "this is relation data, use run_re.py"
-
-END_OF_POST = "<EOS>"  # the authors' archives put it between a post and its knowledge
-KNOWLEDGE_TAG = "X"
-MARKERS = {"<E>", "</E>", "<O>", "</O>"}
-TAG = r"O|[BIES]-\S+"  # what stands beside a word in BIO or BIOES
-BLANK = " \t"  # never str.strip(): a no-break space is a word of Twitter-2015
-
-
-def read_text(path: str | Path) -> str:
-    """The file as text; ValueError when it is empty or not UTF-8, FileNotFoundError when it is not there."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give a file.")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file.")
-    data = path.read_bytes()
-    if not data.strip(b" \t\r\n"):
-        raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
-
-
-def text_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Line number and line; splits at LF or CRLF only, as str.splitlines() would also split inside words."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        yield number, line.removesuffix("\r")
-
-
-def _check_tag(tag: str, where: str, types: Sequence[str] | None) -> None:
-    try:
-        _, type_ = split_tag(tag)
-    except ValueError:
-        if tag.startswith("/"):
-            raise ValueError(f"{where}: {RELATION_DATA}.") from None
-        expected = f"B- or I- and one of {', '.join(types)}" if types else "B- or I- and a type, like B-PER"
-        raise ValueError(f"{where}: unknown label {tag!r}; a label is O, or {expected}.") from None
-    if types is not None and type_ and type_ not in types:
-        raise ValueError(f"{where}: unknown label {tag!r}; the types are {', '.join(types)}.")
-
-
-def _as_bio(tags: list[str]) -> list[str]:
-    """BIO stays as it stands (stray I- too); BIOES becomes BIO."""
-    if any(tag[0] in "ES" for tag in tags):
-        return spans_to_bio(tags_to_spans(tags), len(tags))
-    return tags
-
-
-def archive_entry(text: str) -> Row:
-    """Knowledge of the authors' archives: one entry a post, without title or rank."""
-    return {"title": "", "text": text, "score": 0.0, "source": "archive", "match_start": 0, "match_end": 0}
-
-
-# --- CoNLL
-
-
-def _columns(path: Path, lines: list[tuple[int, str]]) -> Callable[[str], tuple[str, str] | None]:
-    """How the words and labels of a file are told apart: by tabs if it has any, else by spaces (CoNLL-2003).
-
-    Where every line has the same number of columns, more than two, the word is the first; otherwise it is all before
-    the last separator.
-    """
-    words = [line for _, line in lines if line.strip(BLANK) and not _is_image_line(line)]
-    separator = "\t" if any("\t" in line for line in words) else " "
-    counts = {line.count(separator) for line in words}
-    many = len(counts) == 1 and min(counts) > 1
-
-    def split(line: str) -> tuple[str, str] | None:
-        word, found, tag = line.rpartition(separator)
-        if not found:
-            return None
-        return (line.split(separator, 1)[0] if many else word), tag
-
-    return split
-
-
-def _is_image_line(line: str) -> bool:
-    return line.startswith("IMGID:") and "\t" not in line
-
-
-def read_conll(
-    path: str | Path,
-    types: Sequence[str] | None = None,
-    knowledge_column: str = "knowledge_text",
-    id_prefix: str | None = None,
-) -> list[Row]:
-    """Read `word<TAB>label` lines with a blank line between posts; raw files and the authors' archives alike.
-
-    An `IMGID:…` line opens a post and gives image_id and id. Words labelled X (after `<EOS>`) are the post's
-    knowledge: one entry without title in `knowledge_column`, which every row has as soon as one has it.
-
-    Args:
-        path: the file; LF or CRLF, a last blank line is not needed.
-        types: entity types that may occur; default: any.
-        knowledge_column: "knowledge_text" or "knowledge_image", where words labelled X go.
-        id_prefix: of the ids `<prefix>-<index>` of posts without an `IMGID:` line; default: the file's name.
-
-    Raises:
-        ValueError: empty file, a line without a label, an unknown label, relation data; names file and line.
-        FileNotFoundError: no such file.
-    """
-    path = Path(path)
-    lines = list(text_lines(read_text(path)))
-    if next(line for _, line in lines if line.strip(BLANK)).startswith(("{'token'", '{"token"')):
-        raise ValueError(f"{path}, line 1: {RELATION_DATA}.")
-    split = _columns(path, lines)
-    prefix = path.stem if id_prefix is None else id_prefix
-    rows: list[Row] = []
-    seen: dict[str, int] = {}
-    tokens: list[str] = []
-    tags: list[str] = []
-    knowledge: list[str] | None = None  # None until the post's first X
-    image_id: str | None = None
-    image_line = 0
-
-    def close() -> None:
-        nonlocal tokens, tags, knowledge, image_id
-        if not tokens:
-            if knowledge is not None:
-                raise ValueError(f"{path}, line {number}: knowledge (label X) without a post before it.")
-            if image_id is not None:
-                raise ValueError(f"{path}, line {image_line}: no words follow the image {image_id!r}.")
-            return
-        name = image_id or f"{prefix}-{len(rows)}"
-        seen[name] = seen.get(name, 0) + 1
-        row: Row = {
-            "id": name if seen[name] == 1 else f"{name}#{seen[name]}",
-            "image_id": image_id,
-            "tokens": tokens,
-            "ner_tags": _as_bio(tags),
-        }
-        if knowledge is not None:
-            row[knowledge_column] = [archive_entry(" ".join(knowledge))] if knowledge else []
-        rows.append(row)
-        tokens, tags, knowledge, image_id = [], [], None, None
-
-    number = 0
-    for number, line in lines:
-        if not line.strip(BLANK) and "\t" not in line:
-            if tokens or knowledge is not None:
-                close()
-            continue
-        if _is_image_line(line):
-            close()
-            image_id, image_line = line.removeprefix("IMGID:").strip(BLANK) or None, number
-            continue
-        where = f"{path}, line {number}"
-        parts = split(line)
-        if parts is None or not parts[1].strip(BLANK):
-            raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
-        word, tag = parts
-        if not word:
-            raise ValueError(f"{where}: no word before the label {tag!r}; a line is a word, a tab and a label.")
-        if word.startswith("-DOCSTART-"):
-            continue
-        if tag == KNOWLEDGE_TAG:
-            knowledge = knowledge or []
-            if word != END_OF_POST:
-                knowledge.append(word)
-            continue
-        if knowledge is not None:
-            raise ValueError(
-                f"{where}: a word labelled {tag!r} after the post's knowledge (label X); a blank line ends it."
-            )
-        if word in MARKERS and not re.fullmatch(TAG, tag):
-            raise ValueError(f"{where}: {RELATION_DATA}.")
-        _check_tag(tag, where, types)
-        tokens.append(word)
-        tags.append(tag)
-    close()
-    if not rows:
-        raise ValueError(f"{path}: no posts in the file; a post is lines of a word, a tab and a label.")
-    if any(knowledge_column in row for row in rows):
-        for row in rows:
-            row.setdefault(knowledge_column, [])
-    return rows
-
-
-# --- JSONL
-
-
-def json_items(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each line of a JSONL file, or of each item of a file that holds one JSON list."""
-    text = read_text(path)
-    if text.lstrip()[0] == "[":
-        try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            if "\n[" not in text.strip():  # else one list a line, as some copies of WikiDiverse are stored
-                raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
-        else:
-            if not items:
-                raise ValueError(f"{path}: the list is empty; it should hold at least one post.")
-            # one WikiDiverse row on a single line is a list that starts with its sentence
-            single = isinstance(items[0], str)
-            for number, item in enumerate([items] if single else items, start=1):
-                yield f"{path}, item {number}", item
-            return
-    for number, line in text_lines(text):
-        if not line.strip(BLANK):
-            continue
-        where = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            if line.startswith("{'") and "'relation'" in line:
-                raise ValueError(f"{where}: {RELATION_DATA}.") from None
-            raise ValueError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}).") from None
-        yield where, value
-
-
-def _check_object(item: Any, where: str, needed: str) -> Row:
-    if not isinstance(item, dict):
-        raise ValueError(f"{where}: a {type(item).__name__}; a row is an object with {needed}.")
-    if "relation" in item and {"h", "t", "head", "tail"} & item.keys():
-        raise ValueError(f"{where}: {RELATION_DATA}.")
-    return item
-
-
-def check_words(value: Any, where: str) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
-        raise ValueError(f'{where}: "tokens" should be a list of words, none of them empty.')
-    if not value:
-        raise ValueError(f'{where}: "tokens" is empty; a post has at least one word.')
-    return value
-
-
-def check_string(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f'{where}: "text" should be a string.')
-    return value
-
-
-def read_knowledge(item: Row, where: str) -> Row:
-    """The row's knowledge columns, every entry with all the fields of the stored form."""
-    found: Row = {}
-    for column in KNOWLEDGE_COLUMNS:
-        if item.get(column) is None:
-            continue
-        entries = item[column]
-        if not isinstance(entries, list) or not all(
-            isinstance(e, dict) and isinstance(e.get("text"), str) for e in entries
-        ):
-            raise ValueError(f'{where}: "{column}" should be a ranked list of objects {{"title", "text", "score"}}.')
-        found[column] = [
-            {
-                "title": str(entry.get("title") or ""),
-                "text": entry["text"],
-                "score": float(entry.get("score") or 0.0),
-                "source": str(entry.get("source") or ""),
-                "match_start": int(entry.get("match_start") or 0),
-                "match_end": int(entry.get("match_end") or 0),
-            }
-            for entry in entries
-        ]
-    return found
-
-
-def read_image_id(item: Row) -> str | None:
-    for key in ("image_id", "image"):
-        if isinstance(item.get(key), str | int):
-            return str(item[key])
-    return None
 
 
 def _character_spans(item: Row, text: str, where: str, types: Sequence[str] | None) -> list[tuple[int, int, str]]:
@@ -300,13 +45,9 @@ def _character_spans(item: Row, text: str, where: str, types: Sequence[str] | No
         start, end, type_ = span
         if not 0 <= start < end <= len(text):
             raise ValueError(f"{where}: span [{start}, {end}] is empty or outside the text of {len(text)} characters.")
-        _check_tag(f"B-{type_}", where, types)
+        check_tag(f"B-{type_}", where, types)
         spans.append((start, end, type_))
     return spans
-
-
-def are_numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
 class SpanCounts:
@@ -364,7 +105,7 @@ def read_jsonl(
     counts = SpanCounts()
     rows: list[Row] = []
     for where, value in json_items(path):
-        item = _check_object(value, where, '"tokens" and "ner_tags", or "text" and "spans"')
+        item = check_object(value, where, '"tokens" and "ner_tags", or "text" and "spans"')
         tags_key = "ner_tags" if "ner_tags" in item else "tags"
         if "tokens" in item and tags_key in item:
             tokens, tags = check_words(item["tokens"], where), item[tags_key]
@@ -375,8 +116,8 @@ def read_jsonl(
                     f"{where}: {len(tokens)} tokens but {len(tags)} labels; give one label for each token."
                 )
             for tag in tags:
-                _check_tag(tag, where, types)
-            tags = _as_bio(tags)
+                check_tag(tag, where, types)
+            tags = as_bio(tags)
         elif "text" in item and "spans" in item:
             text = check_string(item["text"], where)
             tokens, tags = counts.tags(text, _character_spans(item, text, where, types), style)
@@ -479,7 +220,7 @@ def read_labelled(
 def _looks_like_json(path: Path, text: str) -> bool:
     if path.suffix in (".json", ".jsonl", ".conll"):
         return path.suffix != ".conll"
-    return re.match(r"""\s*(\{\s*["']|\[\s*[\[{"])""", text) is not None and not _looks_like_conll(text)
+    return re.match(r"""\s*(\{\s*["']|\[\s*[\[{"])""", text) is not None and not looks_like_conll(text)
 
 
 def read_posts(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: str = "knowledge_text") -> list[Row]:
@@ -502,7 +243,7 @@ def read_posts(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: s
     rows: list[Row] = []
     if _looks_like_json(path, content):
         for where, value in json_items(path):
-            item = _check_object(value, where, '"text" or "tokens"')
+            item = check_object(value, where, '"text" or "tokens"')
             if "tokens" in item:
                 row = joined_words(check_words(item["tokens"], where))
             elif "text" in item:
@@ -517,7 +258,7 @@ def read_posts(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: s
             }
             rows.append({**row, **read_knowledge(item, where)})
         return rows
-    if path.suffix == ".conll" or _looks_like_conll(content):
+    if path.suffix == ".conll" or looks_like_conll(content):
         for post in read_conll(path, knowledge_column=knowledge_column):
             knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
             row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}
@@ -528,20 +269,6 @@ def read_posts(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: s
             post = _with_words(line, style, f"{path}, line {number}")
             rows.append({"id": f"{path.stem}-{len(rows)}", "image_id": None, **post})
     return rows
-
-
-def _looks_like_conll(text: str) -> bool:
-    """True when the first line that is no image line is a word, a tab and a BIO label."""
-    line = next((line for _, line in text_lines(text) if line and not _is_image_line(line)), "")
-    return re.fullmatch(r".+\t(O|X|[BIES]-[^\t ]+)", line) is not None
-
-
-def joined_words(tokens: list[str]) -> Row:
-    offsets, start = [], 0
-    for word in tokens:
-        offsets.append([start, start + len(word)])
-        start += len(word) + 1
-    return {"tokens": tokens, "text": " ".join(tokens), "offsets": offsets}
 
 
 def _with_words(text: str, style: str, where: str) -> Row:

@@ -12,13 +12,13 @@ from transformers import AutoProcessor
 from .arguments import Arguments
 from .data import Posts
 from .experts import add_expert_knowledge
-from .formats import KNOWLEDGE_COLUMNS
 from .loading import SAVED, load_processor, model_kind
 from .mixture import EXPERT_KNOWLEDGE
 from .outputs import write_jsonl
 from .prediction import predict
 from .processing_more import MoReProcessor
 from .retrieval import knowledge_column, retrieved
+from .rows import KNOWLEDGE_COLUMNS
 from .task import Task
 
 logger = logging.getLogger(__name__)

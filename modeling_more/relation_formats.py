@@ -13,26 +13,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .formats import (
-    BLANK,
-    END_OF_POST,
+from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG
+from .formats import SpanCounts
+from .rows import (
     KNOWLEDGE_COLUMNS,
-    KNOWLEDGE_TAG,
-    MARKERS,
-    TAG,
     Row,
-    SpanCounts,
     archive_entry,
     are_numbers,
     check_string,
     check_words,
     joined_words,
-    json_items,
     read_image_id,
     read_knowledge,
-    read_text,
-    text_lines,
 )
+from .text_files import BLANK, json_items, read_text, text_lines
 from .words import DEFAULT_STYLE, split_words
 
 ENTITY_DATA = "this is entity data, use run_ner.py"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from modeling_more.archives import extract_archive
+from modeling_more.conll import read_conll
 from modeling_more.formats import (
-    read_conll,
     read_jsonl,
     read_labelled,
     read_posts,

@@ -292,7 +292,7 @@ def test_title_recall_counts_occurrences() -> None:
 
 
 def test_title_recall_on_real_posts(shared_data: Path, tmp_path: Path) -> None:
-    from modeling_more.formats import read_conll
+    from modeling_more.conll import read_conll
 
     names = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
     corpus = load_knowledge([str(shared_data / "knowledge" / f"{name}.jsonl.gz") for name in names], tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_more.formats import read_conll
+from modeling_more.conll import read_conll
 from modeling_more.tagging import Span
 from modeling_more.words import STYLES, align_spans, split_words
 

@@ -1,0 +1,64 @@
+"""Text files as the readers take them: whole files as UTF-8, their lines, the items of JSON and JSONL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RELATION_DATA = "this is relation data, use run_re.py"
+BLANK = " \t"  # never str.strip(): a no-break space is a word of Twitter-2015
+
+
+def read_text(path: str | Path) -> str:
+    """The file as text; ValueError when it is empty or not UTF-8, FileNotFoundError when it is not there."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a file.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file.")
+    data = path.read_bytes()
+    if not data.strip(b" \t\r\n"):
+        raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
+
+
+def text_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Line number and line; splits at LF or CRLF only, as str.splitlines() would also split inside words."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        yield number, line.removesuffix("\r")
+
+
+def json_items(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each line of a JSONL file, or of each item of a file that holds one JSON list."""
+    text = read_text(path)
+    if text.lstrip()[0] == "[":
+        try:
+            items = json.loads(text)
+        except json.JSONDecodeError as error:
+            if "\n[" not in text.strip():  # else one list a line, as some copies of WikiDiverse are stored
+                raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+        else:
+            if not items:
+                raise ValueError(f"{path}: the list is empty; it should hold at least one post.")
+            # one WikiDiverse row on a single line is a list that starts with its sentence
+            single = isinstance(items[0], str)
+            for number, item in enumerate([items] if single else items, start=1):
+                yield f"{path}, item {number}", item
+            return
+    for number, line in text_lines(text):
+        if not line.strip(BLANK):
+            continue
+        where = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            if line.startswith("{'") and "'relation'" in line:
+                raise ValueError(f"{where}: {RELATION_DATA}.") from None
+            raise ValueError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}).") from None
+        yield where, value
