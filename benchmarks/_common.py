@@ -47,13 +47,18 @@ class PeakMemory:
 
 
 def commit() -> str:
-    """The commit that is checked out, with "+" where tracked files outside benchmarks/results differ from it."""
+    """The commit of this checkout, see `commit_of`."""
+    return commit_of(ROOT)
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit that is checked out there, with "+" where tracked files outside benchmarks/results differ from it."""
     try:
         head = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+            ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
         changed = subprocess.run(
-            ["git", "-C", str(ROOT), "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"],
+            ["git", "-C", str(checkout), "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"],
             capture_output=True,
             text=True,
             check=True,

@@ -17,10 +17,14 @@ Entry = Mapping[str, Any]
 Span = Sequence[int]  # start, end of words, end exclusive
 #: around the subject (head) and the object (tail) of a relation
 MARKERS = ("<E>", "</E>", "<O>", "</O>")
+# words on which tokenizers differ: capitals, digits, punctuation at either end and inside, letters beyond ASCII
+_PROBE = "the The Lakers play in 2017 , don't they ? @NBA #3 a1 U.S. (x) 3-1 Zürich Москва".split()
 
 
 class MoReProcessor(ProcessorMixin):
     """Writes `[words ; separator ; knowledge]` as sub-tokens and keeps where each word begins.
+
+    Every word has the sub-tokens that it has after a space in running text, the first one too.
 
     Args:
         tokenizer: a fast tokenizer with class and separator tokens.
@@ -56,6 +60,7 @@ class MoReProcessor(ProcessorMixin):
         if max_length < 4:
             raise ValueError(f"max_length is {max_length}, it must be at least 4")
         _check_tokenizer(tokenizer)
+        self._space = _word_space(tokenizer)
         self.knowledge_column = knowledge_column
         self.top_k = top_k
         self.knowledge_words = knowledge_words
@@ -72,11 +77,7 @@ class MoReProcessor(ProcessorMixin):
         cls, name_or_path: str, *, tokenizer_options: dict[str, Any] | None = None, **options: Any
     ) -> MoReProcessor:
         """A processor for a plain encoder checkpoint; `max_length` is lowered to what its tokenizer allows."""
-        load = dict(tokenizer_options or {})
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **load)
-        if not _reads_words_alike(tokenizer):
-            # byte-level tokenizers glue words otherwise
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, add_prefix_space=True, **load)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **(tokenizer_options or {}))
         # a tokenizer without a limit says 10^30
         options["max_length"] = min(options.get("max_length", 512), tokenizer.model_max_length)
         return cls(tokenizer, **options)
@@ -204,15 +205,12 @@ class MoReProcessor(ProcessorMixin):
         }
 
     def _tokenize_words(self, words: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-        """Sub-tokens of every word of every post; a word without any is one unknown token."""
-        encoded = self.tokenizer(
-            [list(post) for post in words],
-            is_split_into_words=True,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        """Return the sub-tokens of every word of every post; a word without any is one unknown token.
+
+        They are those that the word has after a space in running text, for the first word too: a name is spelt alike
+        wherever it stands in a post, and as in the knowledge.
+        """
+        encoded = _encode_words(self.tokenizer, words, self._space)
         result = []
         for index, post in enumerate(words):
             pieces: list[list[int]] = [[] for _ in post]
@@ -340,13 +338,35 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-def _reads_words_alike(tokenizer: Any) -> bool:
-    """Whether a word has the same sub-tokens at the beginning and later: byte-level tokenizers may glue words."""
-    try:
-        ids = tokenizer([["word", "word"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
-    except (ValueError, AssertionError):  # some byte-level tokenizers refuse words without add_prefix_space
-        return False
-    return len(ids) % 2 == 0 and ids[: len(ids) // 2] == ids[len(ids) // 2 :]
+def _encode_words(tokenizer: Any, words: Sequence[Sequence[str]], space: str) -> Any:
+    """Tokenise posts given as words, with `space` before each word; nothing in them is a special token."""
+    return tokenizer(
+        [[space + word for word in post] for post in words],
+        is_split_into_words=True,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+
+
+def _word_space(tokenizer: Any) -> str:
+    """Return what must stand before a word so that it gets the sub-tokens that it has in running text.
+
+    Nothing for WordPiece, for SentencePiece and wherever else the tokenizer marks the beginning of a word itself; a
+    space for byte-level and other tokenizers that know a word by the space before it, and glue words without it. Which
+    of the two holds is decided by the tokenizer's backend, not by its class or options, so it is tried out.
+
+    Raises:
+        ValueError: for a tokenizer that reads words in neither way as in running text.
+    """
+    for space in ("", " "):
+        text = tokenizer(space + " ".join(_PROBE), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        if _encode_words(tokenizer, [_PROBE], space)["input_ids"][0] == text["input_ids"]:
+            return space
+    raise ValueError(
+        f"{type(tokenizer).__name__} can't be used: it gives words other sub-tokens one by one than in running text"
+    )
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
@@ -356,8 +376,6 @@ def _check_tokenizer(tokenizer: Any) -> None:
     lacking = [name for name in needed if getattr(tokenizer, f"{name}_id") is None]
     if lacking:
         raise ValueError(f"{type(tokenizer).__name__} has no {', '.join(lacking)}, which MoRe's input is built with")
-    if not _reads_words_alike(tokenizer):
-        raise ValueError(f"{type(tokenizer).__name__} glues words together: load it with add_prefix_space=True")
 
 
 AutoProcessor.register(MoReConfig, MoReProcessor)
