@@ -50,8 +50,8 @@ class EntityTask(Task):
         options = ("head", "kl_target_transitions", "word_dropout")
         return {name: getattr(args, name) for name in options}
 
-    def read_posts(self, path: str, splitter: str, column: str) -> Posts:
-        return read_posts(path, splitter, column)
+    def read_posts(self, path: str, splitter: str, column: str, columns: Sequence[int] | None = None) -> Posts:
+        return read_posts(path, splitter, column, columns)
 
     predict = staticmethod(predict_tags)
 

@@ -59,8 +59,8 @@ class RelationTask(Task):
         scale = len(posts) / sum(weight * found[label] for weight, label in zip(weights, labels, strict=True))
         return {"class_weights": [weight * scale for weight in weights]}
 
-    def read_posts(self, path: str, splitter: str, column: str) -> Posts:
-        return read_pairs(path, splitter, column)
+    def read_posts(self, path: str, splitter: str, column: str, columns: Sequence[int] | None = None) -> Posts:
+        return read_pairs(path, splitter, column, columns)
 
     predict = staticmethod(predict_relations)
 

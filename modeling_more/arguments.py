@@ -38,6 +38,13 @@ class DataArguments:
     data_dir: str | None = field(
         default=None, metadata={"help": "folder or .zip with the named set's files; default: downloaded"}
     )
+    columns: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "columns of words and of labels in your CoNLL files, from 1, like 1 4; default: the first (the "
+            "second behind an index) and the last"
+        },
+    )
     train_file: str | None = field(default=None, metadata={"help": "your own posts: CoNLL or JSONL"})
     validation_file: str | None = field(default=None, metadata={"help": "likewise, to choose the best epoch"})
     test_file: str | None = field(default=None, metadata={"help": "likewise, scored once at the end"})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from .columns import column_lines, looks_like_conll
 from .rows import Row, archive_entry, as_bio, check_tag
-from .text_files import BLANK, RELATION_DATA, read_text, text_lines
+from .text_files import RELATION_DATA, read_text
+
+__all__ = ["looks_like_conll", "read_conll"]
 
 END_OF_POST = "<EOS>"  # the authors' archives put it between a post and its knowledge
 KNOWLEDGE_TAG = "X"
@@ -15,56 +18,38 @@ MARKERS = {"<E>", "</E>", "<O>", "</O>"}
 TAG = r"O|[BIES]-\S+"  # what stands beside a word in BIO or BIOES
 
 
-def _columns(path: Path, lines: list[tuple[int, str]]) -> Callable[[str], tuple[str, str] | None]:
-    """How the words and labels of a file are told apart: by tabs if it has any, else by spaces (CoNLL-2003).
-
-    Where every line has the same number of columns, more than two, the word is the first; otherwise it is all before
-    the last separator.
-    """
-    words = [line for _, line in lines if line.strip(BLANK) and not _is_image_line(line)]
-    separator = "\t" if any("\t" in line for line in words) else " "
-    counts = {line.count(separator) for line in words}
-    many = len(counts) == 1 and min(counts) > 1
-
-    def split(line: str) -> tuple[str, str] | None:
-        word, found, tag = line.rpartition(separator)
-        if not found:
-            return None
-        return (line.split(separator, 1)[0] if many else word), tag
-
-    return split
-
-
-def _is_image_line(line: str) -> bool:
-    return line.startswith("IMGID:") and "\t" not in line
-
-
 def read_conll(
     path: str | Path,
     types: Sequence[str] | None = None,
     knowledge_column: str = "knowledge_text",
     id_prefix: str | None = None,
+    columns: Sequence[int] | None = None,
 ) -> list[Row]:
-    """Read `word<TAB>label` lines with a blank line between posts; raw files and the authors' archives alike.
+    """Read lines of a word and its label, with a blank line between posts; raw files and the authors' archives alike.
+
+    Tabs part the columns of a line, or where it has none runs of spaces. Words are the first column, or the second
+    behind an index, and labels the last. `-DOCSTART-` lines end a post, comment lines (`# id …`) do not count.
 
     An `IMGID:…` line opens a post and gives image_id and id. Words labelled X (after `<EOS>`) are the post's
     knowledge: one entry without title in `knowledge_column`, which every row has as soon as one has it.
 
     Args:
-        path: the file; LF or CRLF, a last blank line is not needed.
+        path: the file; LF, CRLF or CR, a last blank line is not needed.
         types: entity types that may occur; default: any.
         knowledge_column: "knowledge_text" or "knowledge_image", where words labelled X go.
         id_prefix: of the ids `<prefix>-<index>` of posts without an `IMGID:` line; default: the file's name.
+        columns: numbers of the word's and of the label's column, from 1, where they are others.
 
     Raises:
-        ValueError: empty file, a line without a label, an unknown label, relation data; names file and line.
+        ValueError: empty file, a line without a label or with another number of columns than the others, an unknown
+            label, relation data; names file and line.
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    lines = list(text_lines(read_text(path)))
-    if next(line for _, line in lines if line.strip(BLANK)).startswith(("{'token'", '{"token"')):
+    text = read_text(path)
+    if text.lstrip().startswith(("{'token'", '{"token"')):
         raise ValueError(f"{path}, line 1: {RELATION_DATA}.")
-    split = _columns(path, lines)
+    lines, width = column_lines(path, text, columns)
     prefix = path.stem if id_prefix is None else id_prefix
     rows: list[Row] = []
     seen: dict[str, int] = {}
@@ -96,24 +81,16 @@ def read_conll(
         tokens, tags, knowledge, image_id = [], [], None, None
 
     number = 0
-    for number, line in lines:
-        if not line.strip(BLANK) and "\t" not in line:
+    for number, kind, word, tag in lines:
+        if kind == "blank":
             if tokens or knowledge is not None:
                 close()
             continue
-        if _is_image_line(line):
+        if kind == "image":
             close()
-            image_id, image_line = line.removeprefix("IMGID:").strip(BLANK) or None, number
+            image_id, image_line = word or None, number
             continue
         where = f"{path}, line {number}"
-        parts = split(line)
-        if parts is None or not parts[1].strip(BLANK):
-            raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
-        word, tag = parts
-        if not word:
-            raise ValueError(f"{where}: no word before the label {tag!r}; a line is a word, a tab and a label.")
-        if word.startswith("-DOCSTART-"):
-            continue
         if tag == KNOWLEDGE_TAG:
             knowledge = knowledge or []
             if word != END_OF_POST:
@@ -125,7 +102,11 @@ def read_conll(
             )
         if word in MARKERS and not re.fullmatch(TAG, tag):
             raise ValueError(f"{where}: {RELATION_DATA}.")
-        check_tag(tag, where, types)
+        try:
+            check_tag(tag, where, types)
+        except ValueError as error:
+            hint = " --columns says which columns are words and labels." if columns is None and width > 2 else ""
+            raise ValueError(f"{error}{hint}") from None
         tokens.append(word)
         tags.append(tag)
     close()
@@ -135,9 +116,3 @@ def read_conll(
         for row in rows:
             row.setdefault(knowledge_column, [])
     return rows
-
-
-def looks_like_conll(text: str) -> bool:
-    """True when the first line that is no image line is a word, a tab and a BIO label."""
-    line = next((line for _, line in text_lines(text) if line and not _is_image_line(line)), "")
-    return re.fullmatch(r".+\t(O|X|[BIES]-[^\t ]+)", line) is not None

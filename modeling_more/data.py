@@ -34,7 +34,7 @@ class Schema:
         columns: those that every row has.
         label: the one of them that holds the labels.
         foreign: columns of the other task; rows that have one are refused with `foreign_data`.
-        read: reader of a labelled file, (path, labels or None, style of words, knowledge column).
+        read: reader of a labelled file, (path, labels or None, style of words, knowledge column, columns=).
         types: entity types, or relations, among labels.
     """
 
@@ -145,7 +145,7 @@ def _from_files(args: DataArguments, schema: Schema) -> dict[str, Dataset]:
     types: list[str] | None = None
     for split, path in files.items():
         if path is not None:
-            rows = schema.read(path, types, args.splitter, f"knowledge_{args.retrieval}")
+            rows = schema.read(path, types, args.splitter, f"knowledge_{args.retrieval}", columns=args.columns)
             if split == "train":  # the other files may hold no label that this one lacks
                 types = schema.types(label for row in rows for label in _as_list(row[schema.label]))
             splits[split] = Dataset.from_list(rows)

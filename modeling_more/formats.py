@@ -206,12 +206,16 @@ def read_labelled(
     style: str = DEFAULT_STYLE,
     knowledge_column: str = "knowledge_text",
     id_prefix: str | None = None,
+    columns: Sequence[int] | None = None,
 ) -> list[Row]:
-    """Read a file of labelled posts in any of the formats above, told apart by the first character of its content."""
+    """Read a file of labelled posts in any of the formats above, told apart by the first character of its content.
+
+    `columns` is for CoNLL, see `read_conll`.
+    """
     path = Path(path)
     text = read_text(path)
     if not _looks_like_json(path, text):
-        return read_conll(path, types, knowledge_column, id_prefix)
+        return read_conll(path, types, knowledge_column, id_prefix, columns)
     if re.match(r'\s*\[\s*\[|\s*\["', text):
         return read_wikidiverse(path, types, style, id_prefix)
     return read_jsonl(path, types, style, id_prefix)
@@ -223,7 +227,12 @@ def _looks_like_json(path: Path, text: str) -> bool:
     return re.match(r"""\s*(\{\s*["']|\[\s*[\[{"])""", text) is not None and not looks_like_conll(text)
 
 
-def read_posts(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: str = "knowledge_text") -> list[Row]:
+def read_posts(
+    path: str | Path,
+    style: str = DEFAULT_STYLE,
+    knowledge_column: str = "knowledge_text",
+    columns: Sequence[int] | None = None,
+) -> list[Row]:
     """Read posts without labels, to be tagged: JSONL with "text" or "tokens", CoNLL, or text with one post a line.
 
     Rows are {"id", "image_id", "tokens", "text", "offsets"} and the knowledge columns that the file has; offsets are
@@ -233,6 +242,7 @@ def read_posts(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: s
     Args:
         style: how "text" is split into words.
         knowledge_column: where the knowledge of an archive (label X) goes.
+        columns: of CoNLL, see `read_conll`.
 
     Raises:
         ValueError: empty file, a row without words; names file and line.
@@ -258,8 +268,8 @@ def read_posts(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: s
             }
             rows.append({**row, **read_knowledge(item, where)})
         return rows
-    if path.suffix == ".conll" or looks_like_conll(content):
-        for post in read_conll(path, knowledge_column=knowledge_column):
+    if path.suffix == ".conll" or looks_like_conll(content, columns):
+        for post in read_conll(path, knowledge_column=knowledge_column, columns=columns):
             knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
             row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}
             rows.append(row)

@@ -37,7 +37,7 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
         splitter = processor.splitter
         read = {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
         column = read.pop() if len(read) == 1 else None
-    posts = task.read_posts(str(data.predict_file), splitter, column or KNOWLEDGE_COLUMNS[0])
+    posts = task.read_posts(str(data.predict_file), splitter, column or KNOWLEDGE_COLUMNS[0], data.columns)
     if data.retrieval == "moe":
         add_expert_knowledge(posts, data, mixture.experts)
     elif data.knowledge:

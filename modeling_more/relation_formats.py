@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG
+from .columns import ColumnLine, column_lines, split_columns
+from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
 from .formats import SpanCounts
 from .rows import (
     KNOWLEDGE_COLUMNS,
@@ -34,7 +36,6 @@ NONE = "None"  # the class of pairs without a relation
 
 _LABELLED = '"tokens" (or "text"), "head", "tail" and "relation"'
 _TAG = re.compile(TAG)
-_ENTITY_FILE = re.compile(rf"\S[ \t](?:{TAG})\r?$", re.MULTILINE)
 _ENTITY_COLUMNS = {"ner_tags", "tags", "spans"}
 
 
@@ -44,6 +45,7 @@ def read_relations(
     style: str = DEFAULT_STYLE,
     knowledge_column: str = "knowledge_text",
     id_prefix: str | None = None,
+    columns: Sequence[int] | None = None,
 ) -> list[Row]:
     """Read a file of labelled pairs in any of the forms below, told apart by its content.
 
@@ -51,14 +53,15 @@ def read_relations(
     - JSONL: "tokens" with "head" and "tail" in words, or "text" with both in characters, end exclusive; a span is
       `[start, end]`, {"start", "end"} or {"pos": [start, end]}. MNRE's names of the fields do as well. A span that
       begins or ends inside a word is widened to the word, and counted in a warning.
-    - marked: `word<TAB>label` lines with `<E>`, `</E>`, `<O>`, `</O>` as words; the relation stands on the line of the
-      first marker, knowledge is labelled X.
+    - marked: lines of a word and its label, as CoNLL has them (`read_conll`), with `<E>`, `</E>`, `<O>`, `</O>` as
+      words; the relation stands on the line of the first marker, knowledge is labelled X.
 
     Args:
         labels: relations that may occur; default: any.
         style: how "text" is split into words.
         knowledge_column: where the knowledge of the marked form goes.
         id_prefix: of the ids `<prefix>-<index>` of rows without one; default: the file's name.
+        columns: of the marked form, see `read_conll`.
 
     Raises:
         ValueError: another form, an unknown relation, a span outside the post; names file and line.
@@ -68,7 +71,7 @@ def read_relations(
     prefix = path.stem if id_prefix is None else id_prefix
     rows: list[Row] = []
     counts = SpanCounts()
-    for where, item in _items(path, knowledge_column):
+    for where, item in _items(path, knowledge_column, columns):
         if "relation" not in item:
             reason = ENTITY_DATA if _ENTITY_COLUMNS & item.keys() else f'no "relation"; a row has {_LABELLED}'
             raise ValueError(f"{where}: {reason}.")
@@ -84,7 +87,12 @@ def read_relations(
     return _with_equal_columns(rows)
 
 
-def read_pairs(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: str = "knowledge_text") -> list[Row]:
+def read_pairs(
+    path: str | Path,
+    style: str = DEFAULT_STYLE,
+    knowledge_column: str = "knowledge_text",
+    columns: Sequence[int] | None = None,
+) -> list[Row]:
     """Read pairs without relations, to be classified: the forms of `read_relations`, labels not needed.
 
     A row may give "entities", a list of spans, instead of "head" and "tail": all ordered pairs of them are meant. So
@@ -94,6 +102,7 @@ def read_pairs(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: s
     Args:
         style: how "text" is split into words.
         knowledge_column: where the knowledge of the marked form goes.
+        columns: of the marked form, see `read_conll`.
 
     Raises:
         ValueError: a row without words or spans; names file and line.
@@ -102,7 +111,7 @@ def read_pairs(path: str | Path, style: str = DEFAULT_STYLE, knowledge_column: s
     path = Path(path)
     rows: list[Row] = []
     counts = SpanCounts()
-    for where, item in _items(path, knowledge_column):
+    for where, item in _items(path, knowledge_column, columns):
         if _ENTITY_COLUMNS & item.keys() and not {"entities", "head", "h"} & item.keys():
             raise ValueError(f"{where}: {ENTITY_DATA}.")
         name = item.get("id", f"{path.stem}-{len(rows)}")
@@ -194,12 +203,11 @@ def _span(
     return [aligned[0].start, aligned[0].end]
 
 
-def _items(path: Path, knowledge_column: str) -> Iterator[tuple[str, Row]]:
+def _items(path: Path, knowledge_column: str, columns: Sequence[int] | None) -> Iterator[tuple[str, Row]]:
     """(place, item) of each row, whatever the form."""
     text = read_text(path)
-    first = text.lstrip()[0]
-    if first not in "{[" or re.match(r"\S+\t", text.lstrip()):
-        yield from _marked(path, text, knowledge_column)
+    if not text.lstrip().startswith(("{", "[")) or re.match(r"\S+\t", text.lstrip()):
+        yield from _marked(path, text, knowledge_column, columns)
         return
     if re.match(r"\s*\{\s*'", text):
         items: Iterator[tuple[str, Any]] = _literals(path, text)
@@ -227,34 +235,31 @@ def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{where}: no Python literal such as {{'token': […], 'h': {{'pos': …}}, …}}.") from None
 
 
-def _marked(path: Path, text: str, knowledge_column: str) -> Iterator[tuple[str, Row]]:
+def _marked(path: Path, text: str, knowledge_column: str, columns: Sequence[int] | None) -> Iterator[tuple[str, Row]]:
     """The authors' form: markers are words of their own, one post a block of lines."""
-    if not re.search(r"^</?[EO]>\t", text, re.MULTILINE) and (found := _ENTITY_FILE.search(text)):
-        first = text.count("\n", 0, found.start()) + 1
-        raise ValueError(f"{path}, line {first}: {ENTITY_DATA}.")
-    block: list[tuple[int, str]] = []
-    for number, line in [*text_lines(text), (0, "")]:
-        if line.strip(BLANK):
-            block.append((number, line))
-        elif block:
-            yield f"{path}, line {block[0][0]}", _unmark(path, block, knowledge_column)
-            block = []
+    filled = [(number, line) for number, line in text_lines(text) if line.strip(BLANK)]
+    if not any(MARKERS & set(split_columns(line)) for _, line in filled):
+        where = f"{path}, line {filled[0][0]}"
+        if looks_like_conll(text, columns):
+            raise ValueError(f"{where}: {ENTITY_DATA}.")
+        raise ValueError(f"{where}: a line is a word, a tab and a label, and <E>, </E>, <O>, </O> are words.")
+    lines, _ = column_lines(path, text, columns)
+    for is_post, post in groupby(lines, lambda line: line.kind != "blank"):
+        if is_post:
+            block = list(post)
+            yield f"{path}, line {block[0].number}", _unmark(path, block, knowledge_column)
 
 
-def _unmark(path: Path, block: Sequence[tuple[int, str]], knowledge_column: str) -> Row:
+def _unmark(path: Path, block: Sequence[ColumnLine], knowledge_column: str) -> Row:
     tokens: list[str] = []
     knowledge: list[str] | None = None
     places: dict[str, int] = {}
     item: Row = {}
-    for number, line in block:
+    for number, kind, word, label in block:
         where = f"{path}, line {number}"
-        if line.startswith("IMGID:") and "\t" not in line:
-            item["image_id"] = line.removeprefix("IMGID:").strip(BLANK)
-            continue
-        word, tab, label = line.rpartition("\t")
-        if not tab or not word:
-            raise ValueError(f"{where}: a line is a word, a tab and a label.")
-        if label == KNOWLEDGE_TAG:
+        if kind == "image":
+            item["image_id"] = word
+        elif label == KNOWLEDGE_TAG:
             knowledge = knowledge or []
             if word != END_OF_POST:
                 knowledge.append(word)

@@ -21,6 +21,7 @@ from datasets import DatasetDict
 from transformers.utils import logging as transformers_logging
 
 from .arguments import Arguments, DataArguments, parse_arguments
+from .columns import check_columns
 from .data import Posts, describe, load_posts, split_holdout
 from .loading import load_expert, load_model, load_processor
 from .modeling_more import MoRePreTrainedModel
@@ -320,6 +321,10 @@ def _check(args: Arguments) -> None:
         raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
     if run.do_predict and data.predict_file is None:
         raise ValueError("--do_predict needs --predict_file")
+    if data.columns is not None:
+        check_columns(data.columns)
+        if not (data.train_file or data.validation_file or data.test_file or data.predict_file):
+            raise ValueError("--columns is for files of your own: give --train_file, --predict_file or the like")
     check_retrieval(data)
     if data.image_dir is not None and not Path(data.image_dir).is_dir():
         raise FileNotFoundError(f"--image_dir {data.image_dir}: no such folder")

@@ -41,8 +41,11 @@ class Task(ABC):
         """Fields of the configuration besides those that both tasks have; `posts` are those of the training split."""
 
     @abstractmethod
-    def read_posts(self, path: str, splitter: str, column: str) -> Posts:
-        """Posts without labels, to predict on; knowledge that belongs to no column by name goes to `column`."""
+    def read_posts(self, path: str, splitter: str, column: str, columns: Sequence[int] | None = None) -> Posts:
+        """Posts without labels, to predict on; knowledge that belongs to no column by name goes to `column`.
+
+        `columns` are those of words and labels in CoNLL, see `read_conll`.
+        """
 
     @abstractmethod
     def predict(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 RELATION_DATA = "this is relation data, use run_re.py"
 BLANK = " \t"  # never str.strip(): a no-break space is a word of Twitter-2015
+BYTE_ORDER_MARK = "\ufeff"
+_LINE_END = re.compile(r"\r{0,2}\n|\r")  # CRCRLF: a file whose CRLF were written as text once more
 
 
 def read_text(path: str | Path) -> str:
@@ -19,19 +22,23 @@ def read_text(path: str | Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file.")
     data = path.read_bytes()
-    if not data.strip(b" \t\r\n"):
-        raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len(_LINE_END.findall(data[: error.start].decode("utf-8"))) + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
+    if not text.strip(f"{BLANK}\r\n{BYTE_ORDER_MARK}"):
+        raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
+    return text
 
 
 def text_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Line number and line; splits at LF or CRLF only, as str.splitlines() would also split inside words."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        yield number, line.removesuffix("\r")
+    """Number and text of each line, without a byte-order mark at its beginning (files that were joined have some).
+
+    A line ends at LF, CRLF or CR only: str.splitlines() would also split inside words.
+    """
+    for number, line in enumerate(_LINE_END.split(text), start=1):
+        yield number, line.lstrip(BYTE_ORDER_MARK)
 
 
 def json_items(path: Path) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from modeling_more.archives import extract_archive
-from modeling_more.conll import read_conll
 from modeling_more.formats import (
     read_jsonl,
     read_labelled,
@@ -25,115 +24,6 @@ def write(folder: Path, text: str, name: str = "train.txt") -> Path:
     path = folder / name
     path.write_bytes(text.encode())
     return path
-
-
-# --- CoNLL
-
-
-def test_raw_file_without_last_blank_line(tmp_path: Path) -> None:
-    path = write(tmp_path, "IMGID:7\nAda\tB-PER\nwon\tO\n\nIMGID:9\nOslo\tI-LOC")
-    assert read_conll(path) == [
-        {"id": "7", "image_id": "7", "tokens": ["Ada", "won"], "ner_tags": ["B-PER", "O"]},
-        {"id": "9", "image_id": "9", "tokens": ["Oslo"], "ner_tags": ["I-LOC"]},
-    ]
-
-
-def test_image_line_opens_a_post_without_a_blank_line_and_ids_stay_distinct(tmp_path: Path) -> None:
-    rows = read_conll(write(tmp_path, "IMGID:7\na\tO\nIMGID:7\nb\tO\n"))
-    assert [(row["id"], row["image_id"], row["tokens"]) for row in rows] == [("7", "7", ["a"]), ("7#2", "7", ["b"])]
-
-
-def test_words_of_invisible_characters_survive(tmp_path: Path) -> None:
-    odd = ["\u00a0", "\ufe0f", "\u200b", "\u200d", "\u0092", "\u00ad", "\u0085", "\u2028", "\x0b", "\x1c", "IMGID:3"]
-    path = write(tmp_path, "".join(f"{word}\tO\n" for word in odd) + "\n\n\nb\tB-PER\n\n")
-    assert [row["tokens"] for row in read_conll(path)] == [odd, ["b"]]
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_line_ends_and_byte_order_mark(tmp_path: Path, end: str) -> None:
-    path = write(tmp_path, "\ufeff" + end.join(["Ada\tB-PER", "won\tO", "", "Oslo\tB-LOC"]))
-    assert [row["tokens"] for row in read_conll(path)] == [["Ada", "won"], ["Oslo"]]
-    assert [row["ner_tags"] for row in read_conll(path)] == [["B-PER", "O"], ["B-LOC"]]
-
-
-def test_only_the_last_tab_splits(tmp_path: Path) -> None:
-    assert read_conll(write(tmp_path, "a\tb\tO\nc\tB-PER\n"))[0]["tokens"] == ["a\tb", "c"]
-
-
-@pytest.mark.parametrize("separator", [" ", "\t"])
-def test_columns_as_in_conll_2003(tmp_path: Path, separator: str) -> None:
-    lines = ["-DOCSTART- -X- O O", "", "EU NNP B-NP B-ORG", "rejects VBZ B-VP O", ""]
-    rows = read_conll(write(tmp_path, "\n".join(line.replace(" ", separator) for line in lines)))
-    assert [(row["tokens"], row["ner_tags"]) for row in rows] == [(["EU", "rejects"], ["B-ORG", "O"])]
-
-
-def test_bioes_becomes_bio(tmp_path: Path) -> None:
-    rows = read_conll(write(tmp_path, "Ada\tB-PER\nLovelace\tE-PER\nin\tO\nOslo\tS-LOC\n"))
-    assert rows[0]["ner_tags"] == ["B-PER", "I-PER", "O", "B-LOC"]
-
-
-def test_archive_form_gives_one_entry_a_post(tmp_path: Path) -> None:
-    text = "Ada\tB-PER\r\nwon\tO\r\n<EOS>\tX\r\nAda\tX\r\nis\tX\r\n\r\n<EOS>\tO\r\n\r\nb\tO\r\n<EOS>\tX\r\n"
-    rows = read_conll(write(tmp_path, text), knowledge_column="knowledge_image", id_prefix="validation")
-    entry = {"title": "", "text": "Ada is", "score": 0.0, "source": "archive", "match_start": 0, "match_end": 0}
-    assert rows == [
-        {
-            "id": "validation-0",
-            "image_id": None,
-            "tokens": ["Ada", "won"],
-            "ner_tags": ["B-PER", "O"],
-            "knowledge_image": [entry],
-        },
-        # the same word with a label is a word of the post
-        {"id": "validation-1", "image_id": None, "tokens": ["<EOS>"], "ner_tags": ["O"], "knowledge_image": []},
-        {"id": "validation-2", "image_id": None, "tokens": ["b"], "ner_tags": ["O"], "knowledge_image": []},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "train.txt: the file is empty; it should hold at least one post."),
-        ("\n \r\n\n", "train.txt: the file is empty"),
-        ("Ada\tB-PER\nwon\n", "train.txt, line 2: no label; a line is a word, a tab and a label."),
-        ("Ada\tB-PER\nwon\t\n", "train.txt, line 2: no label"),
-        ("Ada\tB-PER\n\tO\n", "train.txt, line 2: no word before the label 'O'"),
-        ("a\tO\n\nb\tB\n", "train.txt, line 3: unknown label 'B'; a label is O, or B- or I- and a type, like B-PER."),
-        ("a\tQ-PER\n", "train.txt, line 1: unknown label 'Q-PER'"),
-        ("a\tB-\n", "train.txt, line 1: unknown label 'B-'"),
-        ("IMGID:7\n\nIMGID:8\na\tO\n", "train.txt, line 1: no words follow the image '7'."),
-        ("a\tO\n\nIMGID:8\n", "train.txt, line 3: no words follow the image '8'."),
-        ("a\tO\n\n<EOS>\tX\nb\tX\n", "knowledge (label X) without a post before it."),
-        ("a\tO\n<EOS>\tX\nb\tB-PER\n", "train.txt, line 3: a word labelled 'B-PER' after the post's knowledge"),
-        ("<E>\t/per/per/peer\nAda\tO\n", "train.txt, line 1: this is relation data, use run_re.py."),
-        ("a\tO\n<O>\tNone\nAda\tO\n", "train.txt, line 2: this is relation data, use run_re.py."),
-        ("<E>\tfounder_of\nAda\tO\n", "train.txt, line 1: this is relation data, use run_re.py."),
-        ("{'token': ['a'], 'h': {}, 't': {}, 'relation': 'None'}\n", "line 1: this is relation data, use run_re.py."),
-    ],
-)
-def test_bad_conll_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
-    path = write(tmp_path, text)
-    with pytest.raises(ValueError) as error:
-        read_labelled(path)
-    assert message in str(error.value) and str(path) in str(error.value)
-
-
-def test_types_can_be_fixed(tmp_path: Path) -> None:
-    path = write(tmp_path, "Ada\tB-PER\nOslo\tB-LOC\n")
-    assert read_conll(path, ["PER", "LOC"])[0]["ner_tags"] == ["B-PER", "B-LOC"]
-    with pytest.raises(ValueError, match="line 2: unknown label 'B-LOC'; the types are PER, ORG"):
-        read_conll(path, ["PER", "ORG"])
-
-
-def test_file_that_is_not_there_not_a_file_or_not_utf8(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such file"):
-        read_labelled(tmp_path / "gone.txt")
-    with pytest.raises(ValueError, match="is a folder"):
-        read_labelled(tmp_path)
-    path = tmp_path / "latin.txt"
-    path.write_bytes(b"a\tO\ncaf\xe9\tO\n")
-    with pytest.raises(ValueError, match=r"latin\.txt, line 2: not UTF-8"):
-        read_labelled(path)
 
 
 # --- JSONL

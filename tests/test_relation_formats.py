@@ -39,6 +39,42 @@ def test_all_forms_hold_the_same_rows(tmp_path):
     assert marked[8]["knowledge_image"] == []
 
 
+MARKED = "IMGID:7\n<E>\t/y\nAda\tB-PER\n</E>\tO\nin\tO\n<O>\tO\nOslo\tB-LOC\n</O>\tO\n\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        MARKED + MARKED,
+        (MARKED + MARKED).replace("\t", " "),
+        (MARKED + MARKED).replace("\t", "   "),
+        (MARKED + MARKED).replace("\tO\n", "\tO \n").replace("/y", "/y\u00a0"),
+        (MARKED + MARKED).replace("\n", "\r"),
+        (MARKED + "\ufeff" + MARKED).replace("\n", "\r\r\n"),
+        MARKED[:-1] + "\t\n" + MARKED[:-1] + "\n\ufeff",
+        "-DOCSTART- O\n" + MARKED[:-1] + "-DOCSTART-\tO\n# id 7\tdomain=en\n" + MARKED,
+        (MARKED + MARKED).replace("\t", "\tNN\t"),
+    ],
+)
+def test_the_marked_form_is_read_as_other_people_write_it(tmp_path, text):
+    (tmp_path / "marked.txt").write_bytes(text.encode())
+    for read in (read_relations, read_pairs):
+        rows = read(tmp_path / "marked.txt")
+        assert [(row["image_id"], row["tokens"], row["head"], row["tail"]) for row in rows] == [
+            ("7", ["Ada", "in", "Oslo"], [0, 1], [2, 3])
+        ] * 2
+    assert [row["relation"] for row in read_relations(tmp_path / "marked.txt")] == ["/y", "/y"]
+
+
+def test_the_columns_of_the_marked_form_can_be_named(tmp_path):
+    path = tmp_path / "marked.txt"
+    path.write_text("\n".join(line and f"7 {line}" for line in MARKED.replace("\t", " ").split("\n")[1:]))
+    for read in (read_relations, read_pairs):
+        assert read(path, columns=[2, 3])[0]["tokens"] == ["Ada", "in", "Oslo"]
+        with pytest.raises(ValueError, match=r"marked.txt, line 1: the first column holds nothing but numbers"):
+            read(path)
+
+
 def test_text_with_character_spans_and_pairs_to_predict(tmp_path):
     row = {"text": "Ada Lovelace, of London!", "head": [0, 12], "tail": {"start": 17, "end": 23}, "relation": "None"}
     path = tmp_path / "own.jsonl"
@@ -122,6 +158,11 @@ GOOD = json.dumps({"tokens": ["a", "b"], "head": [0, 1], "tail": [1, 2], "relati
         ("nothing of the kind", "line 1: a line is a word, a tab and a label"),
         ("<E>\tNone\na\tO\n</E>\tO\n<O>\tO\nb\tO\n", "line 1: the post lacks </O>"),
         ("<E>\tNone\n<E>\tO\n", "line 2: a second <E>"),
+        ("<E>\t/y z\na\tO\n", "line 1: white space or an invisible character within the label '/y z'"),
+        ("<E>\tNone\na NN O\n</E>\tO\n", "line 2: 3 columns where the file has 2"),
+        ("<E>\tNone\na\t \n", "line 2: no label"),
+        ("a O\nb B-PER\n", f"line 1: {ENTITY_DATA}"),
+        ("\ufeff\n\ufeff", "empty"),
         ("<E>\tNone\na\t/y\n", "line 2: the relation '/y' stands beside a word"),
         ("{'token': ['a'], 'h': __import__('os').system('true')}", "line 1: no Python literal"),
         ("{'token': ['a', 'b'], 'h': {'pos': [0, 1]}, 't': {'pos': [1, 2]}}", 'line 1: no "relation"'),

@@ -1,0 +1,239 @@
+"""Lines of columns, as in CoNLL files and the marked form of relations: which lines count, which cell is what."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from .text_files import BLANK, text_lines
+
+logger = logging.getLogger(__name__)
+
+LABEL = re.compile(r"O|X|[BIES]-\S+")  # what stands beside a word: BIO, BIOES, or the X of knowledge
+_NEAR_LABEL = re.compile(r"\w|[A-Za-z][-_]\S*")  # meant as a label, though it is none
+_TYPE = re.compile(r"[BS]-[^\W\d_].*")  # in raw text a line ends in I-95 sooner than in B-PER
+_NAMED_COMMENT = re.compile(r"# (?:id |new(?:doc|par)\b|[\w.:-]+ ?=(?: |$))|#(?:begin|end) document\b")
+_NUMBER = re.compile(r"[(\[]?(\d+(?:[-.]\d+)*)[.:)\]]?")  # 1  1.  (1)  and 1-2, 1.1 of CoNLL-U
+_ENOUGH = 1000  # lines by which a file of columns is known
+
+
+class ColumnLine(NamedTuple):
+    """A line that counts.
+
+    Attributes:
+        number: of the line, from 1.
+        kind: "word", "blank" (ends a post) or "image" (`IMGID:…`, opens one).
+        word: the word; of an image line its id.
+        label: without the white space around it.
+    """
+
+    number: int
+    kind: str
+    word: str = ""
+    label: str = ""
+
+
+class _Cells(NamedTuple):
+    number: int
+    kind: str
+    line: str
+    cells: list[str]
+
+
+def split_columns(line: str) -> list[str]:
+    """Return the cells of a line: parted by its tabs, or where it has none by runs of spaces; no space around a cell.
+
+    A no-break space parts nothing: it is a word of Twitter-2015.
+    """
+    line = line.lstrip(" ").rstrip(BLANK)
+    return [cell.strip(" ") for cell in line.split("\t")] if "\t" in line else re.split(" +", line)
+
+
+def check_columns(columns: Sequence[int]) -> None:
+    """Check that these are the numbers of a word column and of a label column.
+
+    Raises:
+        ValueError: not two different numbers from 1.
+    """
+    if len(columns) != 2 or min(columns) < 1 or columns[0] == columns[1]:
+        raise ValueError(
+            f"--columns {' '.join(map(str, columns))}: give the number of the word's column and that of the label's, "
+            "counted from 1, like --columns 1 4"
+        )
+
+
+def column_lines(path: Path, text: str, columns: Sequence[int] | None = None) -> tuple[list[ColumnLine], int]:
+    """Read the lines of a file as words with their labels.
+
+    Words are the first column and labels the last. A first column that counts the words of a post is an index, the
+    words are the second one then. `-DOCSTART-` lines end a post like blank ones; comment lines (`# id …`) do not
+    count, and how many there are is logged.
+
+    Args:
+        path: the file, for errors.
+        text: what it holds.
+        columns: numbers of the word's and of the label's column, from 1, where they are others.
+
+    Returns:
+        the lines that count, and the number of their columns.
+
+    Raises:
+        ValueError: a line with another number of columns than the others, without word or label, or with white space
+            within the label; a first column that can't be words; names file and line.
+    """
+    if columns is not None:
+        check_columns(columns)
+    raw = _classified(text_lines(text))
+    width, label = _width(raw), -1 if columns is None else columns[1] - 1
+    if columns is not None and width and max(columns) > width:
+        raise ValueError(f"{path}: has {width} columns, --columns names column {max(columns)}.")
+    kept = [one for one in raw if not _is_comment(one, width, label)]
+    if comments := len(raw) - len(kept):
+        logger.info("%s: %d comment lines (# …) are left out.", path, comments)
+    for one in kept:
+        where = f"{path}, line {one.number}"
+        if one.kind != "word":
+            continue
+        if len(one.cells) == 1:
+            raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
+        if len(one.cells) != width:
+            raise ValueError(f"{where}: {len(one.cells)} columns where the file has {width}; all lines have the same.")
+    word = _word_column(path, kept, width) if columns is None else columns[0] - 1
+    lines = []
+    for number, kind, line, cells in kept:
+        if kind == "word":
+            where = f"{path}, line {number}"
+            tag = read_label(cells[label], where)
+            if not cells[word]:
+                raise ValueError(f"{where}: no word before the label {tag!r}; a line is a word, a tab and a label.")
+            lines.append(ColumnLine(number, kind, cells[word], tag))
+        else:
+            lines.append(ColumnLine(number, kind, line.removeprefix("IMGID:").strip(BLANK) if kind == "image" else ""))
+    words = [line.word for line in lines if line.kind == "word"]
+    if columns is None and len(words) > 1 and all(" " in word for word in words):
+        logger.warning("%s: every word holds a space, like %r: are more columns meant?", path, words[0])
+    return lines, width
+
+
+def read_label(label: str, where: str) -> str:
+    """Return the label without the white space around it.
+
+    Raises:
+        ValueError: nothing is left, or white space or an invisible character is within.
+    """
+    bare = label.strip()
+    if not bare:
+        raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
+    if any(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in bare):
+        raise ValueError(f"{where}: white space or an invisible character within the label {bare!r}.")
+    return bare
+
+
+def looks_like_conll(text: str, columns: Sequence[int] | None = None) -> bool:
+    """Whether a text is lines of a word and its label, rather than one post a line.
+
+    Many lines are asked, for a post may well end in " O": at least half of them end in a label, and one of these names
+    a type; or all of them do and have as many columns. A first line with a tab before its label is enough. A single
+    line must have one, follow an image line, or end in a B- label.
+
+    Args:
+        columns: numbers of the word's and of the label's column, from 1, where they are not the first and the last.
+    """
+    raw = _classified(islice(text_lines(text), _ENOUGH))
+    label = -1 if columns is None else columns[1] - 1
+    if any(_opens_document(split_columns(one.line)) for one in raw):
+        return True
+    words = [one for one in raw if not _is_comment(one, _width(raw), label) and one.kind == "word"]
+    labelled = [one for one in words if _labelled(one.cells, label)]
+    if not labelled:
+        return False
+    if labelled[0] is words[0] and ("\t" in words[0].line or any(one.kind == "image" for one in raw)):
+        return True
+    typed = any(_TYPE.fullmatch(one.cells[label]) for one in labelled)
+    if len(words) == 1:
+        return typed and words[0].cells[label].startswith("B-")
+    alike = len(labelled) == len(words) and len({len(one.cells) for one in words}) == 1
+    return alike or (typed and 2 * len(labelled) >= len(words))
+
+
+def _classified(lines: Iterable[tuple[int, str]]) -> list[_Cells]:
+    """Every line with its kind and, where it is a line of words, its cells."""
+    found = []
+    for number, line in lines:
+        cells = split_columns(line)
+        if not line.strip(BLANK) or _opens_document(cells):
+            found.append(_Cells(number, "blank", line, []))
+        elif line.startswith("IMGID:") and "\t" not in line and not _labelled(cells, -1):
+            found.append(_Cells(number, "image", line, []))
+        else:
+            found.append(_Cells(number, "word", line, cells))
+    return found
+
+
+def _opens_document(cells: Sequence[str]) -> bool:
+    return any(cell.startswith("-DOCSTART-") for cell in cells[:2])  # the second behind an index
+
+
+def _labelled(cells: Sequence[str], label: int) -> bool:
+    return 1 < len(cells) > label and LABEL.fullmatch(cells[label].strip()) is not None
+
+
+def _width(lines: Iterable[_Cells]) -> int:
+    """The number of columns that most lines have; the earliest where two are as frequent."""
+    counts = Counter(len(one.cells) for one in lines if one.kind == "word" and not one.line.startswith("#"))
+    if not counts:  # a post of nothing but hashtags
+        counts = Counter(len(one.cells) for one in lines if one.kind == "word")
+    return counts.most_common(1)[0][0] if counts else 0
+
+
+def _is_comment(one: _Cells, width: int, label: int) -> bool:
+    """Whether the line says something of the file; "#" and "#Oslo" with a label are words of posts."""
+    if one.kind != "word" or not one.line.startswith("#"):
+        return False
+    is_word = len(one.cells) == width and _labelled(one.cells, label)
+    if _NAMED_COMMENT.match(one.line):
+        return not (is_word and "\t" in one.line)
+    if is_word or one.line[1:2] not in (" ", "\t") or len(one.cells) < 2 or _labelled(one.cells, -1):
+        return False  # a hashtag, or a line cut short: if it has a fault, that is said
+    return not (len(one.cells) == width and _NEAR_LABEL.fullmatch(one.cells[label]))
+
+
+def _word_column(path: Path, lines: Sequence[_Cells], width: int) -> int:
+    """The first column, or the second one behind an index.
+
+    Raises:
+        ValueError: the first column holds no words and is no index either.
+    """
+    posts = [list(post) for is_word, post in groupby(lines, lambda one: one.kind == "word") if is_word]
+    if width < 3 or not posts:
+        return 0
+    firsts = [[one.cells[0] for one in post] for post in posts]
+    where = f"{path}, line {posts[0][0].number}"
+    way_out = f"say which columns are words and labels, like --columns 2 {width}"
+    if all(_NUMBER.fullmatch(cell) for post in firsts for cell in post):
+        others = {one.cells[1] for post in posts for one in post}
+        if _counts_on(firsts) and len(others) > 1:  # numbers as words would all have one part of speech
+            logger.info("%s: the first column is an index, words are read from the second.", path)
+            return 1
+        raise ValueError(f"{where}: the first column holds nothing but numbers; {way_out}.")
+    if sum(map(len, firsts)) > 2 and any(len(post) > 1 for post in firsts) and all(len(set(p)) == 1 for p in firsts):
+        raise ValueError(f"{where}: the first column is {firsts[0][0]!r} for every word of a post; {way_out}.")
+    return 0
+
+
+def _counts_on(posts: Sequence[Sequence[str]]) -> bool:
+    """Whether each post counts its words from 0 or 1, or the whole file does."""
+    numbers = [[_NUMBER.fullmatch(cell)[1] for cell in post] for post in posts]  # type: ignore[index]
+    if not all(cell.isdecimal() for post in numbers for cell in post):
+        return False
+    counted = [[int(cell) for cell in post] for post in numbers]
+    first = counted[0][0]
+    flat = [number for post in counted for number in post]
+    each = all(post == list(range(first, first + len(post))) for post in counted)
+    return first in (0, 1) and len(flat) > 1 and (each or flat == list(range(first, first + len(flat))))
