@@ -15,11 +15,12 @@ from .text_files import BLANK, text_lines
 
 logger = logging.getLogger(__name__)
 
-LABEL = re.compile(r"O|X|[BIES]-\S+")  # what stands beside a word: BIO, BIOES, or the X of knowledge
+_LABEL = re.compile(r"O|X|[BIESULM]-\S+")  # what stands beside words, in schemes that are refused, too
 _NEAR_LABEL = re.compile(r"\w|[A-Za-z][-_]\S*")  # meant as a label, though it is none
-_TYPE = re.compile(r"[BS]-[^\W\d_].*")  # in raw text a line ends in I-95 sooner than in B-PER
+_TYPE = re.compile(r"B-[^\W\d_].*|[IESUL]-[A-Z]{2}.*")  # where text sooner ends in I-95 or S-Bahn
 _NAMED_COMMENT = re.compile(r"# (?:id |new(?:doc|par)\b|[\w.:-]+ ?=(?: |$))|#(?:begin|end) document\b")
-_NUMBER = re.compile(r"[(\[]?(\d+(?:[-.]\d+)*)[.:)\]]?")  # 1  1.  (1)  and 1-2, 1.1 of CoNLL-U
+_NUMBER = re.compile(r"[(\[]?\d+(?:[-.]\d+)*[.:)\]]?")  # 1  1.  (1)  and 1-2, 1.1 of CoNLL-U
+_COUNT = re.compile(r"(\D*)(\d+)(\D*)")
 _ENOUGH = 1000  # lines by which a file of columns is known
 
 
@@ -90,6 +91,7 @@ def column_lines(path: Path, text: str, columns: Sequence[int] | None = None) ->
     if columns is not None:
         check_columns(columns)
     raw = _classified(text_lines(text))
+    _check_ends(path, raw)
     width, label = _width(raw), -1 if columns is None else columns[1] - 1
     if columns is not None and width and max(columns) > width:
         raise ValueError(f"{path}: has {width} columns, --columns names column {max(columns)}.")
@@ -176,12 +178,21 @@ def _classified(lines: Iterable[tuple[int, str]]) -> list[_Cells]:
     return found
 
 
+def _check_ends(path: Path, lines: Sequence[_Cells]) -> None:
+    """ValueError for a file that is one line to us and many to other programs."""
+    words = [one.line for one in lines if one.kind == "word"]
+    if len(words) == 1:
+        parts = [part for part in words[0].splitlines(keepends=True) if part.strip()]
+        if len(parts) > 1 and all(_labelled(split_columns(part), -1) for part in parts):
+            raise ValueError(f"{path}: lines end in {parts[0][-1]!r}; save the file with LF.")
+
+
 def _opens_document(cells: Sequence[str]) -> bool:
-    return any(cell.startswith("-DOCSTART-") for cell in cells[:2])  # the second behind an index
+    return any(cell.upper().startswith("-DOCSTART-") for cell in cells[:2])  # the second behind an index
 
 
 def _labelled(cells: Sequence[str], label: int) -> bool:
-    return 1 < len(cells) > label and LABEL.fullmatch(cells[label].strip()) is not None
+    return 1 < len(cells) > label and _LABEL.fullmatch(cells[label].strip()) is not None
 
 
 def _width(lines: Iterable[_Cells]) -> int:
@@ -216,23 +227,26 @@ def _word_column(path: Path, lines: Sequence[_Cells], width: int) -> int:
     firsts = [[one.cells[0] for one in post] for post in posts]
     where = f"{path}, line {posts[0][0].number}"
     way_out = f"say which columns are words and labels, like --columns 2 {width}"
+    counting = _counts_on(firsts)
     if all(_NUMBER.fullmatch(cell) for post in firsts for cell in post):
         others = {one.cells[1] for post in posts for one in post}
-        if _counts_on(firsts) and len(others) > 1:  # numbers as words would all have one part of speech
+        if counting and len(others) > 1:  # numbers as words would all have one part of speech
             logger.info("%s: the first column is an index, words are read from the second.", path)
             return 1
         raise ValueError(f"{where}: the first column holds nothing but numbers; {way_out}.")
+    if counting:
+        raise ValueError(f"{where}: the first column counts {', '.join(firsts[0][:2])}, …; {way_out}.")
     if sum(map(len, firsts)) > 2 and any(len(post) > 1 for post in firsts) and all(len(set(p)) == 1 for p in firsts):
         raise ValueError(f"{where}: the first column is {firsts[0][0]!r} for every word of a post; {way_out}.")
     return 0
 
 
 def _counts_on(posts: Sequence[Sequence[str]]) -> bool:
-    """Whether each post counts its words from 0 or 1, or the whole file does."""
-    numbers = [[_NUMBER.fullmatch(cell)[1] for cell in post] for post in posts]  # type: ignore[index]
-    if not all(cell.isdecimal() for post in numbers for cell in post):
+    """Whether each post counts its words from 0 or 1, or the whole file does; the same may stand about each number."""
+    found = [[_COUNT.fullmatch(cell) for cell in post] for post in posts]
+    if len({match and match.group(1, 3) for post in found for match in post}) > 1 or found[0][0] is None:
         return False
-    counted = [[int(cell) for cell in post] for post in numbers]
+    counted = [[int(match[2]) for match in post if match] for post in found]
     first = counted[0][0]
     flat = [number for post in counted for number in post]
     each = all(post == list(range(first, first + len(post))) for post in counted)

@@ -154,7 +154,7 @@ def test_file_that_is_not_there_not_a_file_or_not_utf8(tmp_path: Path) -> None:
         "Ada\tB-PER\nlives O\n\nOslo\tB-LOC",
         # documents, whatever else stands on their line, end a post
         "-DOCSTART- O\n\nAda NNP B-NP B-PER\nlives VBZ B-VP O\n\n-DOCSTART- -X- -X- O\n\nOslo NNP B-NP B-LOC\n",
-        "-DOCSTART-\nAda\tB-PER\nlives\tO\n-DOCSTART-\tO\nOslo\tB-LOC\n",
+        "-docstart-\nAda\tB-PER\nlives\tO\n-DOCSTART-\tO\nOslo\tB-LOC\n",
         "-DOCSTART- (doc1)\n\nAda B-PER\nlives O\n-DOCSTART- -X- O O\nOslo B-LOC\n",
         # an index, of the post from 1 or 0 or of the file, in brackets or with a point
         "1 Ada B-PER\n2 lives O\n\n1 Oslo B-LOC\n",
@@ -277,6 +277,11 @@ def test_columns_are_an_option_of_the_scripts(tmp_path: Path, tiny_encoder: Call
         ("1 CD O\n2 CD O\n", None, "the first column holds nothing but numbers"),
         ("bc/1 0 Ada B-PER\nbc/1 1 lives O\n\nbc/1 0 Oslo B-LOC\n", None, "line 1: the first column is 'bc/1' for "
          "every word of a post; say which columns are words and labels, like --columns 2 4."),
+        ("T1 Ada B-PER\nT2 lives O\n\nT1 Oslo B-LOC\n", None, "line 1: the first column counts T1, T2, …; say which "
+         "columns are words and labels, like --columns 2 3."),
+        # lines that end in something else than lines do
+        ("Ada\tB-PER\u0085lives\tO\u0085", None, "train.txt: lines end in '\\x85'; save the file with LF."),
+        ("Ada B-PER\u2028lives O\u2028\u2028Oslo B-LOC", None, "lines end in '\\u2028'; save the file with LF."),
         # --columns
         ("Ada B-PER\n", [1, 4], "train.txt: has 2 columns, --columns names column 4."),
         ("Ada B-PER\n", [1], "--columns 1: give the number of the word's column and that of the label's"),
@@ -317,6 +322,7 @@ def test_bad_bytes_are_named_with_their_line_whatever_ends_lines(tmp_path: Path)
         "I scored an O\n",
         "traffic jam on I-95\n",
         "with the S-Bahn\n",
+        "with the S-Bahn\nor on the U-Bahn\nor on foot",
         "I scored an O\nAda is here\nand so is Oslo\n",
         "Ada in Oslo\nso she said X\n",
         "# of goals: O\n#Oslo\nAda is in Oslo\n",
@@ -345,6 +351,8 @@ def test_text_stays_text(tmp_path: Path, text: str) -> None:
         "-DOCSTART- O\n\nAda NNP B-NP\n",
         "Ada B-PER\n<EOS> X\nAda X\nis X\n",
         "Ada I-PER\nLovelace E-PER\nOslo S-LOC\n",
+        "-docstart- O\n\nAda B-PER\n",
+        "Ada U-PER\nlives O\n",
         '{ O\n" O\nAda B-PER\n',
     ],
 )
