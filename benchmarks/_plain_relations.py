@@ -22,8 +22,8 @@ if str(ROOT) not in sys.path:  # run by its path
     sys.path.insert(0, str(ROOT))
 
 from dataset_scripts import load  # noqa: E402
+from modeling_more.files import write_json  # noqa: E402
 from modeling_more.metrics import relation_scores  # noqa: E402
-from modeling_more.training import write_json  # noqa: E402
 
 MARKS = ("<E>", "</E>", "<O>", "</O>")
 

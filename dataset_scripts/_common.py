@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -21,6 +20,7 @@ from datasets.utils import tqdm
 
 from modeling_more import formats, relation_formats, tagging, words
 from modeling_more.archives import extract_archive
+from modeling_more.files import new_file
 from modeling_more.formats import read_labelled
 from modeling_more.relation_formats import read_relations
 from modeling_more.rows import KNOWLEDGE_COLUMNS, Row
@@ -60,11 +60,9 @@ def download(url: str, folder: Path, timeout: float = 30) -> Path:
     path = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if path.is_file():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{name}.", dir=path.parent)
     elsewhere = "give --data_dir a folder or zip file with the data"
-    try:
-        with os.fdopen(handle, "wb") as copy:
+    with new_file(path) as beside:
+        with open(beside, "wb") as copy:
             try:
                 _fetch(url, copy, name, timeout)
             except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not an address at all
@@ -72,10 +70,6 @@ def download(url: str, folder: Path, timeout: float = 30) -> Path:
                 raise ConnectionError(f"{name} can't be downloaded from {url} ({reason}); {elsewhere}.") from None
         if not zipfile.is_zipfile(beside):
             raise ValueError(f"{url}: what came is no zip file; {elsewhere}.")
-        os.replace(beside, path)
-    finally:
-        if os.path.exists(beside):
-            os.remove(beside)
     return path
 
 

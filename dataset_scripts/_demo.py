@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from PIL import Image
 from dataset_scripts import demo_pictures
 from dataset_scripts._common import SPLITS, knowledge_feature
 from dataset_scripts.demo_pictures import CHARGES, COLOURS, LAYOUTS, OUTLINES, Emblem
+from modeling_more.files import write_text
 from modeling_more.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -116,9 +116,7 @@ class Demo:
                 demo_pictures.draw_emblem(entry.emblem).save(folder / image, compress_level=1)
             lines.append(json.dumps({"id": entry.id, "title": entry.title, "text": entry.text, "image": image}))
         path = folder / "knowledge.jsonl"
-        beside = path.with_suffix(f".tmp{os.getpid()}")
-        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_text(path, "\n".join(lines) + "\n")
         return path
 
 

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from dataset_scripts._publish import failed_push, without_folder
+from modeling_more.files import new_file, write_text
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
 from modeling_more.model_card import markdown_table, scrub_command
 
@@ -169,9 +169,7 @@ class Progress:
         return cls(**{**noted, "counts": Counter(noted["counts"])})
 
     def write(self, file: Path) -> None:
-        beside = file.with_suffix(f".tmp{os.getpid()}")
-        beside.write_text(json.dumps(vars(self)), encoding="utf-8")
-        os.replace(beside, file)
+        write_text(file, json.dumps(vars(self)))
 
 
 def write_shards(
@@ -225,27 +223,22 @@ def write_shards(
 @contextmanager
 def _writer(file: Path, features: Features) -> Iterator[Callable[[Row], None]]:
     """Write rows to a Parquet file that appears under its name when it is whole."""
-    beside = file.with_suffix(".tmp")  # one name: what a killed run left is written over
     schema = features.arrow_schema
     rows: list[Row] = []
-    try:
-        with pq.ParquetWriter(beside, schema) as parquet:
+    with new_file(file) as beside, pq.ParquetWriter(beside, schema) as parquet:
 
-            def flush() -> None:
-                parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows.clear()
+        def flush() -> None:
+            parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
+            rows.clear()
 
-            def write(row: Row) -> None:
-                rows.append(row)
-                if len(rows) == _GROUP:
-                    flush()
-
-            yield write
-            if rows:
+        def write(row: Row) -> None:
+            rows.append(row)
+            if len(rows) == _GROUP:
                 flush()
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+
+        yield write
+        if rows:
+            flush()
 
 
 def _hash(article: str) -> int:

@@ -4,9 +4,7 @@ import argparse
 import importlib
 import logging
 import shlex
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from datasets import __version__ as datasets_version
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from dataset_scripts import load
+from modeling_more.files import new_folder
 from modeling_more.model_card import markdown_table, scrub_command
 from modeling_more.tagging import tags_to_spans
 from modeling_more.words import STYLES
@@ -193,20 +192,12 @@ def write_folder(configs: Configs, card: DatasetCard, folder: Path, overwrite: b
         ValueError: the folder holds something already, and `overwrite` is off or it is no published data set.
     """
     check_free(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder, replace=True) as beside:
         for name, splits in configs.items():
             (beside / name).mkdir()
             for split, rows in splits.items():
                 rows.to_parquet(str(beside / name / f"{split}-00000-of-00001.parquet"))
         card.save(beside / "README.md")
-        beside.chmod(0o755)  # mkdtemp's folder is closed to others
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

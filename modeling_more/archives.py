@@ -1,12 +1,11 @@
 """Unpacking of foreign zip files: whole or not at all, and never outside their folder."""
 
-import os
-import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
+
+from .files import new_folder
 
 
 def extract_archive(
@@ -26,20 +25,14 @@ def extract_archive(
         return folder
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no such file.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with new_folder(folder) as beside, zipfile.ZipFile(archive) as opened:
             _extract_members(opened, archive, beside, max_bytes, max_files)
-        try:
-            os.replace(beside, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{archive}: not a zip file that can be unpacked ({error}).") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .files import new_file
 from .modeling_mixture import (
     MoReMixtureForRelationExtraction,
     MoReMixtureForTokenClassification,
@@ -203,14 +203,8 @@ def _write(file: Path, features: Features) -> None:
 
 
 def _save(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write beside, then rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".tmp{os.getpid()}")
-    try:
+    with new_file(file) as beside:
         save_file({name: value.contiguous() for name, value in tensors.items()}, beside)
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Features:

@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .model_card import atomically, markdown_table
+from .files import new_file
+from .model_card import markdown_table
 
 PLOT = "gate_weights.png"
 COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")
@@ -56,7 +57,8 @@ def draw_gate_weights(weights: Tensor, names: Sequence[str], agree: Sequence[boo
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("posts")
     figure.axes[0].legend(frameon=False, fontsize=9)
-    atomically(path, lambda beside: figure.savefig(beside, format="png", facecolor="white"))
+    with new_file(path) as beside:
+        figure.savefig(beside, format="png", facecolor="white")
 
 
 def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .arguments import Arguments, DataArguments, MixtureArguments, ModelArgument
 from .configuration_mixture import MoReMixtureConfig
 from .data import Posts, load_posts, load_splits, post_digest
 from .experts import Expert, load_experts
+from .files import write_jsonl
 from .loading import load_expert, load_processor
 from .metrics import paired_bootstrap
 from .mixture import (
@@ -43,7 +44,6 @@ from .mixture import (
     mixture_tags,
 )
 from .mixture_report import draw_gate_weights, gate_table
-from .outputs import write_jsonl
 from .processing_mixture import MoReMixtureProcessor
 from .retrieval import knowledge_column
 from .runs import description, one_sentence_errors, run_seed, save_run

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import platform
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+
+from .files import new_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ def write_model_card(
         *(_section(title, body) for title, body in sections),
     ]
     if history:
-        atomically(output_dir / CURVE, lambda path: draw_training_curve(history, path))
+        with new_file(output_dir / CURVE) as beside:
+            draw_training_curve(history, beside)
         parts.append(_section("Training", f"![Loss and dev F1 after each epoch]({CURVE})"))
     code = usage if usage is not None else _usage(task, str(name), retrieval)
     settings = yaml.safe_dump({k: v for k, v in config.items() if v not in (None, [], "")}, sort_keys=False)
@@ -137,7 +139,7 @@ def write_model_card(
     text = "\n\n".join(part for part in parts if part)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_SECRET_VALUE.sub(REDACTED, text)}\n")
     readme = output_dir / "README.md"
-    atomically(readme, lambda path: path.write_text(str(card), encoding="utf-8"))
+    write_text(readme, str(card))
     _write_eval_results(output_dir, results, dataset, retrieval)
     return readme
 
@@ -306,10 +308,8 @@ def _write_eval_results(output_dir: Path, results: Mapping[str, Any], dataset: A
     if f1 is None or not _is_hub_id(dataset):
         return
     entry = EvalResultEntry(dataset_id=dataset, task_id=retrieval, value=round(f1, 4), notes="micro F1, percent, test")
-    folder = output_dir / ".eval_results"
-    folder.mkdir(exist_ok=True)
     content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-    atomically(folder / f"{dataset.split('/')[1]}.yaml", lambda path: path.write_text(content, encoding="utf-8"))
+    write_text(output_dir / ".eval_results" / f"{dataset.split('/')[1]}.yaml", content)
 
 
 def _scores(results: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
@@ -406,13 +406,3 @@ def _section(title: str, *bodies: str) -> str:
 
 def _details(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
-
-
-def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` write a file beside `path`, then rename it: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

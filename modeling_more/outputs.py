@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shlex
 import shutil
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -80,14 +77,6 @@ def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
         if key in results:
             spread = f" ± {results[key + '_std']:.2f}" if key + "_std" in results else ""
             logger.info("%s %.2f%s", key, results[key], spread)
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows beside the file, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(file.name, path)
 
 
 def push(folder: Path, repository: str, private: bool) -> None:

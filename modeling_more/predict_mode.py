@@ -12,9 +12,9 @@ from transformers import AutoProcessor
 from .arguments import Arguments
 from .data import Posts
 from .experts import add_expert_knowledge
+from .files import write_jsonl
 from .loading import SAVED, load_processor, model_kind
 from .mixture import EXPERT_KNOWLEDGE
-from .outputs import write_jsonl
 from .prediction import predict
 from .processing_more import MoReProcessor
 from .retrieval import knowledge_column, retrieved

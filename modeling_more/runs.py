@@ -23,23 +23,16 @@ from transformers.utils import logging as transformers_logging
 from .arguments import Arguments, DataArguments, parse_arguments
 from .columns import check_columns
 from .data import Posts, describe, load_posts, split_holdout
+from .files import apply_umask, write_json, write_jsonl
 from .loading import load_expert, load_model, load_processor
 from .modeling_more import MoRePreTrainedModel
-from .outputs import adopt_best, log_scores, options_of, over_seeds, push, write_card, write_jsonl
+from .outputs import adopt_best, log_scores, options_of, over_seeds, push, write_card
 from .predict_mode import posts_to_predict, write_predictions
 from .prediction import encode_posts
 from .processing_more import MoReProcessor
 from .retrieval import check_retrieval
 from .task import Prediction, Task
-from .training import (
-    MAY_CHANGE,
-    TrainingResult,
-    check_checkpoint,
-    make_accelerator,
-    train,
-    warn_of_slow_cpu,
-    write_json,
-)
+from .training import MAY_CHANGE, TrainingResult, check_checkpoint, make_accelerator, train, warn_of_slow_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +218,7 @@ def save_run(
     if accelerator.is_main_process:
         model.save_pretrained(output)
         processor.save_pretrained(output)
+        apply_umask(output)
         write_json(output / "all_results.json", results)
         write_json(output / "arguments.json", options_of(args))
         write_card(task, args, output, results, command)

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .data_collator import LengthBatchSampler, MoReDataCollator
+from .files import apply_umask
 
 logger = logging.getLogger(__name__)
 
@@ -313,6 +313,7 @@ def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
     yield incoming
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        apply_umask(incoming)
         outgoing = target.with_name(target.name + ".outgoing")
         if target.exists():  # else the outgoing one, left by a crash, is the only copy
             shutil.rmtree(outgoing, ignore_errors=True)
@@ -320,15 +321,6 @@ def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
         os.replace(incoming, target)
         shutil.rmtree(outgoing, ignore_errors=True)
     accelerator.wait_for_everyone()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside the file, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-    os.replace(file.name, path)
 
 
 def _train_epoch(

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from modeling_more.tagging import tags_to_spans
 
+from ..files import new_file
 from .corpus import KNOWLEDGE_FEATURE, default_cache_dir
 from .corpus_images import Unusable
 from .corpus_tables import claim
@@ -311,13 +312,8 @@ def _write(file: Path, features: Features, knowledge: list[list[Entry]], *others
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(columns, fields=fields))
     more = [pa.array(values, kind) for values, kind in zip(others, schema.types[1:], strict=True)]
     table = pa.Table.from_arrays([lists, *more], schema=schema)
-    beside = file.with_suffix(f".tmp{os.getpid()}")
-    try:
-        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with new_file(file) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(table)
     return table
 
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, List, Value
 from huggingface_hub import HfApi, constants, snapshot_download
 
+from ..files import copy_folder, scratch_folder
 from .articles import SUFFIXES, kind_of, read_articles, split_paragraphs, split_sentences
 from .corpus_images import (
     IMAGE_FEATURES,
@@ -302,9 +303,7 @@ class KnowledgeCorpus:
         from .text import BM25Retriever  # the index is optional, and text.py imports this module
 
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with scratch_folder(folder) as beside:
             files = {}
             for name, data in (
                 ("paragraphs", self.paragraphs),
@@ -322,14 +321,12 @@ class KnowledgeCorpus:
             if index:
                 BM25Retriever.from_corpus(self).save(beside / INDEX_FOLDER)
                 for built in self.image_indices():
-                    shutil.copytree(built, beside / FAISS_FOLDER / built.name)
+                    copy_folder(built, beside / FAISS_FOLDER / built.name)
             card = corpus_card(self.info, license, description, date, beside / FAISS_FOLDER)
             (beside / "README.md").write_text(card, encoding="utf-8")
             meta = json.dumps({**asdict(self.info), "files": files}, indent=2) + "\n"
             (beside / META_FILE).write_text(meta, encoding="utf-8")
             _move_into(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
         return folder
 
     @classmethod

@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features
 from filelock import FileLock, Timeout
+
+from ..files import new_folder
 
 
 def write_stream(file: Path, schema: pa.Schema | Features, batches: Iterable[pa.RecordBatch]) -> int:
@@ -86,17 +85,12 @@ def build_once(folder: Path, meta_file: str, build: Callable[[Path], Any]) -> Pa
     """
     if (folder / meta_file).is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        build(beside)
-        try:
-            os.rename(beside, folder)
-        except OSError:
-            if not (folder / meta_file).is_file():  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with new_folder(folder) as beside:
+            build(beside)
+    except OSError:
+        if not (folder / meta_file).is_file():  # else another process was first, with the same content
+            raise
     return folder
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
+from ..files import copy_folder
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
 from .corpus_tables import read_meta
@@ -195,7 +195,7 @@ class DenseRetriever:
 
     def save(self, folder: str | Path) -> None:
         """Copy the index (without the shards of vectors) into a folder."""
-        shutil.copytree(self.index_dir, folder, dirs_exist_ok=True)
+        copy_folder(self.index_dir, Path(folder))
 
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
         """The `top_k` distinct paragraphs of each query by their best sentence, as ranked entries; score = inner

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from ..files import copy_folder
 from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
 from .corpus_tables import read_meta
@@ -251,7 +251,7 @@ class ImageRetriever:
 
     def save(self, folder: str | Path) -> None:
         """Copy the index (without the shards of vectors) into a folder."""
-        shutil.copytree(self.index_dir, folder, dirs_exist_ok=True)
+        copy_folder(self.index_dir, Path(folder))
 
     def search(self, images: Sequence[Source], top_k: int = 10) -> list[list[Entry]]:
         """The `top_k` articles of each image as ranked entries of `KNOWLEDGE_FEATURE`, one an article; score = inner

@@ -5,7 +5,6 @@ bm25s stores and maps the index (text_index.py) and searches it too. The search 
 paragraph, and settles ties by the state of its heap.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from ..files import copy_folder
 from .corpus import INDEX_FOLDER, KnowledgeCorpus
 from .leakage import Entry, search_without_leaks
 from .text_index import INDEX_VERSION, K1, META_FILE, B, build_index, open_index, read_only, read_postings, split_query
@@ -76,7 +76,7 @@ class BM25Retriever:
 
     def save(self, folder: str | Path) -> None:
         """Copy the index into a folder."""
-        shutil.copytree(self.index_dir, folder, dirs_exist_ok=True)
+        copy_folder(self.index_dir, Path(folder))
 
     def search_paragraphs(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best paragraphs of each query, by their best sentence.

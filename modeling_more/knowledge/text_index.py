@@ -6,7 +6,6 @@ lists of words in memory.
 
 import json
 import logging
-import os
 import shutil
 import zipfile
 from array import array
@@ -20,6 +19,7 @@ import numpy as np
 from numba import njit
 from tqdm.auto import tqdm
 
+from ..files import new_file
 from .corpus_tables import build_once, claim, read_meta
 from .leakage import WORDS
 
@@ -122,15 +122,9 @@ def _split(texts: Iterable[str], vocabulary: dict[str, int], bar: tqdm) -> _Part
 
 
 def _write_part(file: Path, part: _Part) -> None:
-    file.parent.mkdir(exist_ok=True)
-    beside = file.with_suffix(f".tmp{os.getpid()}")
     new = np.frombuffer("\n".join(part.new).encode(), np.uint8)  # an array of strings would be as wide as the longest
-    try:
-        with open(beside, "wb") as stream:
-            np.savez(stream, words=part.words, lengths=part.lengths, new=new)
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with new_file(file) as beside, open(beside, "wb") as stream:
+        np.savez(stream, words=part.words, lengths=part.lengths, new=new)
 
 
 def _read_part(file: Path) -> _Part | None:

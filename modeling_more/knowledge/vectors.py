@@ -5,9 +5,7 @@ The index is made by `Dataset.add_faiss_index` on a data set of the vectors alon
 cost several times the search.
 """
 
-import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from tqdm.auto import tqdm
 
+from ..files import new_file, write_json
 from .corpus_tables import claim
 
 logger = logging.getLogger(__name__)
@@ -83,13 +82,8 @@ def _is_whole(file: Path, rows: int, features: Features) -> bool:
 def _write_shard(file: Path, vectors: np.ndarray, features: Features) -> None:
     schema = features.arrow_schema
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]).cast(schema.types[0])
-    beside = file.with_suffix(f".tmp{os.getpid()}")
-    try:
-        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            writer.write_batch(pa.record_batch([column], schema=schema))
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with new_file(file) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.record_batch([column], schema=schema))
 
 
 def index_name(encoder: str, factory: str) -> str:
@@ -111,16 +105,13 @@ def build_index(vectors: Dataset, folder: Path, factory: str, meta_file: str, me
     with claim(folder / INDEX_FILE, wait=True):
         if (folder / meta_file).is_file():
             return
-        beside = folder / f"{INDEX_FILE}.tmp{os.getpid()}"
         try:
             index = _train(vectors, factory)
             vectors.add_faiss_index(INDEX, custom_index=index)
-            vectors.save_faiss_index(INDEX, str(beside))
-            os.replace(beside, folder / INDEX_FILE)
-            beside.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-            os.replace(beside, folder / meta_file)
+            with new_file(folder / INDEX_FILE) as beside:
+                vectors.save_faiss_index(INDEX, str(beside))
+            write_json(folder / meta_file, meta)
         finally:
-            beside.unlink(missing_ok=True)
             if INDEX in vectors.list_indexes():
                 vectors.drop_index(INDEX)
 
