@@ -186,7 +186,7 @@ def run_task(
             results = task.run(
                 [
                     *("--dataset", os.path.relpath(data), *system.options, *mixed, "--model_name_or_path", encoder),
-                    *("--seed", str(seed), *task.options, *extra),
+                    *("--seed", str(seed), *task.options, *extra, "--overwrite_output_dir"),
                     *("--cache_dir", str(cache / task.name), "--output_dir", os.path.relpath(target)),
                 ]
             )

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .output_folders import default_output_dir
 from .training import TrainingArguments
 
 RETRIEVALS = ("none", "text", "image", "moe")
@@ -208,18 +209,27 @@ class RunArguments:
     do_predict: bool = field(
         default=False, metadata={"help": "predict --predict_file; alone, without --dataset, only that"}
     )
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "upload model, scores, predictions and card at the end"}
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "let a training delete the run that its folder holds"}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "upload model, processor, scores and card at the end"})
+    push_predictions: bool = field(
+        default=False, metadata={"help": "upload the predictions, too: they hold the posts' words"}
     )
     hub_model_id: str | None = field(default=None, metadata={"help": "ORG/NAME to upload to"})
-    hub_private: bool = field(default=False, metadata={"help": "create that repository private"})
+    hub_private: bool = field(
+        default=False, metadata={"help": "create that repository private; else as the account or organisation has it"}
+    )
 
 
 Arguments = tuple[DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside each option, and the examples of the description line by line."""
+    """Defaults beside each option that has one, and the examples of the description line by line."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
 def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
@@ -232,6 +242,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
     argv = list(sys.argv[1:] if argv is None else argv)
     groups: Any = [DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
     parser = HfArgumentParser(groups, description=description, formatter_class=_HelpFormatter)
+    parser.set_defaults(output_dir=None)  # that it is given shows; the default depends on what is done
     own: dict[str, Any] = {}
     try:
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
@@ -241,6 +252,8 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         recipe = read_recipe(known.dataset, known.retrieval)
         _set_defaults(parser, recipe | own)
         parsed: Any = parser.parse_args_into_dataclasses(argv)
+        if not parsed[2].output_dir:
+            parsed[2].output_dir = default_output_dir(parsed)
         return parsed
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

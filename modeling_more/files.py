@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,16 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy what a folder holds, over what is there; the copies have the umask's modes, not those of the originals."""
+def copy_folder(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
+    """Copy what a folder holds, over what is there; the copies have the umask's modes, not those of the originals.
+
+    Args:
+        leave_out: names in `source` itself that are not copied.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
+        if path.name in leave_out:
+            continue
         if path.is_dir():
             copy_folder(path, target / path.name)
         else:

@@ -44,6 +44,8 @@ from .mixture import (
     mixture_tags,
 )
 from .mixture_report import draw_gate_weights, gate_table
+from .output_folders import begin_training, forget_predictions, suffix_beside_record
+from .outputs import options_of
 from .processing_mixture import MoReMixtureProcessor
 from .retrieval import knowledge_column
 from .runs import description, one_sentence_errors, run_seed, save_run
@@ -229,13 +231,16 @@ def run_mixture_seed(
         model, trained = _train(task, args, accelerator, model, processor, gate_posts, features, dev, features_of)
         results |= {"best_epoch": trained.best_epoch, "history": trained.history}
 
+    suffix = suffix_beside_record(args)
+    if accelerator.is_main_process and not suffix:
+        forget_predictions(output)
     for split, name in (("validation", "dev"), ("test", "test")):
         if split in splits:
             outputs = mix(model, features_of(splits[split], name, model))  # training may have made another object
             found = systems(task, model, outputs)
             results |= scores(task, model, found, splits[split], name, data)
             if accelerator.is_main_process:
-                _write(task, model, output, name, splits[split], outputs, found, results)
+                _write(task, model, output, name, suffix, splits[split], outputs, found, results)
     last, told = ("test", "test") if "test" in splits else ("validation", "dev")  # which `found` is of
     compared = {"average": "average"}
     if "validation" in splits:  # a saved mixture may be scored without
@@ -376,20 +381,21 @@ def _gate_data(
                 )
     elif mixture.gate_data == "train":
         logger.warning("the gate learns from posts that the experts trained on: there they look right too often")
+    else:
+        with one_sentence_errors():
+            for expert in experts:
+                if not expert.options:
+                    raise ValueError(
+                        f"expert {expert.name} ({expert.source}) does not tell how it was trained (arguments.json is "
+                        "missing): choose --gate_data holdout or train"
+                    )
+            lacking = sorted(set(model.config.label2id) - set(task.labels(types, data)))
+            if lacking:
+                raise ValueError(f"crossfit trains experts anew, but these posts lack the labels {', '.join(lacking)}")
+    begin_training(args, options_of(args))
     if mixture.gate_data != "crossfit":
         empty = Features([], [])
         return posts, empty if mixture.train_experts else features_of(posts, "gate data")
-
-    with one_sentence_errors():
-        for expert in experts:
-            if not expert.options:
-                raise ValueError(
-                    f"expert {expert.name} ({expert.source}) does not tell how it was trained (arguments.json is "
-                    "missing): choose --gate_data holdout or train"
-                )
-        lacking = sorted(set(model.config.label2id) - set(task.labels(types, data)))
-        if lacking:
-            raise ValueError(f"crossfit trains experts anew, but these posts lack the labels {', '.join(lacking)}")
     whole = features_of(posts, "gate data")
     said: dict[int, Any] = {}
     folds = [post_digest(post) % mixture.crossfit_folds for post in posts]
@@ -547,6 +553,7 @@ def _write(
     model: Any,
     folder: Path,
     name: str,
+    suffix: str,
     posts: Posts,
     outputs: Sequence[MixedPost],
     found: dict[str, list[Prediction]],
@@ -567,10 +574,10 @@ def _write(
         averaged = found["average"][number]
         row["average"] = {kind: task.record(model, averaged, post)[kind] if task.markers else averaged[0]}
         rows.append(row)
-    write_jsonl(folder / "predictions" / f"{name}.jsonl", rows)
+    write_jsonl(folder / "predictions" / f"{name}{suffix}.jsonl", rows)
     if name == "test":
         stacked = torch.stack(weights)
         agree = [len({str(opinion[number][kind]) for opinion in opinions}) == 1 for number in range(len(posts))]
         images = [bool(post["has_image"]) for post in posts] if posts and "has_image" in posts[0] else None
         results["gate"] = gate_table(stacked, names, agree, images)
-        draw_gate_weights(stacked, names, agree, folder / "gate_weights.png")
+        draw_gate_weights(stacked, names, agree, folder / f"gate_weights{suffix}.png")

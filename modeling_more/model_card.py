@@ -364,6 +364,14 @@ def _description(task: str, config: Mapping[str, Any], dataset: Any, retrieval: 
     )
 
 
+def scored_parts(model: str, task: str, retrieval: str) -> dict[str, str]:
+    """What `write_model_card` takes for a model that was scored as it is: nothing was trained in its run."""
+    return {
+        "description": f"Scores of `{_shown(model)}` as it is: {TASKS[task].lower()} by the method of {PAPER}.",
+        "usage": _usage(task, _shown(model), retrieval),
+    }
+
+
 def _usage(task: str, name: str, retrieval: str) -> str:
     column = {"text": "knowledge_text", "image": "knowledge_image"}.get(retrieval)
     entry = '[{"title": "Northfield United", "text": "Northfield United is a football club.", "score": 1.0}]'
@@ -392,7 +400,7 @@ def _is_hub_id(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     """An id of the Hub whole; of a folder its name, not where it lies."""
-    return str(value) if _is_hub_id(value) else Path(str(value)).name
+    return str(value) if _is_hub_id(value) else Path(str(value)).name or Path(str(value)).resolve().name
 
 
 def _finite(value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import Arguments
-from .model_card import write_model_card
+from .files import copy_folder
+from .model_card import scored_parts, write_model_card
+from .output_folders import forget_predictions
 from .task import Task
 
 logger = logging.getLogger(__name__)
 
 
 def options_of(args: Arguments) -> dict[str, Any]:
-    """Every option of a run, as an options file holds them."""
-    return {key: value for part in args for key, value in asdict(part).items()}
+    """Every option of a run, as an options file holds them; who repeats the run does not mean to delete it."""
+    return {key: value for part in args for key, value in asdict(part).items()} | {"overwrite_output_dir": False}
 
 
 def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
@@ -33,6 +34,9 @@ def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any
         from .mixture_report import card_parts
 
         more = card_parts(best, task.pipeline_tag, args[3].hub_model_id or output.resolve().name)
+    if not args[3].do_train:
+        told = scored_parts(args[1].model_name_or_path, task.pipeline_tag, args[0].retrieval)
+        more = told | more | {"description": told["description"]}
     write_model_card(output, results, options_of(args), command, history, task=task.pipeline_tag, **more)
 
 
@@ -63,12 +67,8 @@ def _dev_score(result: dict[str, Any]) -> float:
 def adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
     """The files of the seed with the best dev score also stand in the output folder itself, ready to load."""
     best = max(results, key=_dev_score)
-    shutil.copytree(
-        output / f"seed-{best['seed']}",
-        output,
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("checkpoints", "logs", "crossfit"),
-    )
+    forget_predictions(output)
+    copy_folder(output / f"seed-{best['seed']}", output, leave_out=("checkpoints", "logs", "crossfit"))
 
 
 def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from .data import Posts, describe, load_posts, split_holdout
 from .files import apply_umask, write_json, write_jsonl
 from .loading import load_expert, load_model, load_processor
 from .modeling_more import MoRePreTrainedModel
+from .output_folders import begin_training, check_output_dir, forget_predictions, suffix_beside_record
 from .outputs import adopt_best, log_scores, options_of, over_seeds, push, write_card
 from .predict_mode import posts_to_predict, write_predictions
 from .prediction import encode_posts
@@ -126,7 +127,8 @@ def _run(
         write_predictions(output, expert, processor, to_predict, training, accelerator)
         return {}
 
-    seeds = training.seeds or [training.seed]
+    # a scoring comes out the same with every seed
+    seeds = (training.seeds if run.do_train else []) or [training.seed]
     folders = [output / f"seed-{seed}" for seed in seeds] if len(seeds) > 1 else [output]
     all_results = []
     for seed, folder in zip(seeds, folders, strict=True):
@@ -181,6 +183,7 @@ def run_seed(
         made_of = description(args, posts, splits["validation"])
         with one_sentence_errors():
             check_checkpoint(training, made_of)
+        begin_training(args, options_of(args))
         if accelerator.is_main_process:
             write_json(output / "holdout_ids.json", [post["id"] for post in held_out])
         results |= {"train_posts": len(posts), "held_out_posts": len(held_out)}
@@ -190,12 +193,15 @@ def run_seed(
     else:
         model.to(accelerator.device)
 
+    suffix = suffix_beside_record(args)
+    if accelerator.is_main_process and not suffix:
+        forget_predictions(output)
     for split, name in (("validation", "dev"), ("test", "test")):
         if split in splits:
             found = _score(task, args, model, processor, splits[split], name, accelerator, results)
             if accelerator.is_main_process:
                 rows = [task.record(model, one, post) for post, one in zip(splits[split], found, strict=True)]
-                write_jsonl(output / "predictions" / f"{name}.jsonl", rows)
+                write_jsonl(output / "predictions" / f"{name}{suffix}.jsonl", rows)
     save_run(task, args, accelerator, model, processor, results, to_predict, command)
     return results
 
@@ -210,18 +216,28 @@ def save_run(
     to_predict: Posts,
     command: str,
 ) -> None:
-    """Write model, processor, scores, options and card, and the predictions that were asked for."""
-    training = args[2]
+    """Write model, processor, scores, options and card, and the predictions that were asked for.
+
+    Of a model that was only scored its scores alone, unless they are to be published with it; beside the record of a
+    training they have a name of their own.
+    """
+    _, _, training, run, _ = args
     output = Path(training.output_dir)
+    suffix = suffix_beside_record(args)
     if to_predict:
         write_predictions(output, model, processor, to_predict, training, accelerator)
-    if accelerator.is_main_process:
-        model.save_pretrained(output)
-        processor.save_pretrained(output)
-        apply_umask(output)
+    if accelerator.is_main_process and suffix:
+        write_json(output / f"scores{suffix}.json", results)
+        logger.info("%s keeps its record: scores are in scores%s.json, predictions/*%s.jsonl", output, suffix, suffix)
+    elif accelerator.is_main_process:
+        if run.do_train or run.push_to_hub:
+            model.save_pretrained(output)
+            processor.save_pretrained(output)
+            apply_umask(output)
         write_json(output / "all_results.json", results)
         write_json(output / "arguments.json", options_of(args))
         write_card(task, args, output, results, command)
+        logger.info("written: %s", output)
     accelerator.wait_for_everyone()
 
 
@@ -336,6 +352,7 @@ def _check(args: Arguments) -> None:
         raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME")
     if training.resume_from_checkpoint and training.resume_from_checkpoint != "latest" and training.seeds:
         raise ValueError("with --seeds only --resume_from_checkpoint latest is clear")
+    check_output_dir(args)
 
 
 def _limited(split: str, posts: Posts, data: DataArguments) -> Posts:

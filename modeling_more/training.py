@@ -43,7 +43,11 @@ MAY_CHANGE = {
 class TrainingArguments:
     """How to train. The defaults are the paper's; a recipe of the data set sets the rest."""
 
-    output_dir: str = field(default="out", metadata={"help": "folder for model, processor, scores, predictions, card"})
+    output_dir: str = field(
+        default="out",
+        metadata={"help": "folder for model, processor, scores, predictions, card; default: out, of a model that is "
+                  "only scored or predicts a folder named after it, like out-scored-posts"},
+    )  # fmt: skip
     seed: int = field(default=42, metadata={"help": "of the head's initialisation, the batches and the dropout"})
     seeds: list[int] = field(
         default_factory=list, metadata={"help": "train once with each of these seeds; reports mean and deviation"}

@@ -189,7 +189,8 @@ def test_gate_data_and_training_the_experts(experts, tmp_path, monkeypatch):
     # again, the folds' experts are kept; other folds need others
     kept = tmp_path / "folds" / "crossfit" / "text-0" / "model.safetensors"
     made = kept.stat().st_mtime_ns
-    arguments = [experts, tmp_path / "folds", "--gate_data", "crossfit", "--gate_epochs", "1", "--crossfit_folds"]
+    arguments = [experts, tmp_path / "folds", "--resume_from_checkpoint", "latest"]
+    arguments += ["--gate_data", "crossfit", "--gate_epochs", "1", "--crossfit_folds"]
     run_ner.main(mix(*arguments, "2"))
     assert kept.stat().st_mtime_ns == made
     run_ner.main(mix(*arguments, "2", "--max_train_samples", "40"))
