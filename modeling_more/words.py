@@ -8,23 +8,62 @@ from typing import NamedTuple
 
 from .tagging import Span
 
-# One alternative a line, the first that matches wins; {mark} stands for the combining marks (accents, vowel signs).
+_VARIATIONS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"  # selectors: marks as well, but the data sets hold them as words
+# scripts that set no blanks between words, and their blocks; digits and punctuation in them are as in other scripts
+_UNSPACED_BLOCKS = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0xAA80, 0xAADF), (0x11700, 0x1174F),  # Tai Le, Lue, Tham, Viet; Ahom
+    (0x1B00, 0x1B7F), (0x1BC0, 0x1BFF), (0xA980, 0xA9DF),  # Balinese, Batak, Javanese
+    (0x3005, 0x312F), (0x31A0, 0x31FF), (0xFF66, 0xFF9D), (0x1AFF0, 0x1B16F),  # Kana, Bopomofo, Han's iteration marks
+    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFD),  # Han
+    (0xA000, 0xA4CF), (0x17000, 0x18DFF), (0x1B170, 0x1B2FF),  # Yi, Tangut, Khitan, Nushu
+)  # fmt: skip
+
+
+def _character_class(blocks: Iterable[tuple[int, int]], categories: Sequence[str]) -> str:
+    """The characters of those general categories in these blocks, as they stand in the brackets of a pattern."""
+    ranges: list[list[int]] = []
+    for first, last in blocks:
+        if first >= 0x20000:  # planes of ideographs, assigned or not yet
+            ranges.append([first, last])
+            continue
+        for code in range(first, last + 1):
+            if unicodedata.category(chr(code)) not in categories:
+                continue
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+#: combining marks (accents, vowel signs, the voicing of half-width Kana), for the brackets of a pattern
+MARKS = _character_class([(0x300, 0xFDFF), (0xFE10, 0x1EFFF)], ("Mn", "Mc")) + "\uff9e\uff9f"
+#: letters of the scripts that set no blanks between words, for the brackets of a pattern
+UNSPACED = _character_class(_UNSPACED_BLOCKS, ("Lo", "Lm", "Nl"))
+
+# One alternative a line, the first that matches wins. {unspaced}: a letter of a script without blanks, a word of its
+# own, for nothing tells where the words end; {word}: letters, digits and underscores of all others with their marks.
 _PATTERNS = {
     # As Twitter-2017: letters, digits and underscores make a word, "#", "@" and every other character stand alone.
     "twitter17": r"""
-        https?://[^\s]*[^\s.,!?;:)\]}}'"’”]   # a link, without the punctuation that follows it
+        https?://[^{no_link}]*[^{no_link}.,!?;:)\]}}'"’”]   # a link, without the punctuation that follows it
+      | {unspaced}
       | \d+(?:[.,]\d+)+               # 10,000  13.5
       | [:;]-?[()DPO](?![\w])         # :)  ;-)  :D
-      | \w[\w{mark}]*
+      | {word}
       | [^\s]
     """,
     # As Twitter-2015: "#" and "@" stay with their word, so do hyphens and slashes inside one; links are one word.
     "twitter15": r"""
-        https?:[^\s]*[^\s.,!?;:)\]}}'"’”] | h(?:t|tt|ttp|ttps)?…
-      | w/(?:o\b)? | &\#?\w+                       # &amp;  &gt
-      | [@\#$]\w[\w{mark}]*(?:-\w[\w{mark}]*)*
+        https?:[^{no_link}]*[^{no_link}.,!?;:)\]}}'"’”] | h(?:t|tt|ttp|ttps)?…
+      | {unspaced}
+      | w/(?:o\b)? | &\#?{word}                       # &amp;  &gt
+      | [@\#$]{word}(?:-{word})*
       | \d+(?:[.,:]\d+)+              # 10,000  13.5  7:30
-      | \w[\w{mark}]*(?:[-/]\w[\w{mark}]*)*
+      | {word}(?:[-/]{word})*
       | -{{2,}} | \*{{2,}} | /{{2,}} | \|{{2,}}
       | [^\s]
     """,
@@ -55,9 +94,14 @@ class Alignment(NamedTuple):
 def _compiled(style: str) -> re.Pattern[str]:
     if style not in _PATTERNS:
         raise ValueError(f"word style {style!r} is unknown: give one of {', '.join(STYLES)}")
-    # variation selectors (U+FE00-FE0F) are marks as well, but the data sets hold them as words of their own
-    marks = (chr(c) for c in range(0x300, 0xFE00) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
-    return re.compile(_PATTERNS[style].format(mark="".join(marks)), re.VERBOSE)
+    letter = rf"[^\W{UNSPACED}]"
+    joiner = rf"[\u200c\u200d](?={letter})"  # within words of Persian and of Indic scripts
+    pattern = _PATTERNS[style].format(
+        unspaced=f"[{UNSPACED}][{MARKS}{_VARIATIONS}]*",
+        word=f"{letter}(?:{letter}|[{MARKS}]|{joiner})*",
+        no_link=rf"\s{UNSPACED}\u3000-\u303f\uff01-\uff60",  # text goes on behind a link without a blank
+    )
+    return re.compile(pattern, re.VERBOSE)
 
 
 def split_words(text: str, style: str = DEFAULT_STYLE) -> list[Word]:
@@ -66,7 +110,8 @@ def split_words(text: str, style: str = DEFAULT_STYLE) -> list[Word]:
     Args:
         text: any string; an empty one, or one of white space only, has no words.
         style: "twitter17" ("#" and "@" are words of their own), "twitter15" (they belong to their word) or
-            "whitespace". Take the style of the data the model was trained on.
+            "whitespace". Take the style of the data the model was trained on. In scripts that set no blanks between
+            words (Chinese, Japanese, Thai …) the first two make each letter, with its marks, a word.
 
     Raises:
         ValueError: the style is unknown.

@@ -1,5 +1,6 @@
 """The word splitter: offsets, styles, and how far it reproduces the words of the real sets."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_more.conll import read_conll
+from modeling_more.formats import read_jsonl
+from modeling_more.relation_formats import read_relations
 from modeling_more.tagging import Span
 from modeling_more.words import STYLES, align_spans, split_words
 
@@ -40,6 +43,55 @@ def test_whitespace_style_splits_at_ascii_white_space_only() -> None:
 
 def test_combining_marks_stay_with_their_letter_and_selectors_stand_alone() -> None:
     assert words("e\u0301te\u0301 नमस्ते \u2764\ufe0f") == ["e\u0301te\u0301", "नमस्ते", "\u2764", "\ufe0f"]
+
+
+# text | its words, by blanks
+UNSPACED = {
+    "Chinese": ("张伟和李娜在北京大学。", "张 伟 和 李 娜 在 北 京 大 学 。"),
+    "Japanese with Latin and digits": ("iPhone15を2台、買うよー", "iPhone15 を 2 台 、 買 う よ ー"),
+    "kana with combining and half-width voicing": ("か\u3099くｶﾞｽ", "か\u3099 く ｶﾞ ｽ"),
+    "Thai": ("น้ำ ที่กรุงเทพ ๒๕๖๐", "น้ ำ ที่ ก รุ ง เ ท พ ๒๕๖๐"),
+    "Lao": ("ນ້ຳ", "ນ້ ຳ"),
+    "Khmer": ("ភ្នំពេញ។", "ភ្ នំ ពេ ញ ។"),
+    "Myanmar": ("ရန်ကုန်", "ရ န် ကု န်"),
+    "beyond the first plane": ("\U00020bb7野家\U000e0100\U00030000", "\U00020bb7 野 家\U000e0100 \U00030000"),
+    "digits between": ("2024年10,000人", "2024 年 10,000 人"),
+    "a link before and a full-width stop after": (
+        "看http://t.co/a1很好，http://t.co/b2。",
+        "看 http://t.co/a1 很 好 ， http://t.co/b2 。",
+    ),
+    "links": ("https://t.co/a1を https://t.co/b2。", "https://t.co/a1 を https://t.co/b2 。"),
+    "Korean": ("한국(韓國)은 나라다", "한국 ( 韓 國 ) 은 나라다"),
+    "Hindi": ("नमस्ते क्\u200dष", "नमस्ते क्\u200dष"),
+    "Persian": ("می\u200cخواهم", "می\u200cخواهم"),
+    "entity of HTML": ("A&amp;北京", None),
+}
+
+
+@pytest.mark.parametrize("style", ["twitter17", "twitter15"])
+@pytest.mark.parametrize(("text", "expected"), UNSPACED.values(), ids=UNSPACED)
+def test_letters_of_scripts_without_blanks_are_words(text: str, expected: str | None, style: str) -> None:
+    if expected is not None:
+        assert words(text, style) == expected.split(" ")
+    assert not any(len(word) > 1 and "京" in word for word in words(text, style))
+
+
+def test_hashtags_in_scripts_without_blanks() -> None:
+    assert words("#北京 @京-a", "twitter15") == words("#北京 @京-a") == ["#", "北", "京", "@", "京", "-", "a"]
+    assert words("#iPhone発売", "twitter15") == ["#iPhone", "発", "売"]
+
+
+def test_spans_of_a_chinese_text_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "zh.jsonl"
+    file.write_text('{"text": "张伟和李娜在北京大学学习", "spans": [[0, 2, "PER"], [3, 5, "PER"], [6, 10, "ORG"]]}\n')
+    (row,) = read_jsonl(file)
+    assert row["tokens"] == list("张伟和李娜在北京大学学习")
+    assert row["ner_tags"] == "B-PER I-PER O B-PER I-PER O B-ORG I-ORG I-ORG I-ORG O O".split(" ")
+    assert not caplog.records
+    pair = {"text": "张伟在北京", "head": [0, 2], "tail": [3, 5], "relation": "lives"}
+    (tmp_path / "re.jsonl").write_text(json.dumps(pair) + "\n")
+    (row,) = read_relations(tmp_path / "re.jsonl")
+    assert (row["head"], row["tail"]) == ([0, 2], [3, 5])
 
 
 def test_nothing_in_an_empty_text() -> None:
