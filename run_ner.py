@@ -25,7 +25,7 @@ from modeling_more.modeling_mixture import MoReMixtureForTokenClassification
 from modeling_more.modeling_more import MoReForTokenClassification
 from modeling_more.prediction import entities, predict_tags
 from modeling_more.runs import run
-from modeling_more.tagging import bioes_labels
+from modeling_more.tagging import bioes_labels, spans_to_bio, tags_to_spans
 from modeling_more.task import Task
 
 Tags = tuple[list[str], list[float]]  # of a post, and the probability of each entity that they hold
@@ -63,8 +63,11 @@ class EntityTask(Task):
 
     def record(self, model: Any, found: Tags, post: dict[str, Any]) -> dict[str, Any]:
         tags, scores = found
-        row = {"id": post["id"], "tokens": post["tokens"], "tags": tags, "gold": post["ner_tags"]}
-        return row | {"entities": entities(post["tokens"], tags, scores)}
+        row: dict[str, Any] = {key: post[key] for key in ("id", "text", "tokens") if key in post}
+        row["tags"] = spans_to_bio(tags_to_spans(tags), len(tags))  # in BIO, as the gold ones
+        if post["ner_tags"] is not None:
+            row["gold"] = post["ner_tags"]
+        return row | {"entities": entities(post["tokens"], tags, scores, post.get("text"), post.get("offsets"))}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

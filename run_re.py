@@ -44,8 +44,11 @@ class RelationTask(Task):
     shown = ("test_accuracy", "test_macro_f1")
 
     def labels(self, types: Sequence[str], data: DataArguments) -> list[str]:
-        if types and data.none_relation not in types:
-            logger.warning("no pair is labelled %s: F1 counts every label (see --none_relation)", data.none_relation)
+        if data.none_relation not in types:
+            if types:  # else all labels are hidden
+                logger.warning(
+                    "no pair is labelled %s: F1 counts every label (see --none_relation)", data.none_relation
+                )
             return list(types)
         return [data.none_relation, *(label for label in types if label != data.none_relation)]
 
@@ -71,8 +74,12 @@ class RelationTask(Task):
         return relation_counts(best(model, found), [post["relation"] for post in posts], data.none_relation)
 
     def record(self, model: Any, found: list[float], post: dict[str, Any]) -> dict[str, Any]:
-        predicted = relation(post["tokens"], post["head"], post["tail"], found, model.config.id2label)
-        return {"id": post["id"], "tokens": post["tokens"], **predicted, "gold": post["relation"]}
+        row: dict[str, Any] = {key: post[key] for key in ("id", "text", "tokens") if key in post}
+        row |= relation(
+            post["tokens"], post["head"], post["tail"], found, model.config.id2label, post.get("text"),
+            post.get("offsets"),
+        )  # fmt: skip
+        return row if post["relation"] is None else row | {"gold": post["relation"]}
 
 
 def best(model: Any, found: Sequence[list[float]]) -> list[str]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from .arguments import DataArguments
-from .formats import read_labelled
-from .relation_formats import ENTITY_DATA, read_relations
-from .retrieval import add_knowledge, knowledge_column
+from .formats import SpanCounts, check_post, read_labelled
+from .relation_formats import ENTITY_DATA, check_pair, read_relations
+from .retrieval import add_knowledge, check_column, knowledge_column, searchable
+from .rows import KNOWLEDGE_COLUMNS, check_labelled, check_tag, clean_label, with_equal_columns
+from .tables import class_names
 from .tagging import entity_types
 from .text_files import RELATION_DATA
 
@@ -31,37 +34,62 @@ class Schema:
     """What tells the rows of one task from those of the other.
 
     Attributes:
-        columns: those that every row has.
-        label: the one of them that holds the labels.
+        columns: sets of columns; rows have all of one set.
+        label: the column of rows that holds the labels.
         foreign: columns of the other task; rows that have one are refused with `foreign_data`.
         read: reader of a labelled file, (path, labels or None, style of words, knowledge column, columns=).
+        check: of one row of another source, see `check_post`.
+        check_label: (label, place, None) -> the label as it is meant.
         types: entity types, or relations, among labels.
     """
 
-    columns: tuple[str, ...]
+    columns: tuple[tuple[str, ...], ...]
     label: str
     foreign: frozenset[str]
     foreign_data: str
     read: Callable[..., Posts]
+    check: Callable[..., dict[str, Any]]
+    check_label: Callable[[str, str, None], str]
     types: Callable[[Iterable[str]], list[str]]
 
 
 ENTITIES = Schema(
-    ("tokens", "ner_tags"),
+    (("tokens", "ner_tags"), ("tokens", "tags"), ("text", "spans")),
     "ner_tags",
     frozenset({"relation", "h", "head"}),
     RELATION_DATA,
     read_labelled,
+    check_post,
+    check_tag,
     entity_types,
 )
 RELATIONS = Schema(
-    ("tokens", "head", "tail", "relation"),
+    (("tokens", "head", "tail", "relation"), ("text", "head", "tail", "relation")),
     "relation",
     frozenset({"ner_tags"}),
     ENTITY_DATA,
     read_relations,
+    check_pair,
+    lambda label, where, _: clean_label(label, where),
     lambda labels: list(dict.fromkeys(labels)),
 )
+
+
+@dataclass
+class Source:
+    """The splits as a source holds them, checked, before anything is retrieved.
+
+    Attributes:
+        rows: of each split, labels as strings (None where they are hidden).
+        types: the entity types or relations.
+        images: the column image of the splits that have one.
+        columns: names of the columns that each split came with.
+    """
+
+    rows: dict[str, Posts]
+    types: list[str]
+    images: dict[str, Dataset] = field(default_factory=dict)
+    columns: dict[str, set[str]] = field(default_factory=dict)
 
 
 def load_posts(
@@ -69,30 +97,29 @@ def load_posts(
     schema: Schema,
     load_named: Callable[..., DatasetDict],
     names: Sequence[str],
-    ids_needed: bool = False,
+    training: bool = False,
 ) -> tuple[dict[str, Posts], list[str], dict[str, Any]]:
     """The splits that the arguments name as rows: labels as strings and, for `--retrieval`, their knowledge column.
 
-    Args and errors as `load_splits`; rows without ids are numbered, or, where ids are needed, an error.
+    Of each split only the first rows are kept, as many as `--max_train_samples` and `--max_eval_samples` say, and
+    knowledge is retrieved for these alone. Labels that are hidden (all of a split) are None.
+
+    Args and errors as `load_source` and `check_trainable`.
 
     Returns:
         rows of each split; the entity types or relations; a report of what retrieval did.
     """
-    splits, types, report = load_splits(args, schema, load_named, names)
-    for split, data in splits.items():
-        if ids_needed and "id" not in data.column_names:
-            raise ValueError(f"the {split} posts have no column id, by which their knowledge is joined")
-    rows = {split: _rows(data, schema.label) for split, data in splits.items()}
-    if args.shuffle_knowledge and args.retrieval != "none":
-        column = knowledge_column(args.retrieval)
-        rows = {split: _shifted(posts, str(column)) for split, posts in rows.items()}
-    return rows, types, report
+    source = load_source(args, schema, load_named, names)
+    if training:
+        check_trainable(source, schema)
+    rows, report = with_knowledge(args, source, chosen(args, source))
+    return rows, source.types, report
 
 
-def load_splits(
+def load_source(
     args: DataArguments, schema: Schema, load_named: Callable[..., DatasetDict], names: Sequence[str]
-) -> tuple[dict[str, Dataset], list[str], dict[str, Any]]:
-    """The splits as data sets, with their knowledge column and all others that the source has.
+) -> Source:
+    """The splits that the arguments name, every row checked.
 
     Args:
         schema: `ENTITIES` or `RELATIONS`.
@@ -103,19 +130,74 @@ def load_splits(
         ValueError: for data that can't be used, with the reason in one sentence.
     """
     files = [name for name in ("train_file", "validation_file", "test_file") if getattr(args, name) is not None]
-    source = next((name for name in ("dataset", "data_dir") if getattr(args, name) is not None), None)
-    if files and source:
-        raise ValueError(f"--{source} and --{files[0]} are both given: use one of them")
+    given = next((name for name in ("dataset", "data_dir") if getattr(args, name) is not None), None)
+    if files and given:
+        raise ValueError(f"--{given} and --{files[0]} are both given: use one of them")
     if files:
-        splits = _from_files(args, schema)
-    else:
-        assert args.dataset is not None
-        splits = _from_dataset(args, schema, load_named, names)
-    types = schema.types(label for split in splits.values() for label in _label_names(split, schema.label))
+        return _from_files(args, schema)
+    assert args.dataset is not None
+    return _from_dataset(args, schema, load_named, names)
+
+
+def chosen(args: DataArguments, source: Source) -> dict[str, list[int]]:
+    """Places of the rows that are used: the first of each split, as the options limit them."""
+    limits = {split: args.max_train_samples if split == "train" else args.max_eval_samples for split in source.rows}
+    return {split: list(range(len(rows)))[: limits[split]] for split, rows in source.rows.items()}
+
+
+def with_knowledge(
+    args: DataArguments, source: Source, places: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, Posts], dict[str, Any]]:
+    """The rows at some places of each split, with the knowledge column that `--retrieval` names.
+
+    With `--shuffle_knowledge` a post gets the knowledge of the post half the split away: nothing random, nobody keeps
+    the own one. What is not used is not retrieved.
+
+    Returns:
+        the rows, and a report of what retrieval did.
+    """
+    rows = {split: [source.rows[split][place] for place in chosen] for split, chosen in places.items()}
     if args.retrieval == "none":
-        return splits, types, {}
-    attached, report = add_knowledge(args, splits)
-    return attached, types, report
+        return rows, {}
+    column = str(knowledge_column(args.retrieval))
+    givers = {split: list(chosen) for split, chosen in places.items()}
+    if args.shuffle_knowledge:
+        for split, chosen in givers.items():
+            size = len(source.rows[split])
+            givers[split] = [(place + max(1, size // 2)) % size for place in chosen]
+    report: dict[str, Any] = {}
+    if args.knowledge:
+        attached, report = add_knowledge(args, {split: _searched(source, split, of) for split, of in givers.items()})
+        knowledge = {split: list(data[column]) for split, data in attached.items()}
+    else:
+        for split, posts in source.rows.items():
+            check_column(args, split, posts[0] if posts else [column])
+        knowledge = {split: [source.rows[split][place][column] for place in of] for split, of in givers.items()}
+    found = {
+        split: [{**post, column: entries} for post, entries in zip(posts, knowledge[split], strict=True)]
+        for split, posts in rows.items()
+    }
+    return found, report
+
+
+def _searched(source: Source, split: str, places: Sequence[int]) -> Dataset:
+    """What retrieval sees of some rows, with their images."""
+    posts = searchable([source.rows[split][place] for place in places], source.columns.get(split))
+    images = source.images.get(split)
+    return posts if images is None else concatenate_datasets([posts, images.select(places)], axis=1)
+
+
+def is_labelled(posts: Posts, schema: Schema) -> bool:
+    """Whether a split has labels; where they are hidden, they are so in all of its rows."""
+    return all(post[schema.label] is not None for post in posts)
+
+
+def check_trainable(source: Source, schema: Schema) -> None:
+    """Raise ValueError where the training or validation posts have no labels."""
+    reasons = {"train": "there is nothing to learn from", "validation": "the best epoch can't be chosen by them"}
+    for split, reason in reasons.items():
+        if split in source.rows and not is_labelled(source.rows[split], schema):
+            raise ValueError(f"the {split} posts have no labels (-1 or null): {reason}")
 
 
 def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
@@ -139,22 +221,26 @@ def post_digest(post: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def _from_files(args: DataArguments, schema: Schema) -> dict[str, Dataset]:
+def _from_files(args: DataArguments, schema: Schema) -> Source:
     files = dict(zip(SPLITS, (args.train_file, args.validation_file, args.test_file), strict=True))
-    splits: dict[str, Dataset] = {}
+    source = Source({}, [])
     types: list[str] | None = None
+    labels: list[str] = []
     for split, path in files.items():
         if path is not None:
             rows = schema.read(path, types, args.splitter, f"knowledge_{args.retrieval}", columns=args.columns)
-            if split == "train":  # the other files may hold no label that this one lacks
+            source.rows[split] = rows
+            labels += _labels(rows, schema)
+            if split == "train" and is_labelled(rows, schema):
+                # the other files may hold no label that this one lacks
                 types = schema.types(label for row in rows for label in _as_list(row[schema.label]))
-            splits[split] = Dataset.from_list(rows)
-    return splits
+    source.types = schema.types(labels)
+    return source
 
 
 def _from_dataset(
     args: DataArguments, schema: Schema, load_named: Callable[..., DatasetDict], names: Sequence[str]
-) -> dict[str, Dataset]:
+) -> Source:
     name = str(args.dataset)
     # where knowledge is retrieved here, what the source brings along is not read
     retrieval = "none" if args.knowledge else args.retrieval
@@ -168,13 +254,61 @@ def _from_dataset(
             )
         try:
             data = load_dataset(name, retrieval, cache_dir=_cache_of(name, args.cache_dir))
-        except (ValueError, OSError, ConnectionError) as error:
+        except (ValueError, OSError, ConnectionError, DatasetGenerationError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"--dataset {name}, configuration {retrieval}, can't be loaded: {reason}") from error
         splits = {split: data[split] for split in SPLITS if split in data}
+    source = Source({}, [])
+    labels: list[str] = []
     for split, rows in splits.items():
-        _check_columns(f"--dataset {name}, split {split}", rows, schema)
-    return splits
+        where = f"--dataset {name}, split {split}"
+        _check_columns(where, rows, schema)
+        source.columns[split] = set(rows.column_names)
+        if "image" in rows.column_names and not isinstance(rows.features["image"], datasets.Value):
+            source.images[split] = rows.select_columns(["image"])
+            rows = rows.remove_columns(["image"])
+        label = next(one for one in (schema.label, "tags", "spans") if one in rows.column_names)
+        classes = class_names(rows.features[label])
+        if classes is not None:
+            classes = [schema.check_label(one, f"{where}, column {label}", None) for one in classes]
+        source.rows[split] = _checked(where, rows, schema, args.splitter, classes)
+        labels += classes if classes is not None else _labels(source.rows[split], schema)
+    source.types = schema.types(labels)
+    return source
+
+
+def _checked(where: str, data: Dataset, schema: Schema, style: str, names: list[str] | None) -> Posts:
+    """The rows of a split, each as the check leaves it; rows without ids are numbered."""
+    rows: Posts = []
+    places: list[str] = []
+    counts = SpanCounts()
+    for place, item in _items(data, where):
+        row = schema.check(item, place, style, names=names, counts=counts)
+        rows.append({**row, "id": row["id"] or str(len(rows))})
+        places.append(place)
+    counts.report(where)
+    check_labelled(rows, places, schema.label)
+    for column in KNOWLEDGE_COLUMNS:
+        if column in data.column_names:
+            for row in rows:
+                row.setdefault(column, [])
+    return with_equal_columns(rows)
+
+
+def _items(data: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, item) of each row."""
+    for first in range(0, len(data), 1000):
+        chunk = data.select(range(first, min(first + 1000, len(data))))
+        try:
+            items = chunk.to_list()
+        except UnicodeDecodeError:
+            items = []
+        for number in range(len(chunk)):
+            place = f"{where}, row {first + number}"
+            try:
+                yield place, items[number] if items else chunk.select([number]).to_list()[0]
+            except UnicodeDecodeError:
+                raise ValueError(f"{place}: a string is not UTF-8 text.") from None
 
 
 def _cache_of(name: str, cache_dir: str | None) -> str | None:
@@ -192,42 +326,18 @@ def _cache_of(name: str, cache_dir: str | None) -> str | None:
 def _check_columns(where: str, rows: Dataset, schema: Schema) -> None:
     if schema.foreign & set(rows.column_names):
         raise ValueError(f"{where}: {schema.foreign_data}")
-    lacking = [column for column in schema.columns if column not in rows.column_names]
-    if lacking:
-        raise ValueError(f"{where} has no column {', '.join(lacking)}; it has {', '.join(rows.column_names)}")
+    lacking = [[name for name in columns if name not in rows.column_names] for columns in schema.columns]
+    if all(lacking):
+        raise ValueError(f"{where} has no column {', '.join(lacking[0])}; it has {', '.join(rows.column_names)}")
 
 
-def _as_list(labels: str | list[str]) -> list[str]:
-    return [labels] if isinstance(labels, str) else labels
+def _as_list(labels: str | list[str] | None) -> list[str]:
+    return [labels] if isinstance(labels, str) else labels or []
 
 
-def _class_names(rows: Dataset, column: str) -> list[str] | None:
-    feature = rows.features[column]
-    return getattr(getattr(feature, "feature", feature), "names", None)
-
-
-def _label_names(rows: Dataset, column: str) -> list[str]:
-    names = _class_names(rows, column)
-    return names if names is not None else sorted({label for row in rows[column] for label in _as_list(row)})
-
-
-def _rows(data: Dataset, label: str) -> Posts:
-    names = _class_names(data, label)
-    rows = data.remove_columns([name for name in ("image",) if name in data.column_names]).to_list()
-    for index, row in enumerate(rows):
-        if names is not None:
-            found = row[label]
-            row[label] = names[found] if isinstance(found, int) else [names[one] for one in found]
-        row.setdefault("id", str(index))
-        if not row["tokens"]:
-            raise ValueError(f"post {row['id']} has no words")
-    return rows
-
-
-def _shifted(posts: Posts, column: str) -> Posts:
-    """Every post with the knowledge of the post half the split away: nothing random, nobody keeps the own one."""
-    half = max(1, len(posts) // 2)
-    return [{**post, column: posts[(index + half) % len(posts)][column]} for index, post in enumerate(posts)]
+def _labels(rows: Posts, schema: Schema) -> list[str]:
+    """Those that occur, sorted."""
+    return sorted({label for row in rows for label in _as_list(row[schema.label])})
 
 
 def describe(rows: Mapping[str, Posts]) -> str:

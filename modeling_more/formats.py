@@ -9,33 +9,42 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .conll import looks_like_conll, read_conll
 from .rows import (
     KNOWLEDGE_COLUMNS,
     Row,
     are_numbers,
-    as_bio,
+    check_labelled,
     check_object,
     check_string,
     check_tag,
-    check_words,
+    check_tags,
+    clean_label,
     joined_words,
     read_image_id,
     read_knowledge,
+    read_name,
+    read_words,
+    with_equal_columns,
 )
+from .tables import open_table
 from .tagging import Span, spans_to_bio
 from .text_files import BLANK, json_items, read_text, text_lines
-from .words import DEFAULT_STYLE, align_spans, split_words
+from .words import DEFAULT_STYLE, align_spans
 
 logger = logging.getLogger(__name__)
 
 
-def _character_spans(item: Row, text: str, where: str, types: Sequence[str] | None) -> list[tuple[int, int, str]]:
+_MARKED = re.compile(r"\s*</?[EO]>\t")  # begins relation data
+
+
+def _character_spans(value: Any, text: str, where: str, types: Sequence[str] | None) -> list[tuple[int, int, str]]:
     spans = []
-    for span in item["spans"] if isinstance(item["spans"], list) else [item["spans"]]:
+    for span in value if isinstance(value, list) else [value]:
         if isinstance(span, dict):
             span = [span.get("start"), span.get("end"), span.get("type", span.get("label"))]
         if not (isinstance(span, list) and len(span) == 3 and are_numbers(span[:2]) and isinstance(span[2], str)):
@@ -45,16 +54,25 @@ def _character_spans(item: Row, text: str, where: str, types: Sequence[str] | No
         start, end, type_ = span
         if not 0 <= start < end <= len(text):
             raise ValueError(f"{where}: span [{start}, {end}] is empty or outside the text of {len(text)} characters.")
+        type_ = clean_label(type_, where)
         check_tag(f"B-{type_}", where, types)
         spans.append((start, end, type_))
     return spans
 
 
 class SpanCounts:
-    """Mentions that the word splitter could not follow; reported once a file."""
+    """What could not be followed as it was given: mentions and texts; reported once a file."""
 
     def __init__(self) -> None:
         self.mentions = self.crossing = self.dropped = self.differing = 0
+        self.posts = self.texts = 0
+
+    def words(self, item: Mapping[str, Any], where: str, style: str, may_be_empty: bool = False) -> Row:
+        """Read the words of an item, see `read_words`."""
+        row = read_words(item, where, style, may_be_empty)
+        self.posts += 1
+        self.texts += item.get("text") is not None and "text" not in row
+        return row
 
     def align(self, words: Sequence[tuple[str, int, int]], spans: Sequence[tuple[int, int, str]]) -> list[Span]:
         aligned = align_spans(words, spans)
@@ -63,18 +81,92 @@ class SpanCounts:
         self.dropped += aligned.dropped
         return aligned.spans
 
-    def tags(self, text: str, spans: Sequence[tuple[int, int, str]], style: str) -> tuple[list[str], list[str]]:
-        words = split_words(text, style)
-        return [word.word for word in words], spans_to_bio(self.align(words, spans), len(words))
-
-    def report(self, path: Path) -> None:
+    def report(self, where: str | Path) -> None:
         for count, what in (
             (self.crossing, "begin or end inside a word and were widened to it"),
             (self.dropped, "overlap a longer one or hold no word and were dropped"),
             (self.differing, "are spelt otherwise than the text at their offsets, which were believed"),
         ):
             if count:
-                logger.warning("%s: %d of %d mentions %s.", path, count, self.mentions, what)
+                logger.warning("%s: %d of %d mentions %s.", where, count, self.mentions, what)
+        if self.texts:
+            logger.warning(
+                "%s: %d of %d texts do not hold their tokens one after the other and are left out: offsets count the "
+                "tokens joined by blanks.", where, self.texts, self.posts,
+            )  # fmt: skip
+
+
+def words_with_offsets(row: Row) -> list[tuple[str, int, int]]:
+    """Return (word, start, end) of the words of a row that has a text."""
+    return [(word, start, end) for word, (start, end) in zip(row["tokens"], row["offsets"], strict=True)]
+
+
+def check_post(
+    item: Row,
+    where: str,
+    style: str = DEFAULT_STYLE,
+    types: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    counts: SpanCounts | None = None,
+) -> Row:
+    """Return the row of a labelled post: the check of every source that holds such.
+
+    Args:
+        item: "tokens" with "ner_tags" (or "tags"), or "text" with "spans"; labels may be hidden (-1 or null).
+        where: its place, for the errors.
+        style: how "text" is split into words.
+        types: entity types that may occur; default: any.
+        names: of the class labels that are given by number.
+        counts: of what could not be followed.
+
+    Returns:
+        {"id" (None where the item has none), "image_id", "tokens", "ner_tags" (None where they are hidden)}, "text"
+        and "offsets" where there is a text, and the knowledge columns that the item holds.
+
+    Raises:
+        ValueError: no such item.
+    """
+    counts = counts or SpanCounts()
+    item = check_object(item, where, '"tokens" and "ner_tags", or "text" and "spans"')
+    tags_key = "ner_tags" if "ner_tags" in item else "tags"
+    tags: list[str] | None = None
+    if item.get("tokens") is not None and tags_key in item:
+        words = counts.words(item, where, style)
+        tags = check_tags(item[tags_key], len(words["tokens"]), where, types, names, tags_key)
+    elif item.get("text") is not None and "spans" in item:
+        words = counts.words({"text": item["text"]}, where, style)
+        if item["spans"] is not None:
+            spans = _character_spans(item["spans"], words["text"], where, types)
+            tags = spans_to_bio(counts.align(words_with_offsets(words), spans), len(words["tokens"]))
+    else:
+        given = "tokens" if item.get("tokens") is not None else "text" if item.get("text") is not None else ""
+        missing = {"tokens": "ner_tags", "text": "spans"}.get(given, "tokens")
+        raise ValueError(f'{where}: no "{missing}"; a row has "tokens" and "ner_tags", or "text" and "spans".')
+    tokens = words.pop("tokens")
+    row = {"id": read_name(item, ("id",), where), "image_id": read_image_id(item, where), "tokens": tokens}
+    return {**row, "ner_tags": tags, **words, **read_knowledge(item, where)}
+
+
+def read_items(
+    path: Path,
+    items: Iterator[tuple[str, Any]],
+    types: Sequence[str] | None = None,
+    style: str = DEFAULT_STYLE,
+    id_prefix: str | None = None,
+    names: Sequence[str] | None = None,
+) -> list[Row]:
+    """Read labelled posts from (place, item) pairs, see `check_post`; rows without ids are numbered from 0."""
+    prefix = path.stem if id_prefix is None else id_prefix
+    counts = SpanCounts()
+    rows: list[Row] = []
+    places = []
+    for where, item in items:
+        row = check_post(item, where, style, types, names, counts)
+        rows.append({**row, "id": row["id"] or f"{prefix}-{len(rows)}"})
+        places.append(where)
+    counts.report(path)
+    check_labelled(rows, places, "ner_tags")
+    return with_equal_columns(rows)
 
 
 def read_jsonl(
@@ -89,6 +181,9 @@ def read_jsonl(
     or ends inside a word is widened to the word, and counted in a warning. Optional: "id", "image_id" (or "image"),
     "knowledge_text", "knowledge_image" (ranked lists of {"title", "text", "score"}).
 
+    White space around a label is dropped. Where the labels of all rows are hidden (null, or -1 for each word), those
+    of the rows are None. Rows of text keep it, with the offsets of their words.
+
     Args:
         path: the file; one JSON list of such objects does as well.
         types: entity types that may occur; default: any.
@@ -96,52 +191,13 @@ def read_jsonl(
         id_prefix: of the ids `<prefix>-<index>` of rows without one; default: the file's name.
 
     Raises:
-        ValueError: a line that is not JSON, a missing field, an unknown label, not one label for each word, relation
-            data; names file and line.
+        ValueError: a line that is not JSON, a missing field, an unknown label, one with white space within, not one
+            label for each word, hidden labels beside others, half a surrogate pair, relation data; names file and
+            line.
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    prefix = path.stem if id_prefix is None else id_prefix
-    counts = SpanCounts()
-    rows: list[Row] = []
-    for where, value in json_items(path):
-        item = check_object(value, where, '"tokens" and "ner_tags", or "text" and "spans"')
-        tags_key = "ner_tags" if "ner_tags" in item else "tags"
-        if "tokens" in item and tags_key in item:
-            tokens, tags = check_words(item["tokens"], where), item[tags_key]
-            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-                raise ValueError(f'{where}: "{tags_key}" should be a list of names such as "O" and "B-PER".')
-            if len(tags) != len(tokens):
-                raise ValueError(
-                    f"{where}: {len(tokens)} tokens but {len(tags)} labels; give one label for each token."
-                )
-            for tag in tags:
-                check_tag(tag, where, types)
-            tags = as_bio(tags)
-        elif "text" in item and "spans" in item:
-            text = check_string(item["text"], where)
-            tokens, tags = counts.tags(text, _character_spans(item, text, where, types), style)
-            if not tokens:
-                raise ValueError(f'{where}: "text" holds no word.')
-        else:
-            missing = '"ner_tags"' if "tokens" in item else '"spans"' if "text" in item else '"tokens"'
-            raise ValueError(f'{where}: no {missing}; a row has "tokens" and "ner_tags", or "text" and "spans".')
-        name = item.get("id")
-        rows.append(
-            {
-                "id": f"{prefix}-{len(rows)}" if name is None else str(name),
-                "image_id": read_image_id(item),
-                "tokens": tokens,
-                "ner_tags": tags,
-                **read_knowledge(item, where),
-            }
-        )
-    counts.report(path)
-    for column in KNOWLEDGE_COLUMNS:
-        if any(column in row for row in rows):
-            for row in rows:
-                row.setdefault(column, [])
-    return rows
+    return read_items(path, json_items(path), types, style, id_prefix)
 
 
 # --- WikiDiverse
@@ -171,30 +227,31 @@ def read_wikidiverse(
     prefix = path.stem if id_prefix is None else id_prefix
     counts = SpanCounts()
     rows: list[Row] = []
-    for where, item in json_items(path):
-        if not (isinstance(item, list) and len(item) >= 4 and isinstance(item[0], str) and isinstance(item[3], list)):
-            raise ValueError(
-                f"{where}: a row should be [sentence, image_url, topic, [[mention, type, start, end, url], …]]."
-            )
-        text, url, mentions = item[0], item[1], item[3]
-        for mention in mentions:
-            if not isinstance(mention, list) or len(mention) < 4:
-                raise ValueError(f"{where}: a mention should be [mention, type, start, end, entity_url].")
-        spans = _character_spans({"spans": [[m[2], m[3], m[1]] for m in mentions]}, text, where, types)
-        counts.differing += sum(text[start:end] != m[0] for (start, end, _), m in zip(spans, mentions, strict=True))
-        tokens, tags = counts.tags(text, spans, style)
-        if not tokens:
-            raise ValueError(f"{where}: the sentence holds no word.")
-        rows.append(
-            {
-                "id": f"{prefix}-{len(rows)}",
-                "image_id": wikidiverse_image(url) if isinstance(url, str) and url else None,
-                "tokens": tokens,
-                "ner_tags": tags,
-            }
-        )
+    for where, value in json_items(path):
+        item = _wikidiverse_item(value, where)
+        row = check_post(item, where, style, types, None, counts)
+        counts.differing += sum(item["text"][m[2] : m[3]] != m[0] for m in value[3])
+        rows.append({**row, "id": f"{prefix}-{len(rows)}"})
     counts.report(path)
     return rows
+
+
+def _wikidiverse_item(value: Any, where: str) -> Row:
+    """A row of WikiDiverse as JSONL has it."""
+    if not (isinstance(value, list) and len(value) >= 4 and isinstance(value[0], str) and isinstance(value[3], list)):
+        raise ValueError(
+            f"{where}: a row should be [sentence, image_url, topic, [[mention, type, start, end, url], …]]."
+        )
+    text, url, mentions = value[0], value[1], value[3]
+    for mention in mentions:
+        if not isinstance(mention, list) or len(mention) < 4:
+            raise ValueError(f"{where}: a mention should be [mention, type, start, end, entity_url].")
+    named = isinstance(url, str) and url
+    return {
+        "text": text,
+        "image_id": wikidiverse_image(check_string(url, where, "the image's address")) if named else None,
+        "spans": [[start, end, type_] for _, type_, start, end, *_ in mentions],
+    }
 
 
 # --- any of them
@@ -208,15 +265,19 @@ def read_labelled(
     id_prefix: str | None = None,
     columns: Sequence[int] | None = None,
 ) -> list[Row]:
-    """Read a file of labelled posts in any of the formats above, told apart by the first character of its content.
+    """Read a file of labelled posts in any of the formats above, or a table of them (`open_table`).
 
-    `columns` is for CoNLL, see `read_conll`.
+    CSV, TSV and Parquet are known by their names, the others by the first characters of their content. `columns` is
+    for CoNLL, see `read_conll`.
     """
     path = Path(path)
+    if table := open_table(path):
+        names = table.names.get("ner_tags") or table.names.get("tags")
+        return read_items(path, table.items, types, style, id_prefix, names)
     text = read_text(path)
     if not _looks_like_json(path, text):
         return read_conll(path, types, knowledge_column, id_prefix, columns)
-    if re.match(r'\s*\[\s*\[|\s*\["', text):
+    if _looks_like_wikidiverse(text):
         return read_wikidiverse(path, types, style, id_prefix)
     return read_jsonl(path, types, style, id_prefix)
 
@@ -227,17 +288,22 @@ def _looks_like_json(path: Path, text: str) -> bool:
     return re.match(r"""\s*(\{\s*["']|\[\s*[\[{"])""", text) is not None and not looks_like_conll(text)
 
 
+def _looks_like_wikidiverse(text: str) -> bool:
+    return re.match(r'\s*\[\s*\[|\s*\["', text) is not None
+
+
 def read_posts(
     path: str | Path,
     style: str = DEFAULT_STYLE,
     knowledge_column: str = "knowledge_text",
     columns: Sequence[int] | None = None,
 ) -> list[Row]:
-    """Read posts without labels, to be tagged: JSONL with "text" or "tokens", CoNLL, or text with one post a line.
+    """Read posts without labels, to be tagged: whatever `read_labelled` reads, or text with one post a line.
 
     Rows are {"id", "image_id", "tokens", "text", "offsets"} and the knowledge columns that the file has; offsets are
     [start, end] of each word in text. Posts given as words get the words joined by spaces as text. Labels are not
-    read.
+    read. A post without a word (empty, or white space only) is a row without tokens; in a file of lines a blank line
+    is no post, and the n-th line has the id `<file>-n`, counted from 1.
 
     Args:
         style: how "text" is split into words.
@@ -245,30 +311,25 @@ def read_posts(
         columns: of CoNLL, see `read_conll`.
 
     Raises:
-        ValueError: empty file, a row without words; names file and line.
+        ValueError: empty file, a row that is no post, half a surrogate pair; names file and line.
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    content = read_text(path)
+    counts = SpanCounts()
     rows: list[Row] = []
-    if _looks_like_json(path, content):
-        for where, value in json_items(path):
-            item = check_object(value, where, '"text" or "tokens"')
-            if "tokens" in item:
-                row = joined_words(check_words(item["tokens"], where))
-            elif "text" in item:
-                row = _with_words(check_string(item["text"], where), style, where)
-            else:
-                raise ValueError(f'{where}: no "text"; a post has "text" or "tokens".')
-            name = item.get("id")
-            row = {
-                "id": f"{path.stem}-{len(rows)}" if name is None else str(name),
-                "image_id": read_image_id(item),
-                **row,
-            }
+    table = open_table(path)
+    content = "" if table else read_text(path)
+    if table or _looks_like_json(path, content):
+        wikidiverse = not table and _looks_like_wikidiverse(content)
+        for where, value in table.items if table else json_items(path):
+            item = _wikidiverse_item(value, where) if wikidiverse else check_object(value, where, '"text" or "tokens"')
+            row = counts.words(item, where, style, may_be_empty=True)
+            name = read_name(item, ("id",), where) or f"{path.stem}-{len(rows)}"
+            row = {"id": name, "image_id": read_image_id(item, where), **joined_words(row["tokens"]), **row}
             rows.append({**row, **read_knowledge(item, where)})
+        counts.report(path)
         return rows
-    if path.suffix == ".conll" or looks_like_conll(content, columns):
+    if path.suffix == ".conll" or looks_like_conll(content, columns) or _MARKED.match(content):
         for post in read_conll(path, knowledge_column=knowledge_column, columns=columns):
             knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
             row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}
@@ -276,13 +337,6 @@ def read_posts(
         return rows
     for number, line in text_lines(content):
         if line.strip(BLANK):
-            post = _with_words(line, style, f"{path}, line {number}")
-            rows.append({"id": f"{path.stem}-{len(rows)}", "image_id": None, **post})
+            words = read_words({"text": line}, f"{path}, line {number}", style, may_be_empty=True)
+            rows.append({"id": f"{path.stem}-{number}", "image_id": None, **words})
     return rows
-
-
-def _with_words(text: str, style: str, where: str) -> Row:
-    words = split_words(text, style)
-    if not words:
-        raise ValueError(f"{where}: the post holds no word.")
-    return {"tokens": [w.word for w in words], "text": text, "offsets": [[w.start, w.end] for w in words]}

@@ -22,7 +22,7 @@ from transformers import AutoConfig
 
 from .arguments import Arguments, DataArguments, MixtureArguments, ModelArguments, RunArguments
 from .configuration_mixture import MoReMixtureConfig
-from .data import Posts, load_posts, load_splits, post_digest
+from .data import Posts, check_trainable, chosen, is_labelled, load_source, post_digest, with_knowledge
 from .experts import Expert, load_experts
 from .files import write_jsonl
 from .loading import load_expert, load_processor
@@ -71,38 +71,51 @@ def load_mixture_posts(
     Raises:
         ValueError: an id that is missing or double for one of the experts.
     """
-    data, *_, mixture = args
+    data, _, _, run, mixture = args
     experts = load_experts(mixture.experts)
     tower = _image_model(args, experts)  # before anything is searched: a model that is no mixture ends here
     joined: dict[str, Posts] = {}
+    all_ids: dict[str, set[str]] = {}
     types: list[str] = []
     reports: dict[str, Any] = {}
     for expert in experts:
         own = expert.data(data)
-        # experts may read other configurations of a data set, whose rows need not stand in one order
-        splits, types, report = load_posts(own, task.schema, load_named, names, ids_needed=data.dataset is not None)
-        if report:
-            reports[expert.name] = report
-        column = knowledge_column(own.retrieval)
-        if joined and splits.keys() != joined.keys():
+        source = load_source(own, task.schema, load_named, names)
+        if run.do_train:
+            check_trainable(source, task.schema)
+        types = source.types
+        if joined and source.rows.keys() != joined.keys():
             raise ValueError(
-                f"expert {expert.name} has the splits {', '.join(splits)}, {experts[0].name} has {', '.join(joined)}"
+                f"expert {expert.name} has the splits {', '.join(source.rows)}, {experts[0].name} has "
+                f"{', '.join(joined)}"
             )
-        for split, rows in splits.items():
-            knowledge = {row["id"]: row.get(column) if column else None for row in rows}
-            if len(knowledge) < len(rows):
+        places = chosen(own, source)
+        for split, rows in source.rows.items():
+            if split in source.columns and "id" not in source.columns[split]:
+                raise ValueError(f"the {split} posts have no column id, by which their knowledge is joined")
+            at = {row["id"]: place for place, row in enumerate(rows)}
+            if len(at) < len(rows):
                 twice = next(id_ for id_, count in Counter(row["id"] for row in rows).items() if count > 1)
                 raise ValueError(f"the {split} posts of expert {expert.name} have the id {twice} twice: ids join them")
             if expert is experts[0]:
-                joined[split] = [{**row, EXPERT_KNOWLEDGE: []} for row in rows]
-            elif knowledge.keys() != {row["id"] for row in joined.get(split, [])}:
-                differing = sorted(knowledge.keys() ^ {row["id"] for row in joined.get(split, [])})
+                all_ids[split] = set(at)
+                continue
+            if differing := sorted(at.keys() ^ all_ids[split]):
                 raise ValueError(
                     f"the {split} posts of expert {expert.name} are not those of {experts[0].name}: "
                     f"{len(differing)} ids are in one only, like {differing[0]}"
                 )
-            for row in joined[split]:
-                row[EXPERT_KNOWLEDGE].append(knowledge[row["id"]])
+            # experts may read other configurations of a data set, whose rows need not stand in one order
+            places[split] = [at[row["id"]] for row in joined[split]]
+        splits, report = with_knowledge(own, source, places)
+        if report:
+            reports[expert.name] = report
+        column = knowledge_column(own.retrieval)
+        for split, rows in splits.items():
+            if expert is experts[0]:
+                joined[split] = [{**row, EXPERT_KNOWLEDGE: []} for row in rows]
+            for row, own_row in zip(joined[split], rows, strict=True):
+                row[EXPERT_KNOWLEDGE].append(own_row.get(column) if column else None)
     if tower is not None:
         _add_images(task, args, experts, joined, load_named, names, tower)
     return joined, types, reports
@@ -131,29 +144,29 @@ def _add_images(
     data = args[0]
     by_image = _by_image(data, experts)
     image_dir = data.image_dir or by_image.image_dir
-    splits: dict[str, Dataset] = {}
+    source = None
     if image_dir is None:
         # a published set may hold the pictures beside the knowledge that they found only
         published = by_image.retrieval == "image" and not by_image.knowledge
-        source = replace(data, retrieval="image" if published else "none", knowledge=[])
-        splits, _, _ = load_splits(source, task.schema, load_named, names)
-        if not all("image" in split.column_names for split in splits.values()):
+        own = replace(data, retrieval="image" if published else "none", knowledge=[])
+        source = load_source(own, task.schema, load_named, names)
+        if source.images.keys() != source.rows.keys():
             logger.info("the posts come without images: the gate sees their text alone")
             return
     from .knowledge import ImageEncoder
 
     encoder = ImageEncoder(tower)
     for split, rows in joined.items():
-        posts = splits[split] if splits else Dataset.from_list([{"image_id": row["image_id"]} for row in rows])
-        vectors, usable = image_features(posts, image_dir, encoder, _cache(args))
-        if not splits:
-            places = dict(zip((row["id"] for row in rows), range(len(rows)), strict=True))
+        if source is None:
+            posts = Dataset.from_list([{"image_id": row["image_id"]} for row in rows])
         else:
-            places = dict(zip(posts["id"], range(len(posts)), strict=True))
+            places = {row["id"]: place for place, row in enumerate(source.rows[split])}
             if lacking := [row["id"] for row in rows if row["id"] not in places]:
                 raise ValueError(f"the {split} posts with images lack {len(lacking)} ids, like {lacking[0]}")
-        for row in rows:
-            row["image"], row["has_image"] = vectors[places[row["id"]]], usable[places[row["id"]]]
+            posts = source.images[split].select([places[row["id"]] for row in rows])
+        vectors, usable = image_features(posts, image_dir, encoder, _cache(args))
+        for row, vector, one in zip(rows, vectors, usable, strict=True):
+            row["image"], row["has_image"] = vector, one
 
 
 def _by_image(data: DataArguments, experts: Sequence[Expert]) -> DataArguments:
@@ -234,26 +247,31 @@ def run_mixture_seed(
     suffix = suffix_beside_record(args)
     if accelerator.is_main_process and not suffix:
         forget_predictions(output)
+    last: tuple[str, str] | None = None  # split with labels, and its name in the results
+    last_found: dict[str, list[Prediction]] = {}
     for split, name in (("validation", "dev"), ("test", "test")):
         if split in splits:
             outputs = mix(model, features_of(splits[split], name, model))  # training may have made another object
             found = systems(task, model, outputs)
-            results |= scores(task, model, found, splits[split], name, data)
+            if is_labelled(splits[split], task.schema):
+                results |= scores(task, model, found, splits[split], name, data)
+                last, last_found = (split, name), found
             if accelerator.is_main_process:
                 _write(task, model, output, name, suffix, splits[split], outputs, found, results)
-    last, told = ("test", "test") if "test" in splits else ("validation", "dev")  # which `found` is of
     compared = {"average": "average"}
-    if "validation" in splits:  # a saved mixture may be scored without
+    if "dev_f1" in results:  # a saved mixture may be scored without
         best = max(names, key=lambda name: results[f"dev_expert_{name}_f1"])
         results["best_expert"] = best
         compared["best_expert"] = f"expert_{best}"
-        if "test" in splits:
+        if "test_f1" in results:
             results["test_best_expert_f1"] = results[f"test_expert_{best}_f1"]
-    for name, other in compared.items():
-        pair = [task.counts(model, found[key], splits[last], data) for key in ("", other)]
-        results[f"{told}_f1_minus_{name}"] = dict(
-            zip(("difference", "low", "high"), paired_bootstrap(*pair), strict=True)
-        )
+    if last is not None:
+        split, told = last
+        for name, other in compared.items():
+            pair = [task.counts(model, last_found[key], splits[split], data) for key in ("", other)]
+            results[f"{told}_f1_minus_{name}"] = dict(
+                zip(("difference", "low", "high"), paired_bootstrap(*pair), strict=True)
+            )
     save_run(task, args, accelerator, model, processor, results, to_predict, command)
     return results
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
@@ -14,11 +15,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .data_collator import TEXT_ONLY, MoReDataCollator
+from .formats import words_with_offsets
 from .modeling_more import MoReForTokenClassification
 from .processing_more import MoReProcessor
 from .relation_formats import pair_spans
+from .rows import KNOWLEDGE_COLUMNS, check_string, read_knowledge, read_words
 from .tagging import Span, bio_to_bioes, spans_to_bioes, tags_to_spans
-from .words import split_words
+
+logger = logging.getLogger(__name__)
 
 EncodedPost = dict[str, Any]
 Result = TypeVar("Result")
@@ -218,23 +222,31 @@ def predict(
             that the mixture names, loaded where a post has an image.
 
     Returns:
-        per post: the post's id (if any), tokens, and entities [{type, text, start, end, char_start, char_end, score}]
-        with spans in words and in characters, ends exclusive; score is the probability of the span. Of relations:
-        relations [{head, tail, head_text, tail_text, relation, score}], spans in words, score its probability. Of a
-        mixture also expert_weights and experts, what each says by itself (of relations, each pair's).
+        per post: the post's id and text (if any), tokens, and entities [{type, text, start, end, char_start, char_end,
+        score}] with spans in words and in characters, ends exclusive; score is the probability of the span. Of
+        relations: relations [{head, tail, head_text, tail_text, relation, score}], spans in words, score its
+        probability, and where the post has a text also head_chars and tail_chars. Of a mixture also expert_weights and
+        experts, what each says by itself (of relations, each pair's). A post without a word has no entities.
+
+        Characters are those of the post's text; of a post that is given as words, of the words joined by blanks.
+        Tokens and text may be given together, with or without offsets, where the text is these words.
 
     Raises:
-        ValueError: for a post with neither text nor tokens; or, for relations, without spans or with wrong ones.
+        ValueError: for a post with neither text nor tokens, tokens that are no list of words, half a surrogate pair;
+            or, for relations, without spans or with wrong ones. Names the post by its place.
     """
     relations = processor.markers
     mixed = hasattr(processor, "processors")
     if mixed:
         from .mixture import predict_mixture  # which reads with this module's loop
     read = _with_pairs if relations else _with_tokens
-    prepared = [read(post, index, processor.splitter) for index, post in enumerate(posts)]
+    columns = {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
+    columns |= set(KNOWLEDGE_COLUMNS)
+    prepared = [read(post, index, processor.splitter, sorted(columns)) for index, post in enumerate(posts)]
     accelerator = accelerator or _plain_accelerator(model)
     results: list[dict[str, Any]] = [
-        {key: post[key] for key in ("id", "tokens") if key in post} | {"relations" if relations else "entities": []}
+        {key: post[key] for key in ("id", "text", "tokens") if key in post}
+        | {"relations" if relations else "entities": []}
         for post in prepared
     ]
     if relations:
@@ -248,11 +260,11 @@ def predict(
             else:
                 scores = predict_relations(model, encode_posts(rows, processor), processor, accelerator, batch_size)
             for place, ((index, head, tail), row) in enumerate(zip(pairs, scores, strict=True)):
-                words, id2label = prepared[index]["tokens"], model.config.id2label
-                found = relation(words, head, tail, row, id2label)
+                post, id2label = prepared[index], model.config.id2label
+                found = relation(post["tokens"], head, tail, row, id2label, post.get("text"), post.get("offsets"))
                 if mixed:
                     experts = {
-                        name: relation(words, head, tail, own, id2label)["relation"]
+                        name: relation(post["tokens"], head, tail, own, id2label)["relation"]
                         for name, own in opinions[place].items()
                     }
                     found |= {"expert_weights": weights[place], "experts": experts}
@@ -284,42 +296,47 @@ def relation(
     tail: Sequence[int],
     scores: Sequence[float],
     id2label: Mapping[int, str],
+    text: str | None = None,
+    offsets: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """The most probable relation of a pair of word spans."""
+    """The most probable relation of a pair of word spans; of a post with a text also their characters in it."""
     best = max(range(len(scores)), key=scores.__getitem__)
-    return {
-        "head": list(head),
-        "tail": list(tail),
-        "head_text": " ".join(words[head[0] : head[1]]),
-        "tail_text": " ".join(words[tail[0] : tail[1]]),
-        "relation": id2label[best],
-        "score": scores[best],
-    }
+    spans = {"head": list(head), "tail": list(tail)}
+    found: dict[str, Any] = {**spans}
+    if text is None or offsets is None:
+        found |= {f"{name}_text": " ".join(words[start:end]) for name, (start, end) in spans.items()}
+    else:
+        chars = {name: [offsets[start][0], offsets[end - 1][1]] for name, (start, end) in spans.items()}
+        found |= {f"{name}_chars": place for name, place in chars.items()}
+        found |= {f"{name}_text": text[start:end] for name, (start, end) in chars.items()}
+    return {**found, "relation": id2label[best], "score": scores[best]}
 
 
-def _with_pairs(post: Mapping[str, Any], index: int, splitter: str) -> dict[str, Any]:
+def _with_pairs(post: Mapping[str, Any], index: int, splitter: str, columns: Sequence[str]) -> dict[str, Any]:
     """The post with its words, and under `pairs` the (head, tail) that are asked for."""
-    where = f"post {index}"
-    prepared = _with_tokens(post, index, splitter)
+    prepared = _with_tokens(post, index, splitter, columns)
     characters = post.get("tokens") is None
-    words = (
-        [(word, *span) for word, span in zip(prepared["tokens"], prepared["offsets"], strict=True)]
-        if characters
-        else None
-    )
-    spans = pair_spans(prepared, words, len(post["text"] if characters else prepared["tokens"]), where)
+    words = words_with_offsets(prepared) if characters else None
+    spans = pair_spans(prepared, words, len(post["text"] if characters else prepared["tokens"]), f"post {index}")
     entities = spans.get("entities")
     pairs = [(spans["head"], spans["tail"])] if entities is None else list(permutations(entities, 2))
     return {**prepared, "pairs": pairs}
 
 
-def _with_tokens(post: Mapping[str, Any], index: int, splitter: str) -> dict[str, Any]:
-    if post.get("tokens") is not None:
-        return dict(post)  # text counts only with the offsets of the words in it
-    if post.get("text") is None:
-        raise ValueError(f"post {index} has neither text nor tokens")
-    words = split_words(post["text"], splitter)
-    return {**post, "tokens": [word for word, _, _ in words], "offsets": [(start, end) for _, start, end in words]}
+def _with_tokens(post: Mapping[str, Any], index: int, splitter: str, columns: Sequence[str]) -> dict[str, Any]:
+    """The post with its words and, where it has a text, their offsets: the check of the rows of files."""
+    where = f"post {index}"
+    if not isinstance(post, Mapping):
+        raise ValueError(f'{where} is a {type(post).__name__}, it should be an object with "text" or "tokens"')
+    if post.get("tokens") is None and post.get("text") is None:
+        raise ValueError(f"{where} has neither text nor tokens")
+    if isinstance(post.get("id"), str):
+        check_string(post["id"], where, '"id"')
+    rest = {key: value for key, value in post.items() if key not in ("tokens", "token", "text", "offsets")}
+    words = read_words({**post, "token": None}, where, splitter, may_be_empty=True)
+    if post.get("text") is not None and "text" not in words:
+        logger.warning("%s: its text does not hold its tokens one after the other: they are joined by blanks", where)
+    return {**rest, **words, **read_knowledge(post, where, columns)}
 
 
 def _plain_accelerator(model: torch.nn.Module) -> Accelerator:

@@ -16,20 +16,23 @@ from typing import Any
 
 from .columns import ColumnLine, column_lines, split_columns
 from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
-from .formats import SpanCounts
+from .formats import SpanCounts, words_with_offsets
 from .rows import (
-    KNOWLEDGE_COLUMNS,
     Row,
     archive_entry,
     are_numbers,
-    check_string,
-    check_words,
+    check_labelled,
+    clean_label,
     joined_words,
+    name_of,
     read_image_id,
     read_knowledge,
+    read_name,
+    with_equal_columns,
 )
+from .tables import open_table
 from .text_files import BLANK, json_items, read_text, text_lines
-from .words import DEFAULT_STYLE, split_words
+from .words import DEFAULT_STYLE
 
 ENTITY_DATA = "this is entity data, use run_ner.py"
 NONE = "None"  # the class of pairs without a relation
@@ -53,8 +56,12 @@ def read_relations(
     - JSONL: "tokens" with "head" and "tail" in words, or "text" with both in characters, end exclusive; a span is
       `[start, end]`, {"start", "end"} or {"pos": [start, end]}. MNRE's names of the fields do as well. A span that
       begins or ends inside a word is widened to the word, and counted in a warning.
+    - tables: CSV, TSV and Parquet whose columns have those names.
     - marked: lines of a word and its label, as CoNLL has them (`read_conll`), with `<E>`, `</E>`, `<O>`, `</O>` as
       words; the relation stands on the line of the first marker, knowledge is labelled X.
+
+    White space around a relation is dropped; where all are hidden (null or -1), those of the rows are None. Rows of
+    text keep it, with the offsets of their words.
 
     Args:
         labels: relations that may occur; default: any.
@@ -64,27 +71,61 @@ def read_relations(
         columns: of the marked form, see `read_conll`.
 
     Raises:
-        ValueError: another form, an unknown relation, a span outside the post; names file and line.
+        ValueError: another form, an unknown relation, one with white space within, a span outside the post, hidden
+            relations beside others, half a surrogate pair; names file and line.
         FileNotFoundError: no such file.
     """
     path = Path(path)
     prefix = path.stem if id_prefix is None else id_prefix
     rows: list[Row] = []
+    places = []
     counts = SpanCounts()
-    for where, item in _items(path, knowledge_column, columns):
-        if "relation" not in item:
-            reason = ENTITY_DATA if _ENTITY_COLUMNS & item.keys() else f'no "relation"; a row has {_LABELLED}'
-            raise ValueError(f"{where}: {reason}.")
-        item.pop("entities", None)  # of the whole post: this row is about two of them
-        row = _pair(item, where, style, counts)
-        relation = item["relation"]
-        if not isinstance(relation, str) or not relation:
+    items, names = _items(path, knowledge_column, columns)
+    for where, item in items:
+        row = check_pair(item, where, style, labels, names, counts)
+        rows.append({**row, "id": row["id"] or f"{prefix}-{len(rows)}"})
+        places.append(where)
+    counts.report(path)
+    check_labelled(rows, places, "relation")
+    return with_equal_columns(rows)
+
+
+def check_pair(
+    item: Any,
+    where: str,
+    style: str = DEFAULT_STYLE,
+    labels: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    counts: SpanCounts | None = None,
+) -> Row:
+    """Return the row of a labelled pair: the check of every source that holds such.
+
+    Args:
+        item: "tokens" (or "text"), "head", "tail" and "relation", which may be hidden (-1 or null).
+        where, style, names, counts: as of `check_post`.
+        labels: relations that may occur; default: any.
+
+    Returns:
+        {"id" (None where the item has none), "image_id", "tokens", "head", "tail", "relation" (None where it is
+        hidden)}, "text" and "offsets" where there is a text, and the knowledge columns that the item holds.
+
+    Raises:
+        ValueError: no such item.
+    """
+    item = _check_item(item, where)
+    if "relation" not in item:
+        reason = ENTITY_DATA if _ENTITY_COLUMNS & item.keys() else f'no "relation"; a row has {_LABELLED}'
+        raise ValueError(f"{where}: {reason}.")
+    # entities are those of the whole post: this row is about two of them
+    row = _pair({**item, "entities": None}, where, style, counts or SpanCounts())
+    relation = name_of(item["relation"], names, where)
+    if relation is not None:
+        relation = clean_label(relation, where) if isinstance(relation, str) else ""
+        if not relation:
             raise ValueError(f'{where}: "relation" should be a name, like "{NONE}".')
         if labels is not None and relation not in labels:
             raise ValueError(f"{where}: unknown relation {relation!r}; the relations are {', '.join(labels)}.")
-        rows.append({"id": item.get("id", f"{prefix}-{len(rows)}"), **row, "relation": relation})
-    counts.report(path)
-    return _with_equal_columns(rows)
+    return {**row, "relation": relation}
 
 
 def read_pairs(
@@ -111,11 +152,13 @@ def read_pairs(
     path = Path(path)
     rows: list[Row] = []
     counts = SpanCounts()
-    for where, item in _items(path, knowledge_column, columns):
+    for where, value in _items(path, knowledge_column, columns)[0]:
+        item = {key: one for key, one in _check_item(value, where).items() if one is not None}
         if _ENTITY_COLUMNS & item.keys() and not {"entities", "head", "h"} & item.keys():
             raise ValueError(f"{where}: {ENTITY_DATA}.")
-        name = item.get("id", f"{path.stem}-{len(rows)}")
-        rows.append({"id": name, **_pair(item, where, style, counts, with_text=True)})
+        row = _pair(item, where, style, counts, may_be_empty=True)
+        row = {**row, **joined_words(row["tokens"]), **{key: row[key] for key in ("text", "offsets") if key in row}}
+        rows.append({**row, "id": row["id"] or f"{path.stem}-{len(rows)}"})
     counts.report(path)
     return rows
 
@@ -148,7 +191,7 @@ def pair_spans(
         return {"entities": found}
     spans = {}
     for name, short in (("head", "h"), ("tail", "t")):
-        value = item.get(name, item.get(short))
+        value = item.get(short) if item.get(name) is None else item[name]
         if value is None:
             raise ValueError(f'{where}: no "{name}"; a row has {_LABELLED}.')
         spans[name] = _span(value, name, words, length, where, counts)
@@ -157,23 +200,18 @@ def pair_spans(
     return spans
 
 
-def _pair(item: Row, where: str, style: str, counts: SpanCounts, with_text: bool = False) -> Row:
-    if "tokens" in item or "token" in item:
-        tokens = check_words(item.get("tokens", item.get("token")), where)
-        spans = pair_spans(item, None, len(tokens), where)
-        text = joined_words(tokens) if with_text else Row(tokens=tokens)
-    elif "text" in item:
-        raw = check_string(item["text"], where)
-        words = split_words(raw, style)
-        spans = pair_spans(item, words, len(raw), where, counts)
-        text = Row(tokens=[word.word for word in words])
-        if with_text:
-            text |= {"text": raw, "offsets": [[word.start, word.end] for word in words]}
-    else:
+def _pair(item: Row, where: str, style: str, counts: SpanCounts, may_be_empty: bool = False) -> Row:
+    """The row of an item without its relation."""
+    given = item.get("tokens") is not None or item.get("token") is not None
+    if not given and item.get("text") is None:
         raise ValueError(f'{where}: no "tokens"; a row has {_LABELLED}.')
-    if "img_id" in item:
-        item = {**item, "image_id": item["img_id"]}
-    return {"image_id": read_image_id(item), **text, **spans, **read_knowledge(item, where)}
+    words = counts.words(item, where, style, may_be_empty)
+    if given:
+        spans = pair_spans(item, None, len(words["tokens"]), where)
+    else:
+        spans = pair_spans(item, words_with_offsets(words), len(words["text"]), where, counts)
+    row = {"id": read_name(item, ("id",), where), "image_id": read_image_id(item, where)}
+    return {**row, **words, **spans, **read_knowledge(item, where)}
 
 
 def _span(
@@ -203,24 +241,26 @@ def _span(
     return [aligned[0].start, aligned[0].end]
 
 
-def _items(path: Path, knowledge_column: str, columns: Sequence[int] | None) -> Iterator[tuple[str, Row]]:
-    """(place, item) of each row, whatever the form."""
+def _items(
+    path: Path, knowledge_column: str, columns: Sequence[int] | None
+) -> tuple[Iterator[tuple[str, Any]], list[str] | None]:
+    """(place, item) of each row, whatever the form, and the names of relations that are given by number."""
+    if table := open_table(path):
+        return table.items, table.names.get("relation")
     text = read_text(path)
     if not text.lstrip().startswith(("{", "[")) or re.match(r"\S+\t", text.lstrip()):
-        yield from _marked(path, text, knowledge_column, columns)
-        return
+        return _marked(path, text, knowledge_column, columns), None
     if re.match(r"\s*\{\s*'", text):
-        items: Iterator[tuple[str, Any]] = _literals(path, text)
-    else:
-        items = json_items(path)
-    for where, item in items:
-        if isinstance(item, list) and len(item) >= 4 and isinstance(item[3], list):  # as WikiDiverse
-            raise ValueError(f"{where}: {ENTITY_DATA}.")
-        if not isinstance(item, dict):
-            raise ValueError(f"{where}: a {type(item).__name__}; a row is an object with {_LABELLED}.")
-        if item.get("id") is not None:
-            item = {**item, "id": str(item["id"])}
-        yield where, {key: value for key, value in item.items() if value is not None}
+        return _literals(path, text), None
+    return json_items(path), None
+
+
+def _check_item(item: Any, where: str) -> Row:
+    if isinstance(item, list) and len(item) >= 4 and isinstance(item[3], list):  # as WikiDiverse
+        raise ValueError(f"{where}: {ENTITY_DATA}.")
+    if not isinstance(item, dict):
+        raise ValueError(f"{where}: a {type(item).__name__}; a row is an object with {_LABELLED}.")
+    return item
 
 
 def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -283,11 +323,3 @@ def _unmark(path: Path, block: Sequence[ColumnLine], knowledge_column: str) -> R
     if knowledge is not None:
         item[knowledge_column] = [archive_entry(" ".join(knowledge))] if knowledge else []
     return item
-
-
-def _with_equal_columns(rows: list[Row]) -> list[Row]:
-    for column in KNOWLEDGE_COLUMNS:
-        if any(column in row for row in rows):
-            for row in rows:
-                row.setdefault(column, [])
-    return rows

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, List, Value
 
 from .arguments import DataArguments
 
@@ -44,12 +44,23 @@ def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str
         retrieve = _by_image if args.retrieval == "image" else _by_text
         return retrieve(args, splits, column)
     for split, data in splits.items():
-        if column not in data.column_names:
-            raise ValueError(
-                f"--retrieval {args.retrieval} needs knowledge, but the {split} posts have no column {column}: "
-                "give --knowledge FILE …, or posts published with their knowledge"
-            )
+        check_column(args, split, data.column_names)
     return splits, {}
+
+
+def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> None:
+    """Raise ValueError where posts whose knowledge is not retrieved come without it.
+
+    Args:
+        columns: what they have.
+    """
+    check_retrieval(args)
+    column = str(knowledge_column(args.retrieval))
+    if column not in columns:
+        raise ValueError(
+            f"--retrieval {args.retrieval} needs knowledge, but the {split} posts have no column {column}: "
+            "give --knowledge FILE …, or posts published with their knowledge"
+        )
 
 
 def check_retrieval(args: DataArguments) -> None:
@@ -208,8 +219,22 @@ def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, in
     return query, {"predicted_entities": entities, "posts_without_predictions": without}
 
 
+def searchable(posts: Posts, columns: Container[str] | None = None) -> Dataset:
+    """What retrieval sees of rows: their ids and words, never their labels.
+
+    Args:
+        columns: those that the rows came with; ids that were made up are left out. Default: all.
+    """
+    names = [name for name in ("id", "image_id") if columns is None or name in columns]
+    kinds = {name: Value("string") for name in names} | {"tokens": List(Value("string"))}
+    return Dataset.from_dict({name: [post[name] for post in posts] for name in kinds}, Features(kinds))
+
+
 def retrieved(data: DataArguments, posts: Posts) -> list[Any]:
-    """The knowledge of posts without labels, as `--retrieval` and its options say."""
-    rows = Dataset.from_list([{key: post[key] for key in ("id", "image_id", "tokens")} for post in posts])
-    attached, _ = add_knowledge(data, {"predict": rows})
-    return list(attached["predict"][str(knowledge_column(data.retrieval))])
+    """The knowledge of posts without labels, as `--retrieval` and its options say; none for a post without words."""
+    filled = [post for post in posts if post["tokens"]]
+    if not filled:
+        return [[] for _ in posts]
+    attached, _ = add_knowledge(data, {"predict": searchable(filled)})
+    found = iter(attached["predict"][str(knowledge_column(data.retrieval))])
+    return [next(found) if post["tokens"] else [] for post in posts]

@@ -20,9 +20,9 @@ from accelerate.utils import set_seed
 from datasets import DatasetDict
 from transformers.utils import logging as transformers_logging
 
-from .arguments import Arguments, DataArguments, parse_arguments
+from .arguments import Arguments, parse_arguments
 from .columns import check_columns
-from .data import Posts, describe, load_posts, split_holdout
+from .data import Posts, describe, is_labelled, load_posts, split_holdout
 from .files import apply_umask, write_json, write_jsonl
 from .loading import load_expert, load_model, load_processor
 from .modeling_more import MoRePreTrainedModel
@@ -109,9 +109,11 @@ def _run(
                 if mixed:
                     splits, types, report = load_mixture_posts(task, args, load_named, names)
                 else:
-                    splits, types, report = load_posts(data, task.schema, load_named, names)
-            splits = {name: _limited(name, posts, data) for name, posts in splits.items()}
+                    splits, types, report = load_posts(data, task.schema, load_named, names, run.do_train)
             logger.info("rows: %s; labels: %s", describe(splits), ", ".join(types))
+            for split, posts in splits.items():
+                if not is_labelled(posts, task.schema):
+                    logger.warning("the %s posts have no labels: they are predicted, not scored", split)
             for split in ("train", "validation"):
                 if run.do_train and split not in splits:
                     raise ValueError(f"training needs a {split} split; there is {describe(splits)}")
@@ -298,17 +300,22 @@ def _score(
     accelerator: Accelerator,
     results: dict[str, Any],
 ) -> list[Prediction]:
-    """Score a split with its knowledge, and without where the expert reads any; returns the predictions."""
+    """Score a split with its knowledge, and without where the expert reads any; returns the predictions.
+
+    Where its labels are hidden it is predicted alone.
+    """
     data, _, training, *_ = args
-    views = {"": True} | ({"no_knowledge_": False} if processor.knowledge_column else {})
+    scored = is_labelled(posts, task.schema)
+    views = {"": True} | ({"no_knowledge_": False} if processor.knowledge_column and scored else {})
     found = {}
     for prefix, use_knowledge in views.items():
         encoded = encode_posts(posts, processor, use_knowledge=use_knowledge)
         found[prefix] = task.predict(
             model, encoded, processor, accelerator, training.per_device_eval_batch_size, f"score {name}"
         )
-        scores = task.score(model, found[prefix], posts, data)
-        results |= {f"{name}_{prefix}{key}": value for key, value in scores.items()}
+        if scored:
+            scores = task.score(model, found[prefix], posts, data)
+            results |= {f"{name}_{prefix}{key}": value for key, value in scores.items()}
         if use_knowledge:
             results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded)
     return found[""]
@@ -353,11 +360,6 @@ def _check(args: Arguments) -> None:
     if training.resume_from_checkpoint and training.resume_from_checkpoint != "latest" and training.seeds:
         raise ValueError("with --seeds only --resume_from_checkpoint latest is clear")
     check_output_dir(args)
-
-
-def _limited(split: str, posts: Posts, data: DataArguments) -> Posts:
-    limit = data.max_train_samples if split == "train" else data.max_eval_samples
-    return posts[:limit]
 
 
 def _what_was_cut(posts: Posts) -> dict[str, int]:

@@ -64,4 +64,4 @@ class Task(ABC):
 
     @abstractmethod
     def record(self, model: Any, found: Prediction, post: dict[str, Any]) -> dict[str, Any]:
-        """The row of a labelled post in the predictions file."""
+        """The row of a post in the predictions file, without `gold` where its labels are hidden."""

@@ -14,13 +14,18 @@ BYTE_ORDER_MARK = "\ufeff"
 _LINE_END = re.compile(r"\r{0,2}\n|\r")  # CRCRLF: a file whose CRLF were written as text once more
 
 
-def read_text(path: str | Path) -> str:
-    """The file as text; ValueError when it is empty or not UTF-8, FileNotFoundError when it is not there."""
-    path = Path(path)
+def check_file(path: Path) -> None:
+    """Raise ValueError when the path is a folder, FileNotFoundError when nothing is there."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a file.")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file.")
+
+
+def read_text(path: str | Path) -> str:
+    """The file as text; ValueError when it is empty or not UTF-8, FileNotFoundError when it is not there."""
+    path = Path(path)
+    check_file(path)
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")

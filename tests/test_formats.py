@@ -170,7 +170,7 @@ def test_bad_wikidiverse_is_named_with_its_row(tmp_path: Path, row: Any, message
 def test_posts_from_text_jsonl_and_conll(tmp_path: Path) -> None:
     lines = read_posts(write(tmp_path, "Ada in #Oslo\r\n\r\nBye.", "posts.txt"))
     assert [row["tokens"] for row in lines] == [["Ada", "in", "#", "Oslo"], ["Bye", "."]]
-    assert [row["id"] for row in lines] == ["posts-0", "posts-1"] and lines[0]["text"] == "Ada in #Oslo"
+    assert [row["id"] for row in lines] == ["posts-1", "posts-3"] and lines[0]["text"] == "Ada in #Oslo"
     entry = {"title": "Oslo", "text": "A city.", "score": 1.0}
     objects = jsonl(tmp_path, {"text": "Ada in #Oslo", "id": "x"}, {"tokens": ["Ada", "."], "knowledge_text": [entry]})
     rows = read_posts(objects, style="twitter15")
@@ -193,7 +193,6 @@ def test_posts_from_text_jsonl_and_conll(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("posts.txt", "", "the file is empty"),
-        ("posts.txt", "a\n\u00a0\n", "line 2: the post holds no word."),
         ("posts.jsonl", '{"text": "a"}\n{"txt": "a"}', 'line 2: no "text"; a post has "text" or "tokens".'),
         ("posts.jsonl", '{"text": "a"}\n{"text"', "line 2: not JSON"),
         ("posts.jsonl", '{"text": 5}\n', 'line 1: "text" should be a string.'),

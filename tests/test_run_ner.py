@@ -307,7 +307,7 @@ def test_real_posts_with_own_retrieval(shared_data, tiny_encoder, tmp_path):
          "--output_dir", str(tmp_path / "out"), "--use_cpu"]
     )  # fmt: skip
     report = results["retrieval_report"]
-    assert report["posts"] == 4819 and report["without_knowledge"] < 100
+    assert report["posts"] == 64 + 723 + 723 and report["without_knowledge"] < 100
     assert sum(row["support"] for row in results["test_f1_per_type"].values()) == 1351
     assert sum(row["support"] for row in results["dev_f1_per_type"].values()) == 1324
 

@@ -1,0 +1,180 @@
+"""Tables as the readers take them: CSV, TSV and Parquet whose columns are named as the fields of a JSON object are."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+
+from .conll import looks_like_conll
+from .rows import HIDDEN, Row
+from .text_files import check_file, read_text, text_lines
+
+WORDS = ("tokens", "token", "ner_tags", "tags")
+LISTS = {*WORDS, "spans", "entities", "head", "h", "tail", "t", "offsets", "knowledge_text", "knowledge_image"}
+POSTS = {"text", "tokens", "token"}  # columns of which a table has one
+COLUMNS = {*LISTS, "text", "id", "image_id", "img_id", "image", "relation"}
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the usual one first
+_BLANKS = re.compile("[ \t\r\n]+")  # a no-break space may be a word
+_BATCH = 1000
+
+
+class Table(NamedTuple):
+    """A table's rows.
+
+    Attributes:
+        items: (place, row) of each; a cell without a value is None.
+        names: of columns of class labels that are stored as numbers.
+    """
+
+    items: Iterator[tuple[str, Row]]
+    names: dict[str, list[str]]
+
+
+def open_table(path: Path) -> Table | None:
+    """Return the rows of a file that is a table; None where it is none (a .csv or .tsv may hold words and tags).
+
+    The first line of CSV and TSV names the columns; a cell with a comma (or tab), a quote or a line end stands in
+    quotes. Lists are JSON, or what Python prints of a list; words and tags may also be parted by blanks.
+
+    Raises:
+        ValueError: no column of posts, no rows, a row of another length than the header; names file and line.
+        FileNotFoundError: no such file.
+    """
+    check_file(path)
+    with path.open("rb") as file:
+        if path.suffix.lower() == ".parquet" or file.read(4) == b"PAR1":
+            return _parquet(path)
+    separators = _SEPARATORS.get(path.suffix.lower())
+    if separators is None:
+        return None
+    text = read_text(path)
+    headers = {separator: _header(text, separator) for separator in separators}
+    separator = next((one for one, names in headers.items() if POSTS & set(names)), None)
+    # a header is no word and tag, whatever stands below
+    if looks_like_conll(text if separator is None else next(line for _, line in text_lines(text) if line.strip())):
+        return None
+    if separator is None:
+        raise ValueError(f"{path}, line 1: {_lacking(headers[separators[0]])}.")
+    return Table(_rows(path, text, separator), {})
+
+
+def _lacking(columns: Sequence[str]) -> str:
+    return f"no column text or tokens, but {', '.join(columns)}"
+
+
+def _header(text: str, separator: str) -> list[str]:
+    first = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    return [name.strip().lower() for name in first]
+
+
+def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, Row]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    columns = [name.strip().lower() for name in next(reader)]
+    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+        raise ValueError(f"{path}, line 1: two columns are named {twice[0]}.")
+    found = False
+    while True:
+        where = f"{path}, line {reader.line_num + 1}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise ValueError(f"{where}: no CSV ({error}); a quote within a quoted cell is doubled.") from None
+        if not cells:  # a blank line
+            continue
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{where}: {len(cells)} columns where the header has {len(columns)}; a cell that holds the separator "
+                "stands in quotes."
+            )
+        found = True
+        yield where, {name: _value(name, cell, where) for name, cell in zip(columns, cells, strict=True)}
+    if not found:
+        raise ValueError(f"{path}: no rows below the header.")
+
+
+def _value(column: str, cell: str, where: str) -> Any:
+    """A cell as JSON would hold it."""
+    if column == "text":
+        return cell
+    cell = cell.strip()
+    if not cell or column not in COLUMNS:
+        return None
+    if column == "relation" and cell == str(HIDDEN):
+        return HIDDEN
+    if column not in LISTS:
+        return cell
+    if cell[0] not in "[{":
+        return [HIDDEN if part == str(HIDDEN) else part for part in _BLANKS.split(cell)] if column in WORDS else cell
+    try:
+        return json.loads(cell)
+    except json.JSONDecodeError:
+        pass
+    try:
+        value = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = None
+    if repr(value) != cell:  # 'a' 'b' without a comma, as numpy prints words, would be read as one
+        raise ValueError(f'{where}: "{column}" begins like a list and is none; write JSON, like ["Ada", "sings"].')
+    return value
+
+
+def _parquet(path: Path) -> Table:
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file that can be read ({error}).") from None
+    schema = file.schema_arrow
+    if not POSTS & set(schema.names):
+        raise ValueError(f"{path}: {_lacking(schema.names)}.")
+    if not file.metadata.num_rows:
+        raise ValueError(f"{path}: the table has no rows.")
+    columns = [name for name in schema.names if name in COLUMNS]
+    # of a picture only the name is read
+    with_path = "image" in columns and pa.types.is_struct(schema.field("image").type)
+    if with_path and schema.field("image").type.get_field_index("path") >= 0:
+        columns[columns.index("image")] = "image.path"
+    names = {name: found for name, feature in _features(schema).items() if (found := class_names(feature)) is not None}
+    return Table(_parquet_rows(path, file, columns), names)
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` wrote beside the columns."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    try:
+        return dict(Features.from_arrow_schema(schema))
+    except (ValueError, TypeError, KeyError):  # of another version
+        return {}
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """Return the names of a ClassLabel, or of a list of such; None of another feature."""
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    return None if names is None else list(names)
+
+
+def _parquet_rows(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[str, Row]]:
+    number = 0
+    for batch in file.iter_batches(_BATCH, columns=columns):
+        for place in range(0, len(batch)):
+            number += 1
+            where = f"{path}, row {number}"
+            try:
+                [row] = batch.slice(place, 1).to_pylist()
+            except UnicodeDecodeError:
+                raise ValueError(f"{where}: a string is not UTF-8 text.") from None
+            yield where, row
