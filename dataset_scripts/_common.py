@@ -18,12 +18,13 @@ from typing import Any, BinaryIO, ClassVar
 import datasets
 from datasets.utils import tqdm
 
-from modeling_more import formats, relation_formats, tagging, words
+from modeling_more import conll, formats, relation_formats, tables, tagging, text_files, words
+from modeling_more import rows as row_checks
 from modeling_more.archives import extract_archive
 from modeling_more.files import new_file
 from modeling_more.formats import read_labelled
 from modeling_more.relation_formats import read_relations
-from modeling_more.rows import KNOWLEDGE_COLUMNS, Row
+from modeling_more.rows import HIDDEN, KNOWLEDGE_COLUMNS, Row, with_equal_columns
 from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ SPLITS = {"train": ("train",), "validation": ("dev", "valid", "val", "validation
 SUFFIXES = (".txt", ".conll", ".json", ".jsonl")
 ARCHIVE_SUFFIX = {"none": "", "text": "-txt", "image": "-img"}
 
-READERS = (formats, relation_formats, tagging, words)  # what the rows depend on besides the builder
+# what the rows depend on besides the builder
+READERS = (conll, formats, relation_formats, row_checks, tables, tagging, text_files, words)
 
 Files = dict[str, Path]  # split -> file
 
@@ -228,6 +230,11 @@ def knowledge_feature() -> Any:
     return KNOWLEDGE_FEATURE
 
 
+def text_features() -> dict[str, Any]:
+    """Features of rows that were text: the text, and [start, end] of each word in it, in characters."""
+    return {"text": datasets.Value("string"), "offsets": datasets.List(datasets.List(datasets.Value("int32")))}
+
+
 def relation_features(labels: Sequence[str], retrieval: str) -> datasets.Features:
     """Features of relation rows: words, the spans [start, end] of both entities in words, end exclusive, the label."""
     features: dict[str, Any] = {
@@ -322,6 +329,7 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
         self._settle_labels(source, options)
         self._settle_knowledge(source, column)
         self._check_counts(source)
+        with_equal_columns([row for split in self.rows.values() for row in split])
         return inputs
 
     def _read_file(self, path: Path, split: str, column: str, options: dict[str, Any]) -> list[Row]:
@@ -397,13 +405,21 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
         return hashlib.sha256("\n".join(_digest(path) for path in [*sources, *inputs]).encode()).hexdigest()
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(description=f"{self.TITLE}. {self.CREDIT}", features=self._features())
+        features = self._features()
+        if "text" in self.rows["train"][0]:
+            features = datasets.Features({**features, **text_features()})
+        return datasets.DatasetInfo(description=f"{self.TITLE}. {self.CREDIT}", features=features)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in SPLITS]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Row]]:
-        yield from enumerate(self.rows[split])
+        for number, row in enumerate(self.rows[split]):
+            yield number, self._stored(row)
+
+    def _stored(self, row: Row) -> Row:
+        """The row as its features hold it: a label that is hidden is -1."""
+        raise NotImplementedError
 
 
 class NerBuilder(PostsBuilder):
@@ -421,7 +437,7 @@ class NerBuilder(PostsBuilder):
         return read_labelled(path, allowed, options.get("style", words.DEFAULT_STYLE), column, split)
 
     def _types_of(self, rows: Sequence[Row]) -> list[str]:
-        return entity_types(tag for row in rows for tag in row["ner_tags"])
+        return entity_types(tag for row in rows for tag in row["ner_tags"] or [])
 
     def _settle_labels(self, source: Path, options: dict[str, Any]) -> None:
         other_as_misc = bool(options.get("other_as_misc"))
@@ -433,11 +449,12 @@ class NerBuilder(PostsBuilder):
         if other_as_misc:
             for rows in self.rows.values():
                 for row in rows:
-                    row["ner_tags"] = [re.sub("^([BI])-OTHER$", r"\1-MISC", tag) for tag in row["ner_tags"]]
+                    if row["ner_tags"] is not None:
+                        row["ner_tags"] = [re.sub("^([BI])-OTHER$", r"\1-MISC", tag) for tag in row["ner_tags"]]
             types = list(dict.fromkeys("MISC" if type_ == "OTHER" else type_ for type_ in types))
         if self.TYPES is None:
             return types
-        seen = set(entity_types(tag for rows in self.rows.values() for row in rows for tag in row["ner_tags"]))
+        seen = {type_ for rows in self.rows.values() for type_ in self._types_of(rows)}
         fourth = [name for name in ("OTHER", "MISC") if name in seen]
         if len(fourth) == 2:
             raise ValueError(
@@ -449,9 +466,12 @@ class NerBuilder(PostsBuilder):
     def _counts(self) -> list[tuple[str, tuple[int, int, int], list[int]]]:
         counts = super()._counts()
         if self.MENTIONS is not None:
-            mentions = [sum(len(tags_to_spans(row["ner_tags"])) for row in rows) for rows in self.rows.values()]
+            mentions = [sum(len(tags_to_spans(row["ner_tags"] or [])) for row in rows) for rows in self.rows.values()]
             counts.append(("mentions", self.MENTIONS, mentions))
         return counts
+
+    def _stored(self, row: Row) -> Row:
+        return row if row["ner_tags"] is not None else {**row, "ner_tags": [HIDDEN] * len(row["tokens"])}
 
     def _features(self) -> datasets.Features:
         features: dict[str, Any] = {
@@ -475,7 +495,7 @@ class RelationBuilder(PostsBuilder):
         return read_relations(path, None, options.get("style", words.DEFAULT_STYLE), column, split)
 
     def _settle_labels(self, source: Path, options: dict[str, Any]) -> None:
-        found = {row["relation"] for rows in self.rows.values() for row in rows}
+        found = {row["relation"] for rows in self.rows.values() for row in rows} - {None}
         others = sorted(found - set(self.LABELS))
         if others:
             logger.warning(
@@ -483,6 +503,9 @@ class RelationBuilder(PostsBuilder):
                 source, ", ".join(others), len(self.LABELS), self.TITLE,
             )  # fmt: skip
         self.types = [*self.LABELS, *others]
+
+    def _stored(self, row: Row) -> Row:
+        return row if row["relation"] is not None else {**row, "relation": HIDDEN}
 
     def _features(self) -> datasets.Features:
         return relation_features(self.types, self._retrieval)

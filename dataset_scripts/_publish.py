@@ -18,6 +18,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from dataset_scripts import load
 from modeling_more.files import new_folder
 from modeling_more.model_card import markdown_table, scrub_command
+from modeling_more.rows import HIDDEN
 from modeling_more.tagging import tags_to_spans
 from modeling_more.words import STYLES
 
@@ -263,7 +264,8 @@ def _entity_counts(posts: DatasetDict) -> list[str]:
         labels = data.features["ner_tags"].feature
         types = list(dict.fromkeys(name[2:] for name in labels.names if name != "O"))
         tags = data[:]["ner_tags"]
-        found = Counter(span.type for row in tags for span in tags_to_spans(labels.int2str(row)))
+        told = [row for row in tags if HIDDEN not in row]
+        found = Counter(span.type for row in told for span in tags_to_spans(labels.int2str(row)))
         counts = {"posts": len(data), "words": sum(map(len, tags)), "entities": found.total()}
         rows.append({"split": split, **counts, **{type_: found[type_] for type_ in types}})
     return [markdown_table(rows), "Entities as seqeval reads them: an I- that continues nothing begins one."]

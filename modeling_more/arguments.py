@@ -46,12 +46,22 @@ class DataArguments:
             "second behind an index) and the last"
         },
     )
-    train_file: str | None = field(default=None, metadata={"help": "your own posts: CoNLL or JSONL"})
+    train_file: str | None = field(
+        default=None, metadata={"help": "your own posts: CoNLL, JSONL, CSV, TSV or Parquet"}
+    )
     validation_file: str | None = field(default=None, metadata={"help": "likewise, to choose the best epoch"})
-    test_file: str | None = field(default=None, metadata={"help": "likewise, scored once at the end"})
+    test_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "likewise, scored once at the end; where all labels are hidden (null or -1), predicted only"
+        },
+    )
     predict_file: str | None = field(
         default=None,
-        metadata={"help": "posts without labels (JSONL with text or tokens, CoNLL, or .txt), for --do_predict"},
+        metadata={
+            "help": "posts without labels, for --do_predict: what --train_file reads, labels not needed (text or "
+            "tokens, id, image), or text with one post a line"
+        },
     )
     knowledge: list[str] = field(
         default_factory=list,

@@ -264,7 +264,8 @@ def _from_dataset(
         where = f"--dataset {name}, split {split}"
         _check_columns(where, rows, schema)
         source.columns[split] = set(rows.column_names)
-        if "image" in rows.column_names and not isinstance(rows.features["image"], datasets.Value):
+        kind = getattr(rows.features.get("image"), "dtype", None)
+        if "image" in rows.column_names and kind not in ("string", "large_string", "int64", "int32"):  # else names
             source.images[split] = rows.select_columns(["image"])
             rows = rows.remove_columns(["image"])
         label = next(one for one in (schema.label, "tags", "spans") if one in rows.column_names)

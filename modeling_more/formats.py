@@ -1,7 +1,9 @@
-"""Readers of labelled posts: CoNLL (raw and the authors' archives), JSONL, WikiDiverse; and of posts without labels.
+"""Readers of labelled posts: CoNLL (raw and the authors' archives), JSONL, tables, WikiDiverse; and of posts without
+labels.
 
-A row is {"id", "image_id", "tokens", "ner_tags"} with BIO tags as strings, and "knowledge_text" or "knowledge_image"
-where the file holds knowledge. Bad input raises ValueError (or FileNotFoundError) that names file and line.
+A row is {"id", "image_id", "tokens", "ner_tags"} with BIO tags as strings (None where they are hidden), with "text"
+and "offsets" where the post was text, and "knowledge_text" or "knowledge_image" where the file holds knowledge. Bad
+input raises ValueError (or FileNotFoundError) that names file and line.
 """
 
 from __future__ import annotations

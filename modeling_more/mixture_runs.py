@@ -48,6 +48,7 @@ from .output_folders import begin_training, forget_predictions, suffix_beside_re
 from .outputs import options_of
 from .processing_mixture import MoReMixtureProcessor
 from .retrieval import knowledge_column
+from .rows import as_bio
 from .runs import description, one_sentence_errors, run_seed, save_run
 from .tagging import bio_to_bioes
 from .task import Prediction, Task
@@ -590,7 +591,7 @@ def _write(
         row["expert_weights"] = dict(zip(names, weights[number].tolist(), strict=True))
         row["experts"] = {n: opinions[place][number][said] for place, n in enumerate(names)}
         averaged = found["average"][number]
-        row["average"] = {kind: task.record(model, averaged, post)[kind] if task.markers else averaged[0]}
+        row["average"] = {kind: task.record(model, averaged, post)[kind] if task.markers else as_bio(averaged[0])}
         rows.append(row)
     write_jsonl(folder / "predictions" / f"{name}{suffix}.jsonl", rows)
     if name == "test":

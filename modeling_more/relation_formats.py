@@ -1,8 +1,9 @@
-"""Readers of relation data: MNRE's own lines, the authors' marked form, JSONL; and of pairs to be classified.
+"""Readers of relation data: MNRE's own lines, the authors' marked form, JSONL, tables; and of pairs to be classified.
 
 A row is {"id", "image_id", "tokens", "head", "tail", "relation"}; head (the subject) and tail (the object) are spans
-[start, end] of words, end exclusive. "knowledge_text" or "knowledge_image" stand where the file holds knowledge. Bad
-input raises ValueError (or FileNotFoundError) that names file and line.
+[start, end] of words, end exclusive; the relation is None where it is hidden. "text" and "offsets" stand where the
+post was text, "knowledge_text" or "knowledge_image" where the file holds knowledge. Bad input raises ValueError (or
+FileNotFoundError) that names file and line.
 """
 
 from __future__ import annotations
