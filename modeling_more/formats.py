@@ -341,4 +341,6 @@ def read_posts(
         if line.strip(BLANK):
             words = read_words({"text": line}, f"{path}, line {number}", style, may_be_empty=True)
             rows.append({"id": f"{path.stem}-{number}", "image_id": None, **words})
+    if not rows:
+        raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
     return rows

@@ -243,6 +243,11 @@ def predict(
     columns = {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
     columns |= set(KNOWLEDGE_COLUMNS)
     prepared = [read(post, index, processor.splitter, sorted(columns)) for index, post in enumerate(posts)]
+    given = sum(post.get("text") is not None for post in posts)
+    if others := given - sum("text" in post for post in prepared):
+        logger.warning(
+            "%d of %d texts do not hold their tokens one after the other: offsets count these", others, given
+        )
     accelerator = accelerator or _plain_accelerator(model)
     results: list[dict[str, Any]] = [
         {key: post[key] for key in ("id", "text", "tokens") if key in post}
@@ -334,8 +339,6 @@ def _with_tokens(post: Mapping[str, Any], index: int, splitter: str, columns: Se
         check_string(post["id"], where, '"id"')
     rest = {key: value for key, value in post.items() if key not in ("tokens", "token", "text", "offsets")}
     words = read_words({**post, "token": None}, where, splitter, may_be_empty=True)
-    if post.get("text") is not None and "text" not in words:
-        logger.warning("%s: its text does not hold its tokens one after the other: they are joined by blanks", where)
     return {**rest, **words, **read_knowledge(post, where, columns)}
 
 

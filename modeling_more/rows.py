@@ -6,6 +6,7 @@ with. `where` names its place, for the errors (ValueError, one sentence).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -282,22 +283,28 @@ def check_entries(entries: Any, column: str, where: str) -> list[Row]:
         {
             "title": check_string(entry.get("title") or "", where, f'a title of "{column}"'),
             "text": check_string(entry["text"], where, f'"{column}"'),
-            "score": float(entry.get("score") or 0.0),
+            "score": float(_number(entry, "score")),
             "source": check_string(entry.get("source") or "", where, f'a source of "{column}"'),
-            "match_start": int(entry.get("match_start") or 0),
-            "match_end": int(entry.get("match_end") or 0),
+            "match_start": int(_number(entry, "match_start")),
+            "match_end": int(_number(entry, "match_end")),
         }
         for entry in entries
     ]
+
+
+def _number(entry: Mapping[str, Any], name: str) -> Any:
+    """A number of an entry; 0 where it is missing, as null or as a frame has it."""
+    value = entry.get(name)
+    return 0 if value is None or value != value else value
 
 
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("text"), str):
         return False
     strings = (entry.get(name) for name in ("title", "source"))
-    numbers = (entry.get(name) for name in ("score", "match_start", "match_end"))
+    numbers = (_number(entry, name) for name in ("score", "match_start", "match_end"))
     return all(value is None or isinstance(value, str) for value in strings) and all(
-        value is None or (hasattr(value, "__float__") and not isinstance(value, str)) for value in numbers
+        hasattr(value, "__float__") and math.isfinite(value) for value in numbers
     )
 
 

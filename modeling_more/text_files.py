@@ -49,7 +49,7 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
 def json_items(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, value) of each line of a JSONL file, or of each item of a file that holds one JSON list."""
     text = read_text(path)
-    if text.lstrip()[0] == "[":
+    if text.lstrip().startswith("["):
         try:
             items = json.loads(text)
         except json.JSONDecodeError as error:

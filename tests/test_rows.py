@@ -447,11 +447,17 @@ def test_ids_and_images_are_names(tmp_path: Path) -> None:
 
 def test_scores_of_knowledge_are_numbers(tmp_path: Path) -> None:
     good = {"tokens": ["a"], "ner_tags": ["O"]}
-    for entry in ({"text": "x", "score": "high"}, {"text": "x", "match_start": [1]}, {"text": "x", "title": ["t"]}):
+    for entry in (
+        {"text": "x", "score": "high"},
+        {"text": "x", "match_start": [1]},
+        {"text": "x", "match_end": math.inf},
+        {"text": "x", "title": ["t"]},
+    ):
         with pytest.raises(ValueError, match='line 1: "knowledge_text" should be a ranked list'):
             read_labelled(write_jsonl(tmp_path / "x.jsonl", [good | {"knowledge_text": [entry]}]))
-    [row] = read_labelled(write_jsonl(tmp_path / "x.jsonl", [good | {"knowledge_text": [{"text": "x", "score": 2}]}]))
-    assert math.isclose(row["knowledge_text"][0]["score"], 2.0)
+    entries = [{"text": "x", "score": 2}, {"text": "x", "score": math.nan, "match_start": math.nan, "title": None}]
+    [row] = read_labelled(write_jsonl(tmp_path / "x.jsonl", [good | {"knowledge_text": entries}]))
+    assert [entry["score"] for entry in row["knowledge_text"]] == [2.0, 0.0]
 
 
 # --- samples are chosen before anything is retrieved

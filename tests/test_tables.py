@@ -227,3 +227,7 @@ def test_empty_text_is_an_empty_post(tmp_path: Path) -> None:
 def test_a_line_keeps_its_number(tmp_path: Path) -> None:
     read = read_posts(write(tmp_path / "x.txt", "\n \t\r\nAda\r\n\nBo\n\u00a0\n\n"))
     assert [(row["id"], row["tokens"]) for row in read] == [("x-3", ["Ada"]), ("x-5", ["Bo"]), ("x-6", [])]
+    for name in ("x.txt", "x.jsonl", "x.csv"):  # nothing, but for a byte-order mark
+        for read_any in (read_posts, read_labelled, read_pairs):
+            with pytest.raises(ValueError, match="the file is empty"):
+                read_any(write(tmp_path / name, "\ufeff\n \r\n"))
