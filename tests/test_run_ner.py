@@ -393,14 +393,18 @@ def test_gz_knowledge_and_shuffled_control(files, tiny_encoder, tmp_path):
     packed.write_bytes(gzip.compress(Path(files["knowledge"]).read_bytes()))
     extra = ["--knowledge", str(packed), "--shuffle_knowledge", "--num_train_epochs", "1", "--max_train_samples", "10"]
     results = run_ner.main(options(files, tiny_encoder("bert"), *extra, retrieval="text"))
-    assert results["train_posts"] == 10 and results["retrieval_report"]["posts"] == 41
+    assert results["train_posts"] == 10 and results["retrieval_report"]["posts"] == 10 + 8 + 9
 
 
 def test_shuffled_posts_get_another_posts_knowledge():
-    from modeling_more.data import _shifted
+    from modeling_more.arguments import DataArguments
+    from modeling_more.data import Source, with_knowledge
 
+    args = DataArguments(retrieval="text", shuffle_knowledge=True)
     for number in (2, 3, 10):
-        rows = [{"id": i, "k": [i]} for i in range(number)]
-        shuffled = _shifted(rows, "k")
-        assert sorted(row["k"][0] for row in shuffled) == list(range(number))
-        assert all(row["k"] != [row["id"]] for row in shuffled)
+        source = Source({"test": [{"id": i, "knowledge_text": [i]} for i in range(number)]}, [])
+        shuffled = with_knowledge(args, source, {"test": range(number)})[0]["test"]
+        assert sorted(row["knowledge_text"][0] for row in shuffled) == list(range(number))
+        assert all(row["knowledge_text"] != [row["id"]] for row in shuffled)
+        few = with_knowledge(args, source, {"test": range(2)})[0]["test"]
+        assert few == shuffled[:2]  # among all posts, not among those that are used
