@@ -285,8 +285,9 @@ def read_labelled(
 
 
 def _looks_like_json(path: Path, text: str) -> bool:
-    if path.suffix in (".json", ".jsonl", ".conll"):
-        return path.suffix != ".conll"
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".jsonl", ".conll"):
+        return suffix != ".conll"
     return re.match(r"""\s*(\{\s*["']|\[\s*[\[{"])""", text) is not None and not looks_like_conll(text)
 
 
@@ -331,7 +332,7 @@ def read_posts(
             rows.append({**row, **read_knowledge(item, where)})
         counts.report(path)
         return rows
-    if path.suffix == ".conll" or looks_like_conll(content, columns) or _MARKED.match(content):
+    if path.suffix.lower() == ".conll" or looks_like_conll(content, columns) or _MARKED.match(content):
         for post in read_conll(path, knowledge_column=knowledge_column, columns=columns):
             knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
             row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}

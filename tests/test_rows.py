@@ -9,13 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from mixture_experts import save_expert
 from modeling_more import MoReForRelationExtraction, MoReForTokenClassification, MoReProcessor, predict
 from modeling_more.arguments import DataArguments
-from modeling_more.data import ENTITIES, RELATIONS, Schema, load_posts
+from modeling_more.data import ENTITIES, RELATIONS, Schema, Source, _searched, load_posts
 from modeling_more.formats import read_labelled, read_posts
+from modeling_more.knowledge.captions import read_captions
+from modeling_more.knowledge.entities import read_predictions
 from modeling_more.relation_formats import read_pairs, read_relations
 from ner_runs import KNOWLEDGE, PEOPLE, posts, write_jsonl
 from re_runs import pairs
@@ -412,6 +414,12 @@ def test_half_a_surrogate_pair_in_other_places(tmp_path: Path) -> None:
         (tmp_path / "w.json").write_text(json.dumps([value]))
         with pytest.raises(ValueError, match=r"w\.json, item 1: .*half a surrogate pair"):
             read_labelled(tmp_path / "w.json")
+    for read_more, line in (
+        (read_captions, {"image_id": "a", "caption": HALF}),
+        (lambda file: read_predictions([file]), {"id": "a", "entities": [{"text": HALF}]}),
+    ):
+        with pytest.raises(ValueError, match=r"x\.jsonl, line 1: .*half a surrogate pair"):
+            read_more(escaped(tmp_path / "x.jsonl", [line]))
     # as bytes they are no UTF-8
     for name, content in (("a.txt", b"Ada\n\xed\xa0\xbd\n"), ("a.csv", b"text\n\xed\xa0\xbd\n"),
                           ("a.conll", b"Ada\tO\n\xed\xa0\xbd\tO\n")):  # fmt: skip
@@ -499,6 +507,16 @@ def test_knowledge_is_retrieved_for_the_posts_that_are_used(
     assert few == {"train": whole["train"][:3], "validation": whole["validation"][:2]} and types == few_types
     assert report["posts"] == 5 and len(set(asked)) == 3  # two of dev are posts of training
     assert any(name.split()[0] in row["knowledge_text"][0]["text"] for name in PEOPLE for row in few["train"])
+
+
+def test_images_stay_beside_the_posts_that_are_used(tmp_path: Path) -> None:
+    """What image retrieval sees of few posts, in their order."""
+    rows = [{"id": str(n), "image_id": None, "tokens": ["a"], "ner_tags": ["O"]} for n in range(4)]
+    pictures = [{"bytes": bytes([n]), "path": None} for n in range(4)]
+    images = Dataset.from_dict({"image": pictures}, Features({"image": Image(decode=False)}))
+    searched = _searched(Source({"test": rows}, [], {"test": images}, {"test": {"id"}}), "test", [3, 1])
+    assert searched.column_names == ["id", "tokens", "image"] and searched["id"][:] == ["3", "1"]
+    assert [picture["bytes"] for picture in searched["image"]] == [b"\3", b"\1"]
 
 
 def test_the_pairs_of_a_file_are_chosen_before_retrieval(tmp_path: Path) -> None:

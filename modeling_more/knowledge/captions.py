@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modeling_more.rows import check_string
+
 logger = logging.getLogger(__name__)
 
 _IMAGE_SUFFIX = re.compile(r"\.(?:jpe?g|png|gif|webp|bmp)$", re.IGNORECASE)
@@ -89,7 +91,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of each line of a JSONL file.
 
     Raises:
-        ValueError: a line that is no JSON object; names file and line.
+        ValueError: a line that is no JSON object, half a surrogate pair; names file and line.
     """
     for where, line in _lines(path):
         try:
@@ -98,6 +100,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ValueError(f"{where}: not JSON ({error}); one object a line is read.") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: not a JSON object.")
+        check_string(json.dumps(row, ensure_ascii=False), where, "the line")
         yield where, row
 
 
