@@ -26,7 +26,7 @@ from modeling_more.arguments import DataArguments
 from modeling_more.conll import read_conll
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, load_knowledge, title_recall
 from modeling_more.knowledge.corpus import default_cache_dir
-from modeling_more.knowledge.text_index import split_query
+from modeling_more.knowledge.search_words import split_query
 from modeling_more.retrieval import add_knowledge
 
 CORPORA = ("fb15k_descriptions", "codex_wiki", "factbook_countries")

@@ -21,6 +21,7 @@ pytest.importorskip("milvus_lite")
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, milvus
 from modeling_more.knowledge.image import ImageEncoder, ImageRetriever
 from modeling_more.knowledge.milvus import Database, MilvusImageRetriever, MilvusTextRetriever
+from modeling_more.knowledge.milvus_load import LOAD_VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [f"word{number}" for number in range(40)]
@@ -103,6 +104,36 @@ def test_equals_the_embedded_engine(tmp_path: Path, seed: int) -> None:
     assert retriever.fingerprint != embedded.fingerprint and corpus.fingerprint in retriever.fingerprint
     with pytest.raises(ValueError, match="At least one result"):
         retriever.search(["word1"], 0)
+
+
+def test_words_of_all_scripts_equal_the_embedded_engine(tmp_path: Path) -> None:
+    texts = [
+        "मान एक शब्द है।",
+        "मीना एक नाम है।",
+        "北京是中国的首都。",
+        "上海是一座城市。",
+        "Café snake_case.",
+        "กรุงเทพ น้ำ",
+    ]
+    corpus = build(tmp_path, [(f"Title {row}", text) for row, text in enumerate(texts)])
+    embedded = BM25Retriever.from_corpus(corpus)
+    retriever = MilvusTextRetriever.from_corpus(corpus, f"milvus:{tmp_path / 'k.db'}")
+    queries = ["मीना", "मीन", "北京在哪里", "海", "京北", "CAFE\u0301", "snake", "snake_case", "น้ำ", "กรุง", "x636166"]
+    found = retriever.search(queries)
+    assert [len(entries) for entries in found] == [1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 0]
+    assert_equal_but_for_ties(found, embedded.search(queries))
+
+
+def test_a_database_of_before_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, spec = build(tmp_path, [("Oslo", "A city.")]), f"milvus:{tmp_path / 'k.db'}"
+    monkeypatch.setitem(LOAD_VERSIONS, "sentences", 1)
+    before = MilvusTextRetriever.from_corpus(corpus, spec).fingerprint
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="The sentences in .* are of version 1, this one reads 2: drop them, or load"):
+        MilvusTextRetriever(spec)
+    with pytest.raises(ValueError, match="holds other sentences under the name more"):
+        MilvusTextRetriever.from_corpus(corpus, spec)
+    assert MilvusTextRetriever.from_corpus(corpus, f"{spec}#again").fingerprint != before
 
 
 def test_fetches_on_until_k_distinct_paragraphs(tmp_path: Path) -> None:

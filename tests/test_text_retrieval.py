@@ -228,7 +228,7 @@ def split(text, calls=[]):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(text)
 
-whole, text_index.split_query, text_index._PART_ROWS = text_index.split_query, split, 10
+whole, text_index.split_text, text_index._PART_ROWS = text_index.split_text, split, 10
 BM25Retriever.from_corpus(KnowledgeCorpus(sys.argv[1]), sys.argv[2])
 """
 
@@ -251,9 +251,9 @@ def test_a_killed_build_of_the_index_continues_with_the_same_result(
         first.write_bytes(b"something else")
 
     split: list[str] = []
-    whole = text_index.split_query
+    whole = text_index.split_text
     monkeypatch.setattr(text_index, "_PART_ROWS", 10)
-    monkeypatch.setattr(text_index, "split_query", lambda text: split.append(text) or whole(text))
+    monkeypatch.setattr(text_index, "split_text", lambda text: split.append(text) or whole(text))
     continued = BM25Retriever.from_corpus(corpus, index)
     assert split == [*(corpus.keys(0, 10) if damaged else ()), *corpus.keys(20)]
     for name in ("data", "indices", "indptr"):

@@ -29,7 +29,8 @@ from .pictures import ImageError, Source, find_image, open_image, read_bytes
 
 logger = logging.getLogger(__name__)
 
-ATTACH_VERSION = 1
+ATTACH_VERSION = 2  # 2: the leakage guard compares normal forms
+_NOTHING_FOUND = 0.1  # a share of the posts at which something is wrong with the search, not with the posts
 LABEL_COLUMNS = frozenset({"ner_tags", "tags", "labels", "label", "relation", "spans"})
 _SHARD = Features({"knowledge": KNOWLEDGE_FEATURE, "dropped": Value("int32")})
 _IMAGE_SHARD = Features({**_SHARD, "reason": Value("string")})  # why a post's image could not be used
@@ -109,7 +110,7 @@ def attach_text_knowledge(
 
     Results are cached in shards named by what they depend on (corpus, queries, posts, `top_k`), so a run that was
     killed continues where it was, and posts seen before are not searched again. Processes that attach the same at once
-    (`accelerate launch`) share the shards.
+    (`accelerate launch`) share the shards. Where a tenth of a split's posts or more find nothing, a warning says so.
 
     Args:
         dataset: rows with `tokens`; labels are never shown to `query`.
@@ -251,6 +252,12 @@ def _attach(
             raise ValueError(f"The posts have no column tokens, only {', '.join(split.column_names)}.")
         files, report = _retrieve(split, prepare(split), cache, shard_size, name or "posts", report_type)
         result[name] = _with_column(split, files, column)
+        # posts without a usable image are warned of by their reasons
+        if report_type is AttachReport and report.without_knowledge >= max(1, _NOTHING_FOUND * report.posts):
+            logger.warning(
+                "%d of %d %s find nothing in the knowledge: is it in their language?",
+                report.without_knowledge, report.posts, f"{name} posts".lstrip(),
+            )  # fmt: skip
         total += report
     logger.info("Knowledge attached: %s", total)
     return (DatasetDict(result) if isinstance(dataset, DatasetDict) else result[""]), total

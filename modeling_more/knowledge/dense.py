@@ -17,7 +17,8 @@ from ..files import copy_folder
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
 from .corpus_tables import read_meta
-from .leakage import WORDS, Entry, search_without_leaks
+from .leakage import Entry, search_without_leaks
+from .search_words import split_query
 from .text import distinct_entries
 from .vectors import build_index, embed_in_shards, load_index, search_rows
 
@@ -209,7 +210,7 @@ class DenseRetriever:
         if posts is not None:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
         results: list[list[Entry]] = [[] for _ in queries]
-        asked = [row for row, query in enumerate(queries) if WORDS.search(query)]
+        asked = [row for row, query in enumerate(queries) if split_query(query)]
         for first in range(0, len(asked), _BATCH):
             rows = asked[first : first + _BATCH]
             vectors = self.encoder.embed([queries[row] for row in rows])

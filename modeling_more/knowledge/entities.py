@@ -15,8 +15,9 @@ import numpy as np
 
 from .captions import json_lines
 from .corpus import KnowledgeCorpus
+from .search_words import split_query
 from .text import TITLE_BOOST, BM25Retriever, Titles
-from .text_index import META_FILE, build_index, open_index, read_postings, split_query
+from .text_index import build_index, is_current, open_index, read_postings
 
 _SEPARATOR = "\x1f"  # between the post and its entities in a query: a retriever is asked with strings
 _FOLDER = "bm25_titles"
@@ -61,7 +62,8 @@ def read_predictions(files: Iterable[str | Path]) -> dict[str, Prediction]:
 
 def entity_query(text: str, entities: Sequence[str]) -> str:
     """The query of `EntityRetriever` for a post and the entities predicted in it."""
-    return _SEPARATOR.join(part.replace(_SEPARATOR, " ") for part in (text, " ".join(entities)))
+    # a line break keeps the letters of two entities in scripts without blanks apart, which a blank does not
+    return _SEPARATOR.join(part.replace(_SEPARATOR, " ") for part in (text, "\n".join(entities)))
 
 
 class EntityRetriever(BM25Retriever):
@@ -77,7 +79,7 @@ class EntityRetriever(BM25Retriever):
         """Open a saved index and that of the titles; where the corpus's folder has none of these, it is built."""
         super().__init__(corpus, index_dir, n_threads)
         folder = corpus.folder / _FOLDER
-        if not (folder / META_FILE).is_file():
+        if not is_current(folder):
             _build_titles(corpus, folder)
         starts = np.load(corpus.folder / _STARTS, mmap_mode="r").view(np.ndarray)
         index = open_index(folder, corpus.fingerprint, len(starts) - 1)

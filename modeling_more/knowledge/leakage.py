@@ -1,38 +1,39 @@
 """The leakage guard: a post must not be handed its own text as knowledge (METHOD, section 1)."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from .search_words import count_unspaced, normal_form, split_letters
 
 Entry = dict[str, Any]  # one entry of KNOWLEDGE_FEATURE
 Search = Callable[[list[str], int], list[list[Entry]]]
 
-WORDS = re.compile(r"\w+")
-MIN_HELD_WORDS = 8
+MIN_HELD_WORDS = 8  # two letters of a script without blanks count as a word
 
 
 class Post:
-    """A post prepared for comparison: case, white space and punctuation do not count."""
+    """A post prepared for comparison: case, spelling (`normal_form`), white space and punctuation do not count."""
 
     def __init__(self, text: str) -> None:
-        words = WORDS.findall(text.lower())
+        words = split_letters(text)
         self.words = f" {' '.join(words)} " if words else ""
         self.longest_first = sorted(set(words), key=len, reverse=True)
-        self.may_be_held = max(len(words), len(text.split())) >= MIN_HELD_WORDS
+        halved = count_unspaced(words) // 2  # a name in Chinese alone may have eight letters
+        self.may_be_held = max(len(words), len(text.split())) - halved >= MIN_HELD_WORDS
 
     def leaks_into(self, entry: Entry) -> bool:
-        """Whether the entry equals the post, or holds the whole post when that has 8 words or more."""
+        """Return whether the entry equals the post, or holds the whole post when that has 8 words or more."""
         text: str = entry["text"]
         title: str = entry["title"]
-        lower = f"{title} {text}".lower()
+        both = normal_form(f"{title} {text}")
         for word in self.longest_first:  # spares nearly every entry the regular expression
-            if word not in lower:
+            if word not in both:
                 return False
         if not self.words:
             return False
-        if f" {' '.join(WORDS.findall(text.lower()))} " == self.words:
+        if f" {' '.join(split_letters(text))} " == self.words:
             return True
-        whole = f" {' '.join(WORDS.findall(lower))} "
+        whole = f" {' '.join(split_letters(both))} "
         return whole == self.words or (self.may_be_held and self.words in whole)
 
 

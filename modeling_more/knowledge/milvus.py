@@ -23,7 +23,7 @@ from .corpus import KnowledgeCorpus, load_knowledge
 from .leakage import Entry, search_without_leaks
 from .milvus_load import (
     BATCH,
-    LOAD_VERSION,
+    LOAD_VERSIONS,
     Database,
     Rows,
     begin,
@@ -34,7 +34,8 @@ from .milvus_load import (
     read_values,
     value_of,
 )
-from .text import K1, B, split_query
+from .search_words import split_query, split_text
+from .text import K1, B
 
 if TYPE_CHECKING:
     from .image import ImageEncoder
@@ -52,9 +53,9 @@ _QUERIES = 64  # a search
 class MilvusTextRetriever:
     """BM25 over the sentences of a corpus in Milvus, their paragraphs as results: `BM25Retriever`'s interface.
 
-    The words of keys and queries are split and lower-cased by us, and Milvus' standard analyzer splits them at the
-    spaces (a server's also at `_`). Scores are those of METHOD, section 1. Milvus counts document frequencies: a
-    server over the whole collection, milvus-lite over each segment, so there several segments change the ranking.
+    The words of keys and queries are ours, written so that Milvus' standard analyzer only splits at the spaces.
+    Scores are those of METHOD, section 1. Milvus counts document frequencies: a server over the whole collection,
+    milvus-lite over each segment, so there several segments change the ranking.
     """
 
     def __init__(self, spec: str) -> None:
@@ -71,7 +72,7 @@ class MilvusTextRetriever:
     @property
     def fingerprint(self) -> str:
         """What the results depend on besides queries, top_k and the segments that Milvus made."""
-        return f"milvus-{LOAD_VERSION}-{K1}-{B}-{self.about['corpus']}"
+        return f"milvus-{LOAD_VERSIONS['sentences']}-{K1}-{B}-{self.about['corpus']}"
 
     @classmethod
     def from_corpus(cls, corpus: KnowledgeCorpus, spec: str) -> "MilvusTextRetriever":
@@ -84,7 +85,7 @@ class MilvusTextRetriever:
         """
         database = Database.parse(spec)
         client = database.connect()
-        about = {"version": LOAD_VERSION, "corpus": corpus.fingerprint, "k1": K1, "b": B}
+        about = {"version": LOAD_VERSIONS["sentences"], "corpus": corpus.fingerprint, "k1": K1, "b": B}
         counts = {"paragraphs": corpus.info.paragraphs, "sentences": len(corpus)}
         begin(client, database, "sentences", {**about, **counts})
 
@@ -97,7 +98,7 @@ class MilvusTextRetriever:
             spans = (corpus.sentence_paragraph, corpus.sentence_start, corpus.sentence_end)
             places = zip(*(column[first:last].tolist() for column in spans), strict=True)
             return [
-                {"id": row, "key": fit(" ".join(split_query(key))), "paragraph": at, "start": start, "end": end}
+                {"id": row, "key": fit(_unsplit(split_text(key))), "paragraph": at, "start": start, "end": end}
                 for row, (key, (at, start, end)) in enumerate(zip(keys, places, strict=True), first)
             ]
 
@@ -115,7 +116,7 @@ class MilvusTextRetriever:
         """
         if posts is not None:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
-        words = [" ".join(split_query(query)) for query in queries]
+        words = [_unsplit(split_query(query)) for query in queries]
 
         def ask(rows: list[int], limit: int) -> list[tuple[list[Entry], int]]:
             found = self._hits([words[row] for row in rows], limit)
@@ -169,6 +170,15 @@ class MilvusTextRetriever:
         return results
 
 
+def _unsplit(words: list[str]) -> str:
+    """The words with spaces between them, in letters and digits that no analyzer of Milvus cuts or changes.
+
+    One cuts at combining marks (milvus-lite), at "_" (a server), or within a piece of Chinese: what is not of ASCII
+    letters and digits is written in hexadecimal digits.
+    """
+    return " ".join(word if word.isascii() and word.isalnum() else f"0x{word.encode().hex()}" for word in words)
+
+
 class MilvusImageRetriever:
     """Inner products of image embeddings in Milvus, one entry an article: `ImageRetriever`'s interface."""
 
@@ -192,7 +202,7 @@ class MilvusImageRetriever:
     @property
     def fingerprint(self) -> str:
         index = json.dumps(self.about["index"], sort_keys=True)
-        return f"milvus-image-{LOAD_VERSION}-{index}-{self.encoder.fingerprint}-{self.about['corpus']}"
+        return f"milvus-image-{LOAD_VERSIONS['images']}-{index}-{self.encoder.fingerprint}-{self.about['corpus']}"
 
     @classmethod
     def from_corpus(
@@ -212,7 +222,11 @@ class MilvusImageRetriever:
         raw = images.cast_column("image", ImageFeature(decode=False))
         database = Database.parse(spec)
         client = database.connect()
-        about = {"version": LOAD_VERSION, "corpus": corpus.info.image_fingerprint, "encoder": encoder.fingerprint}
+        about = {
+            "version": LOAD_VERSIONS["images"],
+            "corpus": corpus.info.image_fingerprint,
+            "encoder": encoder.fingerprint,
+        }
         about |= {"images": len(images), "index": index or {"index_type": "FLAT"}}
         begin(client, database, "images", about, encoder.dimension)
 

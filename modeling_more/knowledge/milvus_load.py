@@ -16,7 +16,8 @@ from .text import K1, B
 logger = logging.getLogger(__name__)
 
 PREFIX = "milvus:"
-LOAD_VERSION = 1
+#: of what is loaded; sentences, 2: words in their normal form, pieces of scripts without blanks, none cut by Milvus
+LOAD_VERSIONS = {"sentences": 2, "images": 1}
 DEFAULT_NAME = "more"
 MAX_BYTES = 65_535  # of a VARCHAR
 BATCH = 1_000  # rows an insert
@@ -219,8 +220,11 @@ def open_kind(client: Any, database: Database, kind: str) -> dict[str, Any]:
     again = f"python -m modeling_more.knowledge.milvus {where} --knowledge FILE..."
     if about is None:
         raise FileNotFoundError(f"{where} holds no {kind}: load them by {again}")
-    if about["version"] != LOAD_VERSION:
-        raise ValueError(f"{where} is of version {about['version']}, this one reads {LOAD_VERSION}: load it anew.")
+    if about["version"] != LOAD_VERSIONS[kind]:
+        raise ValueError(
+            f"The {kind} in {where} are of version {about['version']}, this one reads {LOAD_VERSIONS[kind]}: "
+            "drop them, or load them under another name."
+        )
     for part in ("paragraphs", "sentences") if kind == "sentences" else ("images",):
         name = database.collection(part)
         if client.has_collection(name):

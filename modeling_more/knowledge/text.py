@@ -16,7 +16,8 @@ from numba import njit
 from ..files import copy_folder
 from .corpus import INDEX_FOLDER, KnowledgeCorpus
 from .leakage import Entry, search_without_leaks
-from .text_index import INDEX_VERSION, K1, META_FILE, B, build_index, open_index, read_only, read_postings, split_query
+from .search_words import split_query
+from .text_index import INDEX_VERSION, K1, META_FILE, B, build_index, is_current, open_index, read_only, read_postings
 
 TITLE_BOOST = 2.0  # weight of titles, where they are searched too (entities.py)
 _BATCH = 512  # queries a step
@@ -65,12 +66,22 @@ class BM25Retriever:
     ) -> "BM25Retriever":
         """Open the index of the corpus; where there is none, build and save it first; a killed build continues.
 
+        An index that an earlier version saved with the corpus is left alone, and another is built in the cache; one in
+        the cache is built anew.
+
         Args:
             index_dir: default: the index saved with the corpus, else one beside its tables in the cache.
             n_threads: threads of a search; the results do not depend on it.
+
+        Raises:
+            ValueError: `index_dir` holds the index of another corpus, or of another version.
         """
-        folder = Path(index_dir or corpus.index_dir or corpus.folder / INDEX_FOLDER)
-        if not (folder / META_FILE).is_file():
+        home = corpus.folder / INDEX_FOLDER
+        folder = Path(index_dir or corpus.index_dir or home)
+        if index_dir is None and not is_current(folder):
+            folder = home
+            build_index(corpus.keys, len(corpus), folder, corpus.fingerprint)
+        elif not (folder / META_FILE).is_file():
             build_index(corpus.keys, len(corpus), folder, corpus.fingerprint)
         return cls(corpus, folder, n_threads)
 

@@ -21,14 +21,14 @@ from tqdm.auto import tqdm
 
 from ..files import new_file
 from .corpus_tables import build_once, claim, read_meta
-from .leakage import WORDS
+from .search_words import split_text
 
 logger = logging.getLogger(__name__)
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG at import
 
 K1 = 1.2
 B = 0.75
-INDEX_VERSION = 1
+INDEX_VERSION = 2  # 2: words in their normal form, pieces of scripts without blanks
 META_FILE = "index.json"
 _PART_ROWS = 100_000  # texts a part: what a killed run loses at most
 _STEP = 10_000  # texts a step of the progress bar
@@ -44,13 +44,29 @@ class _Part(NamedTuple):
     new: list[str]
 
 
-def split_query(text: str) -> list[str]:
-    """The words of BM25: `\\w+`, lower-cased; no stop words, no stemming, repeats kept."""
-    return WORDS.findall(text.lower())
+def is_current(folder: Path) -> bool:
+    """Return whether the folder holds an index, and none of another version, which the log names."""
+    if (version := _other_version(folder)) is not None:
+        logger.warning(
+            "The index in %s is of version %s, not %s: it is built again in the cache.", folder, version, INDEX_VERSION
+        )
+        return False
+    return (folder / META_FILE).is_file()
+
+
+def _other_version(folder: Path) -> object:
+    """The version of the index in the folder; None where it is today's, or none is told."""
+    try:
+        version: object = json.loads((folder / META_FILE).read_text(encoding="utf-8"))["version"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return None if version == INDEX_VERSION else version
 
 
 def build_index(texts: Callable[[int, int], Iterable[str]], rows: int, folder: Path, fingerprint: str) -> None:
     """Write the BM25 index of the texts for the corpus of that fingerprint; of several processes one does it.
+
+    An index of another version in the folder is replaced.
 
     Args:
         texts: those of the rows from first to last.
@@ -76,6 +92,8 @@ def build_index(texts: Callable[[int, int], Iterable[str]], rows: int, folder: P
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with claim(parts, wait=True):
+        if _other_version(folder) is not None:
+            shutil.rmtree(folder)
         build_once(folder, META_FILE, write)
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -111,7 +129,7 @@ def _split(texts: Iterable[str], vocabulary: dict[str, int], bar: tqdm) -> _Part
     known = len(vocabulary)
     words, lengths = array("i"), array("i")
     for text in texts:
-        numbers = [vocabulary.setdefault(word, len(vocabulary)) for word in split_query(text)]
+        numbers = [vocabulary.setdefault(word, len(vocabulary)) for word in split_text(text)]
         words.extend(numbers)
         lengths.append(len(numbers))
         if len(lengths) % _STEP == 0:

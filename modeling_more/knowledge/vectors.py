@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -21,6 +20,7 @@ from ..files import new_file, write_json
 from .corpus_tables import claim
 
 logger = logging.getLogger(__name__)
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells of each build of faiss that is not installed
 
 INDEX = "embedding"
 INDEX_FILE = "index.faiss"
@@ -117,6 +117,8 @@ def build_index(vectors: Dataset, folder: Path, factory: str, meta_file: str, me
 
 
 def _train(vectors: Dataset, factory: str) -> Any:
+    import faiss  # here, for runs that search no vectors
+
     dimension = vectors.features[INDEX].length
     try:
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
@@ -143,6 +145,8 @@ def load_index(table: Dataset, folder: Path, dimension: int, parameters: str = "
         FileNotFoundError: the index is missing.
         ValueError: it is damaged, or has other rows or dimensions; or there are no such parameters.
     """
+    import faiss
+
     file = folder / INDEX_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{folder} lacks its file {file.name}.")
