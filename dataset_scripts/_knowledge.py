@@ -27,6 +27,7 @@ from dataset_scripts._publish import failed_push, without_folder
 from modeling_more.files import new_file, write_text
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
 from modeling_more.model_card import markdown_table, scrub_command
+from modeling_more.outputs import privacy
 
 logger = logging.getLogger(__name__)
 
@@ -290,6 +291,10 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
     corpus.save_pretrained(folder, license, description, date=date)
     logger.info("Written: %s (%s)", folder, _listed(counts))
     if given.push_to_hub:
+        logger.info(
+            "Uploading to %s (%s): all that is in %s, the articles' texts%s with their indices, and README.md.",
+            given.push_to_hub, privacy(given.private), folder, " and images" * bool(corpus.info.images),
+        )  # fmt: skip
         try:
             corpus.push_to_hub(given.push_to_hub, license, description, private=given.private or None, date=date)
         except Exception as error:  # whatever the client raises, the folder is whole and can be pushed again

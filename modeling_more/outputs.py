@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import Arguments
-from .files import copy_folder
+from .files import TEMPORARY, copy_folder
 from .model_card import scored_parts, write_model_card
 from .output_folders import forget_predictions
 from .task import Task
@@ -79,16 +79,39 @@ def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
             logger.info("%s %.2f%s", key, results[key], spread)
 
 
-def push(folder: Path, repository: str, private: bool) -> None:
-    """Upload everything but checkpoints and logs; a failure loses nothing and says how to try again."""
-    from huggingface_hub import HfApi
+def privacy(private: bool) -> str:
+    """How private a new repository becomes, in words."""
+    return "private" if private else "if it is new, as private as the account or organisation has it by default"
 
-    left_out = ["checkpoints/*", "logs/*", "seed-*/*", "crossfit/*"]
+
+def push(folder: Path, repository: str, private: bool, predictions: bool = False) -> None:
+    """Upload everything but checkpoints, logs and predictions; a failure loses nothing and says how to try again.
+
+    Args:
+        private: of a repository that is new; False leaves it to the default of the account or organisation.
+        predictions: upload these, too: they hold the posts' own words.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    left_out = ["checkpoints/*", "logs/*", "seed-*/*", "crossfit/*", TEMPORARY]
+    if not predictions:
+        left_out.append("predictions/*")
+    there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    sent = list(filter_repo_objects(there, ignore_patterns=left_out))
+    logger.info(
+        "uploading to %s (%s): %s%s", repository, privacy(private), ", ".join(sent),
+        "" if predictions else "; without the predictions, which hold the posts' words: --push_predictions",
+    )  # fmt: skip
     try:
         api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
+        api.create_repo(repository, private=private or None, exist_ok=True)
         url = api.upload_folder(
-            repo_id=repository, folder_path=folder, ignore_patterns=left_out, commit_message="Upload a MoRe expert"
+            repo_id=repository,
+            folder_path=folder,
+            ignore_patterns=left_out,
+            delete_patterns="predictions/*",  # of the model that was there before
+            commit_message="Upload a MoRe expert",
         )
     except Exception as error:  # of the Hub, of its HTTP library, of the system: the run's files matter more
         logger.debug("upload failed", exc_info=True)

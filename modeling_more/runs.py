@@ -149,7 +149,7 @@ def _run(
             write_card(task, args, output, results, command)
         log_scores(results, task.shown)
         if run.push_to_hub:
-            push(output, str(run.hub_model_id), run.hub_private)
+            push(output, str(run.hub_model_id), run.hub_private, run.push_predictions)
     accelerator.wait_for_everyone()
     return results
 
@@ -355,6 +355,8 @@ def _check(args: Arguments) -> None:
     resumed = training.resume_from_checkpoint
     if resumed and resumed != "latest" and not Path(resumed).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint {resumed}: no such folder")
+    if run.push_predictions and not run.push_to_hub:
+        raise ValueError("--push_predictions is for --push_to_hub: it adds the predictions to what is uploaded")
     if run.push_to_hub and run.hub_model_id is None:
         raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME")
     if training.resume_from_checkpoint and training.resume_from_checkpoint != "latest" and training.seeds:

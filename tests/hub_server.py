@@ -74,6 +74,8 @@ class LocalHub:
         self.endpoint = endpoint
         self.refuse_uploads = False
         self.repos: dict[tuple[str, str], Repo] = {}
+        #: by repository, what its creation asked for; None: the default of the account or organisation
+        self.privacy: dict[tuple[str, str], Any] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []  # "METHOD path" in order, for tests that ask what was called
         self.lock = threading.RLock()
@@ -107,6 +109,7 @@ class LocalHub:
         if (repo_type, repo_id) in self.repos:
             raise HubError(409, "RepoExists", "You already created this repository", **answer)
         self.repos[repo_type, repo_id] = Repo()
+        self.privacy[repo_type, repo_id] = asked.get("private") or asked.get("visibility")
         return answer
 
     def branch(self, m: dict[str, str], body: bytes) -> Any:

@@ -302,7 +302,7 @@ def test_a_saved_mixture_is_scored_as_it_is(experts, tmp_path):
     with pytest.raises(SystemExit, match="nothing to score: no validation or test split"):
         run_ner.main([*arguments[2:], "--train_file", experts["train"]])
     with pytest.raises(SystemExit, match="training needs a train split"):
-        run_ner.main([one for one in arguments if one != "--no_do_train"])
+        run_ner.main([*(one for one in arguments if one != "--no_do_train"), "--output_dir", str(tmp_path / "x")])
 
 
 def test_ids_and_splits_join_the_experts_of_a_folder(experts, tmp_path):

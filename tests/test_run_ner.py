@@ -320,8 +320,13 @@ def test_push_and_reload_from_the_hub(files, hub, tiny_encoder):
     assert done.returncode == 0, done.stderr
     uploaded = set(hub.files("org/more-tiny"))
     assert {"README.md", "config.json", "model.safetensors", "processor_config.json", "all_results.json",
-            "training_curve.png", "predictions/test.jsonl"} <= uploaded  # fmt: skip
-    assert not [name for name in uploaded if name.startswith(("checkpoints", "seed-", "logs"))]
+            "training_curve.png"} <= uploaded  # fmt: skip
+    assert not [name for name in uploaded if name.startswith(("checkpoints", "seed-", "logs", "predictions"))]
+    # the predictions' words are other people's; whether it is private is for the account or organisation to say
+    assert hub.privacy["model", "org/more-tiny"] is None
+    (told,) = [line for line in done.stderr.splitlines() if "uploading to org/more-tiny" in line]
+    assert all(name in told for name in uploaded - {".gitattributes"})
+    assert "--push_predictions" in told and "default" in told
     assert hub.env["HF_TOKEN"] not in done.stderr + done.stdout or len(hub.env["HF_TOKEN"]) < 4
     code = (
         "import sys, modeling_more, json; from transformers import AutoModelForTokenClassification, AutoProcessor\n"
@@ -340,6 +345,21 @@ def test_push_and_reload_from_the_hub(files, hub, tiny_encoder):
     assert again.returncode == 0, again.stderr
 
 
+def test_predictions_and_privacy_are_pushed_where_that_is_asked_for(files, hub, tiny_encoder):
+    push = ["--push_to_hub", "--hub_model_id", "org/words", "--num_train_epochs", "1", "--overwrite_output_dir"]
+    given = options(files, tiny_encoder("bert"), *push)
+    done = run_script([*given, "--push_predictions", "--hub_private"], env=hub.env)
+    assert done.returncode == 0, done.stderr
+    assert {"predictions/dev.jsonl", "predictions/test.jsonl"} <= set(hub.files("org/words"))
+    assert hub.privacy["model", "org/words"] in (True, "private")
+    (told,) = [line for line in done.stderr.splitlines() if "uploading to org/words" in line]
+    assert "predictions/test.jsonl" in told and "--push_predictions" not in told and "private" in told
+    # those of the model before don't stay beside another one
+    done = run_script([*given, "--seed", "2"], env=hub.env)
+    assert done.returncode == 0, done.stderr
+    assert not [name for name in hub.files("org/words") if name.startswith("predictions")]
+
+
 def test_failed_upload_loses_nothing(files, tiny_encoder):
     env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_secretsecretsecret", "HF_HUB_DISABLE_XET": "1"}
     done = run_script(
@@ -348,6 +368,7 @@ def test_failed_upload_loses_nothing(files, tiny_encoder):
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "hf upload org/x" in done.stderr and "hf_secret" not in done.stderr
+    assert "--exclude 'predictions/*'" in done.stderr and "--private" not in done.stderr
     AutoModelForTokenClassification.from_pretrained(files["out"])
 
 

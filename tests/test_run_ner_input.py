@@ -47,6 +47,7 @@ BAD = {
     "unknown set": (["--dataset", "twitter99"], "twitter99"),
     "no model": ([*GIVEN, "--model_name_or_path", "{tmp}/nomodel"], "nomodel"),
     "predict without file": (["--do_predict"], "--predict_file"),
+    "predictions of no push": ([*GIVEN, "--push_predictions"], "--push_predictions is for --push_to_hub"),
     "push without name": ([*GIVEN, "--push_to_hub"], "--hub_model_id"),
     "option file": (["{tmp}/nowhere.yaml"], "nowhere.yaml"),
     "unknown option in file": (["{optionfile}"], "learning_rat"),
