@@ -1,6 +1,7 @@
 """Publish a data set: a folder of Parquet files with its card, which `load_dataset` reads, and the same on the Hub."""
 
 import argparse
+import hashlib
 import importlib
 import logging
 import shlex
@@ -11,13 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict, concatenate_datasets
+from datasets import DatasetDict, DatasetInfo, SplitDict, SplitInfo, concatenate_datasets
 from datasets import __version__ as datasets_version
+from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from dataset_scripts import load
 from modeling_more.files import new_folder
+from modeling_more.knowledge.corpus_tables import file_digest
 from modeling_more.model_card import markdown_table, scrub_command
+from modeling_more.outputs import privacy
 from modeling_more.rows import HIDDEN
 from modeling_more.tagging import tags_to_spans
 from modeling_more.words import STYLES
@@ -198,7 +202,28 @@ def write_folder(configs: Configs, card: DatasetCard, folder: Path, overwrite: b
             (beside / name).mkdir()
             for split, rows in splits.items():
                 rows.to_parquet(str(beside / name / f"{split}-00000-of-00001.parquet"))
+        _describe(card, configs, beside)
         card.save(beside / "README.md")
+
+
+def _describe(card: DatasetCard, configs: Configs, folder: Path) -> None:
+    """Tell of the files in the card, so that `datasets` sees that they changed: it caches a folder's rows by the
+    folder's name and the metadata of its card alone."""
+    infos = DatasetInfosDict()
+    configured = {config["config_name"]: config for config in card.data.get("configs")}
+    for name, splits in configs.items():
+        files = {split: folder / name / f"{split}-00000-of-00001.parquet" for split in splits}
+        sizes = {split: rows.data.nbytes for split, rows in splits.items()}
+        infos[name] = DatasetInfo(
+            config_name=name,
+            features=next(iter(splits.values())).features,
+            splits=SplitDict({split: SplitInfo(split, sizes[split], len(rows)) for split, rows in splits.items()}),
+            download_size=sum(file.stat().st_size for file in files.values()),
+            dataset_size=sum(sizes.values()),
+        )
+        digests = "".join(file_digest(file) for file in files.values())
+        configured[name]["description"] = f"content {hashlib.sha256(digests.encode()).hexdigest()[:32]}"
+    infos.to_dataset_card_data(card.data)
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -289,12 +314,17 @@ def push(configs: Configs, card: DatasetCard, repo_id: str, private: bool, folde
     Raises:
         ConnectionError: the upload failed; the sentence says how to push the folder that is written already.
     """
+    posts = sum(len(rows) for rows in configs["none"].values())
+    logger.info(
+        "Uploading to %s (%s): %d posts with their words and labels, and the knowledge that their configurations name "
+        "(%s), and README.md.", repo_id, privacy(private), posts, ", ".join(configs),
+    )  # fmt: skip
     try:
         for name, splits in configs.items():
             splits.push_to_hub(repo_id, config_name=name, private=private or None)
         merged = DatasetCard.load(repo_id)
         for key, value in card.data.to_dict().items():
-            if key != "configs":
+            if key not in ("configs", "dataset_info"):  # the Hub has those of other configurations, too
                 setattr(merged.data, key, value)
         for config in merged.data.configs:  # set_default=True loses the flag where the default is pushed again
             config.pop("default", None)

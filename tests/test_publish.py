@@ -341,8 +341,70 @@ def test_push_and_load_again(
     assert done.returncode == 0, done.stderr[-3000:]
     assert [entry["title"] for entry in json.loads(done.stdout)] == ["Games"]
     assert done.stderr.count("ERROR") == 1
+    (first, *_) = [line for line in done.stderr.splitlines() if "Uploading to org/tweets" in line]
+    for told in ("none, text, image, all", "6 posts with their words", "knowledge", "README.md", "private"):
+        assert told in first, first
     assert f"hf upload org/tweets {out} --repo-type dataset --private" in done.stderr
     card = DatasetCard(hub.files("org/tweets", "dataset")["README.md"].decode())
     configs = {config["config_name"]: config.get("default") for config in card.data.configs}
     assert configs == {"none": True, "text": None, "image": None, "all": None}
     assert card.data.pretty_name == "Twitter-2017" and "## Source and terms" in card.text
+
+
+REGENERATED = """
+import sys
+from pathlib import Path
+from datasets import load_dataset
+from dataset_scripts._publish import main
+from modeling_more.knowledge import KnowledgeCorpus
+
+root = Path(sys.argv[1])
+
+def publish(out, word, *more):
+    raw = root / f"raw-{word}"
+    raw.mkdir(exist_ok=True)
+    for split in ("train", "dev", "test"):
+        (raw / f"{split}.txt").write_text(f"{word}\\tB-PER\\nwon\\tO\\n<EOS>\\tX\\n{word}\\tX\\n")
+    options = ["--data_dir", str(raw), "--retrieval", "text", "--output_dir", str(out)]
+    assert main("twitter17", [*options, *more]) == 0
+
+def words(out, *name):
+    return load_dataset(str(out), *name)["train"]["tokens"][0][0]
+
+publish(root / "data", "Ada")
+assert words(root / "data", "text") == words(root / "data") == "Ada"
+publish(root / "data", "Bob", "--overwrite_output_dir")  # as many bytes as before
+assert words(root / "data", "text") == words(root / "data", "none") == "Bob"
+publish(root / "other" / "data", "Eve")  # of the same name
+assert words(root / "other" / "data", "text") == "Eve" and words(root / "data", "text") == "Bob"
+
+def value(text):
+    articles = root / "articles.jsonl"
+    articles.write_text('{"id": "1", "title": "Ada", "text": "%s"}\\n' % text)
+    KnowledgeCorpus.from_files(articles).save_pretrained(root / "corpus")
+    return load_dataset(str(root / "corpus"), "paragraphs")["train"]["value"][0]
+
+for text in ("She won.", "He lost."):
+    assert value(text) == text
+"""
+
+
+def test_regenerated_folders_and_those_of_one_name_give_their_own_rows(tmp_path: Path, hub: LocalHub) -> None:
+    """With the default cache, as the card advises."""
+    done = subprocess.run(
+        [sys.executable, "-c", REGENERATED, str(tmp_path)],
+        env={**hub.env, "HF_HOME": str(tmp_path / "home"), "MORE_CACHE": str(tmp_path / "more")},
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder in ("data", "other/data"):
+        card = DatasetCard.load(tmp_path / folder / "README.md")
+        infos = {info["config_name"]: info for info in card.data.dataset_info}
+        assert infos.keys() == {"none", "text"}
+        assert [(split["name"], split["num_examples"]) for split in infos["text"]["splits"]] == [
+            ("train", 1), ("validation", 1), ("test", 1),
+        ]  # fmt: skip
+        assert "knowledge_text" in [feature["name"] for feature in infos["text"]["features"]]
+        assert infos["text"]["download_size"] == sum(
+            file.stat().st_size for file in (tmp_path / folder / "text").iterdir()
+        )

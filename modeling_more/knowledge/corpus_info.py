@@ -79,6 +79,8 @@ def corpus_card(info: CorpusInfo, license: str | None, description: str, date: s
     for name in configs:
         head += [f"- config_name: {name}", f"  data_files: {name}/*.parquet"]
         head += ["  default: true"] if name == "paragraphs" else []
+        # `datasets` caches a folder's rows by its name and this metadata alone
+        head += [f"  description: content {info.fingerprint}"]
     head += [f"license: {license}"] if license else []
     key = "title and sentence" if info.title_in_key else "sentence"
     left_out = f"{info.unusable_images} more could not be used, {info.merged_images} were nearly identical to another"
