@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -41,6 +41,23 @@ class MoReDataCollator:
                 if field in view:
                     batch[TEXT_ONLY + field] = view[field]
         return batch
+
+
+class BatchShare(NamedTuple):
+    """What a batch counts for in its optimizer step.
+
+    Attributes:
+        rows: of the batch.
+        posts: of these that count: none, where the batch is repeated only so that every process has as many.
+        scale: what the batch's mean loss is multiplied with, so that the mean over the batches of the step is the mean
+            over its posts.
+        mean_weight: of the step's posts, where these have weights and the step has several batches.
+    """
+
+    rows: int
+    posts: int
+    scale: float
+    mean_weight: float | None
 
 
 class LengthBatchSampler(Sampler[list[int]]):
@@ -102,6 +119,26 @@ class LengthBatchSampler(Sampler[list[int]]):
             return [len(self)] * epochs
         return [len(self._make_batches(epoch)) for epoch in range(epochs)]
 
+    def shares(self, per_step: int, weights: Sequence[float] | None = None) -> list[BatchShare]:
+        """What each batch of this epoch counts for, where `per_step` batches in a row make an optimizer step.
+
+        Args:
+            weights: of each row, in a loss that is a weighted mean.
+        """
+        once = len(self.batches) - self.repeated
+        found = []
+        for first in range(0, len(self.batches), per_step):
+            batches = self.batches[first : first + per_step]
+            posts = [len(batch) if first + place < once else 0 for place, batch in enumerate(batches)]
+            rows = [row for batch, counted in zip(batches, posts, strict=True) for row in batch[:counted]]
+            mean = None
+            if weights is not None and per_step > 1:
+                mean = sum(weights[row] for row in rows) / len(rows)
+            # exactly 1 for equal batches: nothing is rounded there
+            scales = [number * per_step / len(rows) for number in posts]
+            found += [BatchShare(len(b), n, s, mean) for b, n, s in zip(batches, posts, scales, strict=True)]
+        return found
+
     def _make_batches(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
@@ -113,6 +150,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         if self.by_length:
             batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
         lacking = -len(batches) % self.multiple_of
+        self.repeated = lacking
         return batches + [batches[number % len(batches)] for number in range(lacking)]
 
     def _cut(self, order: list[int]) -> list[list[int]]:

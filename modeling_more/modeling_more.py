@@ -320,6 +320,7 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
         text_only_attention_mask: Tensor | None = None,
         text_only_word_positions: Tensor | None = None,
         text_only_word_rows: Tensor | None = None,
+        mean_class_weight: float | None = None,
     ) -> MoReRelationOutput:
         """Logits of every relation and, with labels, the loss.
 
@@ -331,6 +332,8 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
             labels: [B] relation ids.
             text_only_…: the same posts without knowledge (view o). With labels, a model whose config has two views on
                 adds the terms of this view.
+            mean_class_weight: what `config.class_weights` are divided by; default: their mean over the batch. A batch
+                that is a part of an optimizer step gets the mean over the posts of the whole step.
 
         Raises:
             ValueError: when the positions are missing, or the second view is missing in training.
@@ -349,7 +352,7 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
         if labels is None:
             return output
 
-        output.nll_loss = self._cross_entropy(logits, labels)
+        output.nll_loss = self._cross_entropy(logits, labels, mean_class_weight)
         output.loss = output.nll_loss
         if self.config.two_views == "off":
             return output
@@ -357,7 +360,7 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
             if self.training:
                 raise ValueError("two views are on, but the batch holds only one: text_only_input_ids is missing")
             return output
-        output.nll_loss = output.nll_loss + self._cross_entropy(output.text_only_logits, labels)
+        output.nll_loss = output.nll_loss + self._cross_entropy(output.text_only_logits, labels, mean_class_weight)
         output.kl_loss = softened_kl(_log_softmax(logits.detach()), _log_softmax(output.text_only_logits),
                                      self.config.kl_temperature).mean()  # fmt: skip
         # the method adds the three terms as they are, which is lambda = 0.5
@@ -369,9 +372,14 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
         """Logits [B, C] from the states [B, 2, H] at the markers."""
         return _float32(self.classifier(self.dropout(self.norm(markers.flatten(1)))))
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, mean_class_weight: float | None) -> Tensor:
         weights = self.config.class_weights
-        return nn.functional.cross_entropy(logits, labels, None if weights is None else logits.new_tensor(weights))
+        if weights is None:
+            return nn.functional.cross_entropy(logits, labels)
+        weights = logits.new_tensor(weights)
+        if mean_class_weight is None:
+            return nn.functional.cross_entropy(logits, labels, weights)
+        return nn.functional.cross_entropy(logits, labels, weights, reduction="none").mean() / mean_class_weight
 
 
 def softened_kl(log_target: Tensor, log_q: Tensor, temperature: float) -> Tensor:

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .data_collator import LengthBatchSampler, MoReDataCollator
+from .data_collator import BatchShare, LengthBatchSampler, MoReDataCollator
 from .files import apply_umask
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,11 @@ class TrainingArguments:
     use_cpu: bool = field(default=False, metadata={"help": "stay on the CPU even where a GPU is"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for a third more time"})
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "'latest', or the folder of a checkpoint of the same run"}
+        default=None,
+        metadata={
+            "help": "'latest', or the folder of a checkpoint of the same run; with another --num_train_epochs the "
+            "rates are those of the new length from there on"
+        },
     )
     save_checkpoints: bool = field(
         default=True, metadata={"help": "write the optimizer's state after each epoch, so that the run can resume"}
@@ -149,8 +153,13 @@ def train(
 ) -> tuple[Model, TrainingResult]:
     """Train on encoded posts; returns the model of the best epoch by `evaluate(model)`, and what happened.
 
+    An optimizer step follows the mean loss of its posts, every post weighing the same, however they are spread over
+    processes and accumulated batches.
+
     After each epoch a checkpoint (weights, optimizer, schedule, random states) replaces the one before, whole or not
-    at all; `resume_from_checkpoint` goes on from it exactly as the unbroken run would have.
+    at all; `resume_from_checkpoint` goes on from it exactly as the unbroken run would have. With another
+    `num_train_epochs` than before, batches, random states and rates from there on are those of an unbroken run of the
+    new length; the weights it goes on from were trained with the rates of the old one.
 
     Args:
         posts: what `collate` makes batches of (default: posts encoded by a `MoReProcessor`).
@@ -177,10 +186,13 @@ def train(
     # fused: a third of the time of the plain step on a CPU
     fused = accelerator.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameter_groups(model, args), weight_decay=args.weight_decay, fused=fused)
-    steps = [
-        math.ceil(batches / accelerator.num_processes / args.gradient_accumulation_steps)
-        for batches in sampler.batches_in(args.num_train_epochs)
-    ]
+    # of the accelerator, not of the arguments: `accelerate launch` may have said otherwise
+    per_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    steps = [math.ceil(batches / per_step) for batches in sampler.batches_in(args.num_train_epochs)]
+    class_weights = getattr(model.config, "class_weights", None)
+    label_weights = None
+    if class_weights is not None and "label" in posts[0]:
+        label_weights = [class_weights[post["label"]] for post in posts]
     # not prepared by accelerate, which would step it once for each process: it steps here, once an optimizer step
     schedule = LambdaLR(optimizer, learning_rate_factor(steps, args))
     accelerator.register_for_checkpointing(schedule)
@@ -206,6 +218,8 @@ def train(
             state.pop("made_of", None)
             result = TrainingResult(**state)
             logger.info("resumed from %s after epoch %d", checkpoint, first_epoch)
+            schedule.last_epoch = sum(steps[:first_epoch])  # as it was, unless the number of processes changed
+            _follow(schedule, args.num_train_epochs)
     elif accelerator.is_main_process and folder.exists():
         shutil.rmtree(folder)  # of an earlier run in the same folder: it must not be resumed by mistake
     accelerator.wait_for_everyone()
@@ -219,7 +233,8 @@ def train(
         loader_.set_epoch(epoch)
         sampler.set_epoch(epoch)
         began = time.perf_counter()
-        losses = _train_epoch(accelerator, model_, optimizer_, schedule, loader_, args, epoch)
+        shares = sampler.shares(per_step, label_weights)[accelerator.process_index :: accelerator.num_processes]
+        losses = _train_epoch(accelerator, model_, optimizer_, schedule, loader_, shares, args, epoch)
         seconds = time.perf_counter() - began
         score = evaluate(model_)
         row = {"epoch": epoch + 1, **losses, "dev_f1": score, "seconds": round(seconds, 1)}
@@ -327,24 +342,47 @@ def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
     accelerator.wait_for_everyone()
 
 
+def _follow(schedule: LambdaLR, epochs: int) -> None:
+    """Give the optimizer the rates that this schedule has at its place: a checkpoint brings those of its own run."""
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    rates = [float(base * factor) for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+    if rates != (old := schedule.get_last_lr()):
+        logger.warning(
+            "the schedule is now that of %d epochs: the next step has the rate %.3g, that of the checkpoint's run was "
+            "%.3g there", epochs, rates[0], old[0],
+        )  # fmt: skip
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 def _train_epoch(
     accelerator: Accelerator,
     model: torch.nn.Module,
     optimizer: Any,
     schedule: Any,
     loader: Any,
+    shares: Sequence[BatchShare],
     args: TrainingArguments,
     epoch: int,
 ) -> dict[str, float]:
-    """One pass over the batches; the mean of each loss over the batches of every process."""
+    """One pass over the batches; the mean of each loss over the posts of every process.
+
+    Args:
+        shares: of this process's batches.
+    """
     model.train()
     sums: dict[str, torch.Tensor] = {}
+    seen = 0
     bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_train_epochs}", disable=not accelerator.is_main_process)
-    for step, batch in enumerate(bar):
-        del batch["index"]
+    for step, (batch, share) in enumerate(zip(bar, shares, strict=True)):
+        if len(batch.pop("index")) != share.rows:
+            raise RuntimeError("the batches are dealt out in another way than planned: use make_accelerator")
+        if share.mean_weight is not None:
+            batch["mean_class_weight"] = share.mean_weight
         with accelerator.accumulate(model):
             output = model(**batch)
-            accelerator.backward(output.loss)
+            # backward divides by the accumulated batches, and the processes' gradients are averaged
+            accelerator.backward(output.loss * share.scale)
             if accelerator.sync_gradients and args.max_grad_norm > 0:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
@@ -353,13 +391,15 @@ def _train_epoch(
                 schedule.step()
         for key in ("loss", "nll_loss", "kl_loss"):
             if output.get(key) is not None:
-                sums[key] = sums.get(key, 0) + output[key].detach().float()
+                sums[key] = sums.get(key, 0) + output[key].detach().float() * share.posts
+        seen += share.posts
         if step % 20 == 0 or step + 1 == len(loader):
             loss = sums["loss"].item()  # not finite as soon as one batch was not
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}, by batch {step + 1}")
-            bar.set_postfix(loss=f"{loss / (step + 1):.3f}")
-    return {key: accelerator.reduce(value / len(loader), "mean").item() for key, value in sums.items()}
+            bar.set_postfix(loss=f"{loss / max(seen, 1):.3f}")
+    posts = accelerator.reduce(torch.tensor(seen, device=accelerator.device), "sum").item()
+    return {key: accelerator.reduce(value, "sum").item() / posts for key, value in sums.items()}
 
 
 def _find_checkpoint(folder: Path, wanted: str) -> Path | None:
