@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from dataset_scripts._publish import failed_push, without_folder
 from modeling_more.files import new_file, write_text
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
+from modeling_more.knowledge.corpus_info import CorpusInfo
 from modeling_more.model_card import markdown_table, scrub_command
 from modeling_more.outputs import privacy
 
@@ -282,6 +283,8 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
     if not counts["articles"]:
         raise ValueError(f"{plan.name}: no article was made of {counts['rows read']} rows ({_listed(counts)}).")
     corpus = KnowledgeCorpus.from_files(files, given.cache_dir, given.title_in_key, plan.language)
+    if plan.images:
+        _check_images(plan.name, corpus.info)
     if encoder is not None:
         ImageRetriever.from_corpus(corpus, encoder, string_factory=given.image_index)  # `corpus` is saved with it
     made = scrub_command(command)
@@ -301,6 +304,15 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
             raise failed_push(given.push_to_hub, folder, error, given.private) from error
         logger.info("Pushed: %s", given.push_to_hub)
     return folder
+
+
+def _check_images(name: str, info: CorpusInfo) -> None:
+    """Refuse a corpus of images that has none, warn where more than half can't be used; both name the numbers."""
+    named = info.images + info.merged_images + info.unusable_images
+    if not info.images:
+        raise ValueError(f"{name}: none of the {named} images of the articles can be used; see the reasons above.")
+    if 2 * info.unusable_images > named:
+        logger.warning("%s: %d of %d images of the articles can't be used.", name, info.unusable_images, named)
 
 
 def _listed(counts: Counter[str]) -> str:

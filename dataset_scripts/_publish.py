@@ -157,8 +157,11 @@ def _by_text(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -
 
 def _by_image(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -> tuple[DatasetDict, str]:
     from modeling_more.knowledge import ImageEncoder, ImageRetriever, attach_image_knowledge, load_knowledge
+    from modeling_more.knowledge.pictures import require_images
 
     specs = search.specs("image")
+    if search.image_dir is not None and Path(search.image_dir).is_dir():  # now: not after the corpus is embedded
+        require_images(search.image_dir, {split: list(data["image_id"]) for split, data in posts.items()})
     encoder = ImageEncoder(search.image_model) if search.image_model else ImageEncoder()
     retriever: Any
     if specs[0].startswith(MILVUS):

@@ -155,7 +155,10 @@ def _add_images(
             logger.info("the posts come without images: the gate sees their text alone")
             return
     from .knowledge import ImageEncoder
+    from .knowledge.pictures import require_images
 
+    if data.image_dir is not None:  # that of an expert's training may lie elsewhere now, and is only warned of
+        require_images(data.image_dir, {split: [row["image_id"] for row in rows] for split, rows in joined.items()})
     encoder = ImageEncoder(tower)
     for split, rows in joined.items():
         if source is None:
@@ -168,6 +171,8 @@ def _add_images(
         vectors, usable = image_features(posts, image_dir, encoder, _cache(args))
         for row, vector, one in zip(rows, vectors, usable, strict=True):
             row["image"], row["has_image"] = vector, one
+    if data.image_dir is not None and not any(row["has_image"] for rows in joined.values() for row in rows):
+        raise ValueError(f"no image of the posts in {data.image_dir} can be used")
 
 
 def _by_image(data: DataArguments, experts: Sequence[Expert]) -> DataArguments:

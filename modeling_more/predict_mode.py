@@ -44,8 +44,9 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
         for post, entries in zip(posts, retrieved(data, posts), strict=True):
             post[str(knowledge_column(data.retrieval))] = entries
     if data.image_dir is not None:
-        from .knowledge.pictures import find_image
+        from .knowledge.pictures import find_image, require_images
 
+        require_images(data.image_dir, {"predict": [post["image_id"] for post in posts]})
         for post in posts:
             if post["image_id"] and (file := find_image(data.image_dir, post["image_id"])):
                 post["image"] = file

@@ -147,7 +147,11 @@ def _text_retriever(args: DataArguments) -> TextRetriever:
 def _by_image(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
     from .knowledge import ImageEncoder, ImageRetriever, attach_image_knowledge, load_knowledge
     from .knowledge.attach import ImageSearch
+    from .knowledge.pictures import require_images
 
+    if args.image_dir is not None:  # now: a wrong folder must not show after the corpus is embedded
+        ids = {split: list(data["image_id"]) for split, data in splits.items() if "image_id" in data.column_names}
+        require_images(args.image_dir, ids)
     encoder = ImageEncoder(args.image_model)
     retriever: ImageSearch
     if args.knowledge[0].startswith(MILVUS):

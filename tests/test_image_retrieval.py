@@ -442,6 +442,39 @@ def test_attach_adds_the_column_and_counts(
         attach_image_knowledge(splits["test"].remove_columns("image"), retriever, **options)
 
 
+def test_posts_without_images_are_refused_and_a_half_without_is_said(
+    tmp_path: Path, encoder: ImageEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An expert "for images" that never saw one must not be trained."""
+    retriever = make(tmp_path, encoder)
+    options: dict[str, Any] = {"top_k": 1, "cache_dir": tmp_path / "attached"}
+    good, folder = encoded(noise(0)), tmp_path / "posts"
+    folder.mkdir()
+    (folder / "1.png").write_bytes(good)
+    (folder / "2.png").write_bytes(b"<html>404</html>")
+    with pytest.raises(
+        ValueError, match=r"no image of the 3 training posts can be used \(2 missing, 1 not an image\)"
+    ):
+        attach_image_knowledge(DatasetDict(train=posts(None, None, b"<html>"), test=posts(good)), retriever, **options)
+    with pytest.raises(ValueError, match=r"no image of the 2 posts can be used \(2 missing\)"):
+        attach_image_knowledge(posts(None, None), retriever, **options)
+    with pytest.raises(ValueError, match="no image of the 2 posts can be used .1 missing, 1 not an image."):
+        attach_image_knowledge(posts(ids=["2", "3"]), retriever, image_dir=folder, **options)
+    with pytest.raises(ValueError, match="posts holds the image of none of the 2 posts"):
+        attach_image_knowledge(posts(ids=["7", "8"]), retriever, image_dir=folder, **options)
+
+    caplog.clear()
+    splits = DatasetDict(
+        train=posts(ids=["1", "1", "3"]), test=posts(ids=["1", "2", "3"]), validation=posts(ids=["3"])
+    )
+    for _ in range(2):  # told when all is cached, too
+        caplog.clear()
+        attach_image_knowledge(splits, retriever, image_dir=folder, **options)
+        assert "2 of 3 test posts have no image that can be used (1 missing, 1 not an image)" in caplog.text
+        assert "1 of 1 validation posts have no image that can be used (1 missing)" in caplog.text
+        assert "train posts have no image" not in caplog.text
+
+
 def test_attach_from_a_folder(tmp_path: Path, encoder: ImageEncoder) -> None:
     retriever = make(tmp_path, encoder)
     folder = tmp_path / "posts"

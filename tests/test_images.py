@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from accelerate import Accelerator
 from datasets import load_dataset
 from PIL import Image, ImageFile
 
+import run_ner
+from modeling_more.arguments import parse_arguments
 from modeling_more.knowledge import KnowledgeCorpus
-from modeling_more.knowledge.pictures import ImageError, find_image, open_image, read_bytes
+from modeling_more.knowledge.pictures import ImageError, find_image, open_image, read_bytes, require_images
+from modeling_more.mixture_runs import _add_images
+from modeling_more.predict_mode import posts_to_predict
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -149,6 +155,47 @@ def test_images_are_found_by_id_and_only_in_their_folder(tmp_path: Path) -> None
     outside = str(tmp_path / "outside.jpg")
     for image_id in ("", "9", "sub", "../outside", "sub/../../outside", "..\\outside", outside, "a\0b", "x" * 5000):
         assert find_image(folder, image_id) is None, image_id
+
+
+WRONG_FOLDER = "holds the image of none of the 2 {} posts; an image is a file named by its image_id, like 17.jpg"
+
+
+def test_a_folder_without_any_image_of_the_posts_is_refused_by_the_scripts(
+    tmp_path: Path, tiny_encoder: Callable[[str], str]
+) -> None:
+    """In training, in prediction and for a gate; before a tower is loaded or anything is embedded."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    noise().save(folder / "another.png")
+    posts = [{"id": f"p{n}", "image_id": str(n), "tokens": ["Ada"], "ner_tags": ["B-PER"]} for n in (17, 18)]
+    train, knowledge = tmp_path / "train.jsonl", write_articles(tmp_path / "k")
+    train.write_text("".join(json.dumps(post) + "\n" for post in posts))
+    own = ["--image_dir", str(folder), "--use_cpu", "--output_dir", str(tmp_path / "out")]
+    search = ["--retrieval", "image", "--knowledge", str(knowledge), "--image_model", str(tmp_path / "no_tower")]
+    files = ["--train_file", str(train), "--validation_file", str(train)]
+    with pytest.raises(SystemExit) as ended:
+        run_ner.main([*own, *search, *files])
+    assert str(ended.value).endswith(WRONG_FOLDER.format("training") + ".") and str(folder) in str(ended.value)
+    encoder = ["--model_name_or_path", tiny_encoder("bert")]
+    args = parse_arguments([*own, *encoder, "--predict_file", str(train)], "")
+    with pytest.raises(ValueError, match=WRONG_FOLDER.format("predict")):
+        posts_to_predict(run_ner.EntityTask(), args, True, Accelerator(cpu=True))
+    args = parse_arguments([*own, "--retrieval", "moe"], "")
+    with pytest.raises(ValueError, match=WRONG_FOLDER.format("training")):
+        _add_images(run_ner.EntityTask(), args, [], {"train": posts}, lambda: None, [], str(tmp_path / "no_tower"))
+
+
+def test_images_of_some_posts_are_enough_but_training_needs_its_own(tmp_path: Path) -> None:
+    noise().save(tmp_path / "17.png")
+    require_images(tmp_path, {"train": ["17", "18", None], "test": ["19"], "validation": []})
+    require_images(tmp_path, {"predict": [None, "17"]})
+    require_images(tmp_path, {"train": [], "test": []})
+    with pytest.raises(ValueError, match="the image of none of the 1 training posts"):
+        require_images(tmp_path, {"train": ["18"], "test": ["17"]})
+    with pytest.raises(ValueError, match="the image of none of the 3 posts; an image .* like 18.jpg"):
+        require_images(tmp_path, {"validation": ["18"], "test": [None, "19"]})
+    with pytest.raises(ValueError, match="the image of none of the 2 training posts, which have no image_id"):
+        require_images(tmp_path, {"train": [None, ""]})
 
 
 # ---------------------------------------------------------------- corpora

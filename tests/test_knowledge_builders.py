@@ -379,6 +379,20 @@ def test_changed_sources_and_options_make_new_shards(tmp_path: Path) -> None:
     assert limited == [1, 9, 10]
 
 
+def test_a_corpus_of_images_without_any_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = {"id": "1", "title": "A", "text": "B is.", "image": "a.png"}
+    source = write_jsonl(tmp_path / "rows.jsonl", [row, {**row, "id": "2", "image": "b.png"}, {**row, "id": "3"}])
+    given = ["--data_dir", str(source), "--image_column", "image", "--output_dir", str(tmp_path / "out")]
+    (tmp_path / "elsewhere").mkdir()
+    assert jsonl.run([*given, "--image_dir", str(tmp_path / "elsewhere")]) == 1
+    assert "jsonl: none of the 3 images of the articles can be used" in caplog.text
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "b.png").write_bytes(picture("red"))
+    caplog.clear()
+    assert jsonl.run(given) == 0
+    assert "2 of 3 images of the articles can't be used" in caplog.text
+
+
 def test_bad_input_ends_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = ["--output_dir", str(tmp_path / "out")]
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"id": "1", "name": "A", "text": "B."}])

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +25,17 @@ from .corpus import KNOWLEDGE_FEATURE, default_cache_dir
 from .corpus_images import Unusable
 from .corpus_tables import claim
 from .leakage import Entry, search_without_leaks
-from .pictures import ImageError, Source, find_image, open_image, read_bytes
+from .pictures import (
+    REASONS,
+    ImageError,
+    Source,
+    find_image,
+    open_image,
+    posts_of,
+    read_bytes,
+    refused_split,
+    require_images,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +91,16 @@ class ImageAttachReport(AttachReport):
     over_large: int = 0
     not_an_image: int = 0
     damaged: int = 0
+
+    @property
+    def unusable(self) -> int:
+        return self.missing + self.truncated + self.over_large + self.not_an_image + self.damaged
+
+    @property
+    def reasons(self) -> str:
+        """Counts by reason: `2 missing, 1 not an image`."""
+        counts = ((getattr(self, _field_of(reason)), reason) for reason in REASONS)
+        return ", ".join(f"{count} {reason}" for count, reason in counts if count)
 
 
 class Shard(NamedTuple):
@@ -149,7 +169,8 @@ def attach_image_knowledge(
 ) -> tuple[Posts, ImageAttachReport]:
     """Add a column with the ranked knowledge that each post's image finds; cached and shared as the text's is.
 
-    A post without a usable image gets an empty list; the report counts why, and the log names each.
+    A post without a usable image gets an empty list; the report counts why, and the log names each and warns of splits
+    of which more than half have none.
 
     Args:
         dataset: rows with `tokens`, which the leakage guard compares, and `image` (a `datasets.Image` column).
@@ -157,13 +178,17 @@ def attach_image_knowledge(
         shard_size: posts whose images are open at once.
 
     Raises:
-        ValueError: the column is there already, `tokens` is missing, there are no images, or `top_k` or `shard_size`
-            is below 1.
+        ValueError: the column is there already, `tokens` is missing, no post (or none of the split "train") has an
+            image that can be used, or `top_k` or `shard_size` is below 1.
         FileNotFoundError: `image_dir` is no folder.
     """
     folder = Path(image_dir) if image_dir is not None else None
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"The folder {folder} of the posts' images does not exist.")
+    if folder is not None:
+        splits = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
+        ids = {name: list(split["image_id"]) for name, split in splits.items() if "image_id" in split.column_names}
+        require_images(folder, ids)
 
     def prepare(split: Dataset) -> Callable[[range], Shard]:
         needed = "image" if folder is None else "image_id"
@@ -206,7 +231,22 @@ def attach_image_knowledge(
 
         return shard
 
-    return _attach(dataset, prepare, top_k, column, cache_dir, shard_size, ImageAttachReport)
+    return _attach(dataset, prepare, top_k, column, cache_dir, shard_size, ImageAttachReport, _check_images)
+
+
+def _check_images(reports: Mapping[str, ImageAttachReport]) -> None:
+    """Refuse posts without images, warn where more than half of a split have none; by the report of each split."""
+    reports = {split: report for split, report in reports.items() if report.posts}
+    without = {split: report for split, report in reports.items() if report.unusable == report.posts}
+    if (split := refused_split(reports, without)) is not None:
+        refused = sum((one for name, one in without.items() if split in (name, "all")), ImageAttachReport())
+        raise ValueError(f"no image of the {refused.posts} {posts_of(split)} can be used ({refused.reasons}).")
+    for split, report in reports.items():
+        if 2 * report.unusable > report.posts:
+            logger.warning(
+                "%d of %d %s have no image that can be used (%s): nothing is retrieved for them.",
+                report.unusable, report.posts, posts_of(split), report.reasons,
+            )  # fmt: skip
 
 
 def _content(source: Source) -> bytes | ImageError:
@@ -239,26 +279,29 @@ def _attach(
     cache_dir: str | Path | None,
     shard_size: int,
     report_type: type[Report],
+    check: Callable[[Mapping[str, Report]], None] = lambda reports: None,
 ) -> tuple[Posts, Report]:
     if top_k < 1 or shard_size < 1:
         raise ValueError(f"top_k and shard_size must be at least 1, not {top_k} and {shard_size}.")
     cache = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "attach"
     splits = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
-    result, total = {}, report_type()
+    result, reports = {}, {}
     for name, split in splits.items():
         if column in split.column_names:
             raise ValueError(f"The posts have a column {column} already: remove it or choose another name.")
         if "tokens" not in split.column_names:
             raise ValueError(f"The posts have no column tokens, only {', '.join(split.column_names)}.")
-        files, report = _retrieve(split, prepare(split), cache, shard_size, name or "posts", report_type)
+        files, reports[name] = _retrieve(split, prepare(split), cache, shard_size, name or "posts", report_type)
         result[name] = _with_column(split, files, column)
+        report = reports[name]
         # posts without a usable image are warned of by their reasons
         if report_type is AttachReport and report.without_knowledge >= max(1, _NOTHING_FOUND * report.posts):
             logger.warning(
                 "%d of %d %s find nothing in the knowledge: is it in their language?",
                 report.without_knowledge, report.posts, f"{name} posts".lstrip(),
             )  # fmt: skip
-        total += report
+    check(reports)
+    total = sum(reports.values(), report_type())
     logger.info("Knowledge attached: %s", total)
     return (DatasetDict(result) if isinstance(dataset, DatasetDict) else result[""]), total
 
@@ -305,9 +348,13 @@ def _retrieve(
                 files[first] = file
                 bar.update(len(rows))
     for reason, number in unusable.counts.items():
-        setattr(report, reason.replace(" ", "_").replace("-", "_"), number)
+        setattr(report, _field_of(reason), number)
     unusable.warn()
     return [files[first] for first in starts], report
+
+
+def _field_of(reason: str) -> str:
+    return reason.replace(" ", "_").replace("-", "_")
 
 
 def _write(file: Path, features: Features, knowledge: list[list[Entry]], *others: list[Any]) -> pa.Table:

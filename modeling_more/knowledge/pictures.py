@@ -4,6 +4,7 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -94,6 +95,52 @@ def find_image(folder: str | Path, image_id: str) -> Path | None:
         except (OSError, ValueError):  # a name too long, or with a null character
             return None
     return None
+
+
+def require_images(folder: str | Path, image_ids: Mapping[str, Sequence[str | None]]) -> None:
+    """Check that a folder has images of the posts, before anything is done with them.
+
+    Args:
+        folder: as of `find_image`.
+        image_ids: those of the posts of each split, by its name.
+
+    Raises:
+        ValueError: it has none of any post, or none of the training posts.
+    """
+    given = {split: ids for split, ids in image_ids.items() if ids}
+    without = {
+        split: ids for split, ids in given.items() if not any(find_image(folder, image_id or "") for image_id in ids)
+    }
+    if (split := refused_split(given, without)) is not None:
+        ids = [image_id for name, ids in without.items() if split in (name, "all") for image_id in ids]
+        first = next((image_id for image_id in ids if image_id), None)
+        suffix = "" if first and Path(first).suffix.lower() in SUFFIXES else SUFFIXES[0]
+        hint = (
+            f"; an image is a file named by its image_id, like {first}{suffix}"
+            if first
+            else ", which have no image_id"
+        )
+        raise ValueError(f"{folder} holds the image of none of the {len(ids)} {posts_of(split)}{hint}.")
+
+
+def refused_split(splits: Collection[str], without: Collection[str]) -> str | None:
+    """Return the split that can't do without images: "train", or where no split has some its name or "all"; else None.
+
+    Args:
+        splits: names of those that have posts.
+        without: names of those whose posts have no image.
+    """
+    if "train" in without:
+        return "train"
+    if splits and len(without) == len(splits):
+        return next(iter(splits)) if len(splits) == 1 else "all"
+    return None
+
+
+def posts_of(split: str) -> str:
+    """Return how a split's posts are called: "training posts", "test posts", of no split or all "posts"."""
+    name = {"train": "training", "all": ""}.get(split, split)
+    return f"{name} posts".strip()
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Image.Image:
