@@ -195,7 +195,7 @@ def write_shards(
     if progress.state is not None:
         plan.source.load_state_dict(progress.state)
         logger.info("%s: the %d articles of an earlier run are kept.", plan.name, progress.articles)
-    seen = _ids(files) if plan.images else set()
+    seen = _texts(files) if plan.images else set()
     rows = iter(plan.source)
     with tqdm(total=limit, initial=progress.articles, desc=plan.name, unit="articles", disable=None) as bar:
         while not progress.done:
@@ -243,18 +243,22 @@ def _writer(file: Path, features: Features) -> Iterator[Callable[[Row], None]]:
             flush()
 
 
-def _hash(article: str) -> int:
-    return int.from_bytes(hashlib.blake2b(article.encode(), digest_size=8).digest(), "big")
+def _hash(article: str, text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{article}\0{text}".encode(), digest_size=8).digest(), "big")
 
 
-def _ids(files: Iterable[Path]) -> set[int]:
-    """Hashes of the ids in finished shards: those of a whole Wikipedia take 0.5 GB."""
-    return {_hash(article) for file in files for article in pq.read_table(file, columns=["id"])["id"].to_pylist()}
+def _texts(files: Iterable[Path]) -> set[int]:
+    """Hashes of the articles in finished shards, as of `_once`: those of a whole Wikipedia take 0.5 GB."""
+    rows = (row for file in files for row in pq.read_table(file, columns=["id", "text"]).to_pylist())
+    return {_hash(row["id"], row["text"]) for row in rows}
 
 
 def _once(article: Row, seen: set[int]) -> Row:
-    """An article with several images comes several times: its text goes to the corpus once, its lead with each."""
-    key = _hash(article["id"])
+    """An article with several images comes several times: its text goes to the corpus once, its lead with each.
+
+    Another text under the same id stays, and the corpus counts it.
+    """
+    key = _hash(article["id"], article["text"])
     if key in seen:
         return {**article, "text": ""}
     seen.add(key)

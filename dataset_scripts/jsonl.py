@@ -7,6 +7,7 @@ python dataset_scripts/jsonl.py --data_dir flags.jsonl --id_column code --image_
 import argparse
 import gzip
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,15 +20,19 @@ from datasets import IterableDataset
 
 from dataset_scripts._knowledge import Plan, Row, add_image_options, local_files, main, parser, stamps
 
+logger = logging.getLogger(__name__)
+
 NAME = "jsonl"
 
 
 def lines(files: Sequence[str]) -> Iterator[Row]:
-    """{"where", "folder", "row"} of each line that is not blank; the row as JSON, for its columns may be of any type.
+    """{"where", "number", "folder", "row"} of each line that is not blank; the row as JSON, for its columns may be of
+    any type, the number that of the article among all.
 
     Raises:
         ValueError: a line that is no JSON object, or a damaged file.
     """
+    articles = 0
     for file in files:
         number = 0
         try:
@@ -35,7 +40,9 @@ def lines(files: Sequence[str]) -> Iterator[Row]:
                 for number, line in enumerate(content, 1):
                     if line.strip():
                         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                        yield {"where": f"{file}, line {number}", "folder": str(Path(file).parent), "row": text}
+                        articles += 1
+                        where, folder = f"{file}, line {number}", str(Path(file).parent)
+                        yield {"where": where, "number": articles, "folder": folder, "row": text}
         except (EOFError, OSError, UnicodeDecodeError) as error:  # a cut gzip
             raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
 
@@ -44,7 +51,7 @@ def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir:
     """The article of a line.
 
     Raises:
-        ValueError: the line is no JSON object, or lacks id or title.
+        ValueError: the line is no JSON object, or lacks title or id (where the first one has an id).
     """
     where = line["where"]
     try:
@@ -67,6 +74,12 @@ def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir:
         if isinstance(value, list | dict):
             raise ValueError(f"{where}: the column {column} holds a {type(value).__name__}, not a text.")
         made[name] = "" if value is None else str(value)
+    if "id" not in columns:
+        if row.get("id") not in (None, ""):
+            raise ValueError(f"{where}: an id, while the first article has none; give all articles one, or none.")
+        made = {"id": f"article-{line['number']}", **made}
+    if not made["id"].strip():
+        raise ValueError(f"{where}: the column {columns['id']} is empty; give all articles an id, or none.")
     counts["without text"] += not made["text"].strip()
     if "image" in columns:
         path = row.get(columns["image"])
@@ -75,6 +88,15 @@ def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir:
         image = {"bytes": None, "path": str(Path(image_dir or line["folder"], str(path)))} if path else None
         made |= {"lead": made.get("lead", made["text"]), "image": image}
     yield made
+
+
+def _has_id(line: str) -> bool:
+    """Whether a line has an id, or is none of JSON, which is told where it is read."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return True
+    return not isinstance(row, dict) or row.get("id") not in (None, "")
 
 
 def plan(given: argparse.Namespace) -> Plan:
@@ -86,7 +108,17 @@ def plan(given: argparse.Namespace) -> Plan:
     names = ("id", "title", "text", "lead", "image")
     columns = {name: getattr(given, f"{name}_column") for name in names if getattr(given, f"{name}_column")}
     image_dir = str(Path(given.image_dir).expanduser().resolve()) if given.image_dir else None
-    source = IterableDataset.from_generator(lines, gen_kwargs={"files": [str(file) for file in files]})
+    if given.id_column is None and (first := next(lines([str(file) for file in files]), None)) is not None:
+        if _has_id(first["row"]):
+            columns["id"] = "id"
+        else:
+            logger.warning(
+                "%s: no id: all articles are numbered; --id_column names another column with ids.", first["where"]
+            )
+    names_of_files: Sequence[str] = [str(file) for file in files]
+    if "id" not in columns:  # a list is read file by file, each from article 1
+        names_of_files = tuple(names_of_files)
+    source = IterableDataset.from_generator(lines, gen_kwargs={"files": names_of_files})
     return Plan(
         name=NAME,
         source=source,
@@ -102,7 +134,7 @@ def plan(given: argparse.Namespace) -> Plan:
 def run(arguments: Sequence[str] | None = None) -> int:
     made = parser(NAME, __doc__)
     made.add_argument("--data_dir", nargs="+", required=True, help="JSON Lines files (.jsonl, .jsonl.gz) or folders")
-    made.add_argument("--id_column", default="id", help="(default: id)")
+    made.add_argument("--id_column", help="(default: id, or where the first article has none, all are numbered)")
     made.add_argument("--title_column", default="title", help="(default: title)")
     made.add_argument("--text_column", default="text", help="(default: text)")
     made.add_argument("--lead_column", help="what an image stands for; default: the whole text")

@@ -55,6 +55,59 @@ def test_corpus_rows_and_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture
         corpus[8]
 
 
+def test_ids_that_stand_twice_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Within a file, across files, across corpora, and again when the corpus is opened or loaded."""
+    other = {"id": "a2", "title": "Paris", "text": "Paris is a city."}
+    one, two = write_jsonl(tmp_path / "one.jsonl", [*ARTICLES, other]), write_jsonl(tmp_path / "two.jsonl", [other])
+    for time in range(2):
+        caplog.clear()
+        corpus = KnowledgeCorpus.from_files(one, tmp_path / "cache")
+        assert corpus.info.repeated_ids == 1
+        assert "1 of 5 knowledge articles have the id of an earlier one" in caplog.text
+        assert (f"{one}, line 5: the id 'a2' is that of an earlier article" in caplog.text) == (time == 0)
+    folder = corpus.save_pretrained(tmp_path / "saved", index=False)
+    assert "1 with the id of an earlier one" in (folder / "README.md").read_text()
+    caplog.clear()
+    loaded = KnowledgeCorpus.from_pretrained(folder, tmp_path / "elsewhere")
+    assert loaded.info == corpus.info and "have the id of an earlier one" in caplog.text
+
+    good = write_jsonl(tmp_path / "good.jsonl", ARTICLES)
+    for specs, repeated in (([good, two], 1), ([good, good], 3), ([good], 0)):
+        caplog.clear()
+        info = load_knowledge(specs, tmp_path / "cache").info
+        assert info.repeated_ids == repeated, specs
+        assert ("have the id of an earlier one" in caplog.text) == bool(repeated)
+    parts = [KnowledgeCorpus.from_files(file, tmp_path / "cache") for file in (good, two, two)]
+    caplog.clear()
+    assert KnowledgeCorpus.concatenate(parts[:2], tmp_path / "cache").info.repeated_ids == 1
+    assert "1 of 5 knowledge articles have the id of an earlier one" in caplog.text
+    assert KnowledgeCorpus.concatenate(parts, tmp_path / "cache").info.repeated_ids == 2
+
+
+def test_articles_without_ids_are_numbered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bare = [{key: row[key] for key in ("title", "text")} for row in ARTICLES]
+    empty = [{"id": value, **row} for value, row in zip((None, "", " ", None), bare, strict=True)]
+    pq.write_table(pa.Table.from_pylist(bare), tmp_path / "bare.parquet")
+    sources = [write_jsonl(tmp_path / "bare.jsonl", bare), write_jsonl(tmp_path / "empty.jsonl", empty)]
+    for file in (*sources, tmp_path / "bare.parquet"):
+        caplog.clear()
+        corpus = KnowledgeCorpus.from_files(file, tmp_path / "cache")
+        assert corpus.paragraphs["id"][:] == ["article-1"] * 2 + ["article-2"] * 2 + ["article-4"]
+        assert f"{file}: its articles have no id, they are numbered from article-1" in caplog.text
+        assert caplog.text.count("are numbered") == 1 and corpus.info.repeated_ids == 0
+    named = write_jsonl(tmp_path / "named.jsonl", ARTICLES)
+    caplog.clear()
+    corpus = KnowledgeCorpus.from_files([named, *sources], tmp_path / "cache")  # each number once
+    assert corpus.paragraphs["id"][5:] == [f"article-{number}" for number in (5, 5, 6, 6, 8, 9, 9, 10, 10, 12)]
+    assert "numbered from article-5" in caplog.text and "numbered from article-9" in caplog.text
+    for rows, message in (
+        ([ARTICLES[0], bare[1]], r"mixed\.jsonl, line 2: no id, while the articles before it have one"),
+        ([bare[0], ARTICLES[1]], r"mixed\.jsonl, line 2: an id, while the articles before it have none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            KnowledgeCorpus.from_files(write_jsonl(tmp_path / "mixed.jsonl", rows), tmp_path / "cache")
+
+
 def test_articles_without_text_and_image_are_counted_in_parquet_too(tmp_path: Path) -> None:
     features = Features({name: Value("string") for name in ("id", "title", "text")} | {"image": ImageFeature()})
     picture = Image.new("RGB", (20, 20), "red")

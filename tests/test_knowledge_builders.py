@@ -379,6 +379,39 @@ def test_changed_sources_and_options_make_new_shards(tmp_path: Path) -> None:
     assert limited == [1, 9, 10]
 
 
+def test_own_articles_without_ids_are_numbered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"title": name, "text": f"{name} is."} for name in ("A", "B")]
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", rows) for name in ("one", "two")]
+    arguments = ["--data_dir", *map(str, files), "--output_dir"]
+    assert jsonl.run([*arguments, str(tmp_path / "out")]) == 0
+    assert read(tmp_path / "out").paragraphs["id"][:] == [f"article-{number}" for number in (1, 2, 3, 4)]
+    assert f"{files[0]}, line 1: no id: all articles are numbered; --id_column names another column" in caplog.text
+    write_jsonl(files[1], [{"id": "7", **rows[0]}])
+    caplog.clear()
+    assert jsonl.run([*arguments, str(tmp_path / "mixed")]) == 1
+    assert "two.jsonl, line 1: an id, while the first article has none" in caplog.text
+    assert jsonl.run([*arguments, str(tmp_path / "named"), "--id_column", "code"]) == 1
+    assert "one.jsonl, line 1: no column code, only title, text; --id_column names" in caplog.text
+    write_jsonl(files[0], [{"id": "", **rows[0]}, {"id": "7", **rows[1]}])
+    assert jsonl.run([*arguments, str(tmp_path / "blank"), "--id_column", "id"]) == 1
+    assert "one.jsonl, line 1: the column id is empty" in caplog.text
+
+
+def test_own_articles_of_one_id_are_told_and_none_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An article with two images is one article; two articles of one id are two, and that is said."""
+    for name in ("red", "blue"):
+        (tmp_path / f"{name}.png").write_bytes(picture(name))
+    red = {"id": "1", "title": "Red", "text": "Red is.", "image": "red.png"}
+    source = write_jsonl(tmp_path / "rows.jsonl", [red, {**red, "image": "blue.png"}])
+    given = ["--data_dir", str(source), "--image_column", "image", "--output_dir"]
+    assert jsonl.run([*given, str(tmp_path / "one")]) == 0
+    assert read(tmp_path / "one").paragraphs["value"][:] == ["Red is."] and "earlier" not in caplog.text
+    write_jsonl(source, [red, {**red, "title": "Blue", "text": "Blue is.", "image": "blue.png"}])
+    assert jsonl.run([*given, str(tmp_path / "two")]) == 0
+    assert read(tmp_path / "two").paragraphs["value"][:] == ["Red is.", "Blue is."]
+    assert "1 of 2 knowledge articles have the id of an earlier one" in caplog.text
+
+
 def test_a_corpus_of_images_without_any_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     row = {"id": "1", "title": "A", "text": "B is.", "image": "a.png"}
     source = write_jsonl(tmp_path / "rows.jsonl", [row, {**row, "id": "2", "image": "b.png"}, {**row, "id": "3"}])

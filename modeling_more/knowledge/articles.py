@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sentencex
 
+logger = logging.getLogger(__name__)
+
 COLUMNS = ("id", "title", "text")
+NEEDED = ("title", "text")
 SUFFIXES = (".jsonl", ".gz", ".parquet")
 _BATCH = 10_000  # rows read at once
 _IMAGE_BATCH = 200  # the same of rows with images
@@ -28,6 +32,7 @@ class Article(NamedTuple):
     text: str
     lead: str | None = None  # what an image of the article stands for; default: the whole text
     image: Path | dict[str, Any] | None = None  # {"bytes", "path"}, or a file
+    where: str = ""  # file and line
 
 
 def kind_of(file: Path) -> str:
@@ -41,14 +46,31 @@ def kind_of(file: Path) -> str:
 def read_articles(files: Iterable[Path], images: bool = False) -> Iterator[Article]:
     """The articles of files in their order.
 
+    Those of a file without ids get the number of the article among all, `article-1` and so on, which is logged.
+
     Args:
         images: read the images that Parquet files hold; else `image` of articles that have one is an empty dict.
+
+    Raises:
+        ValueError: a file or row that can't be read, articles with and without ids in one file; names file and line.
     """
+    number = 0
     for file in files:
-        yield from _read_parquet(file, images) if kind_of(file) == "parquet" else _read_jsonl(file)
+        with_ids: bool | None = None
+        for row, line in _read_parquet(file, images) if kind_of(file) == "parquet" else _read_jsonl(file):
+            number += 1
+            has_id = row.get("id") is not None and str(row["id"]).strip() != ""
+            if with_ids is None and not has_id and not images:  # the images are read after the texts
+                logger.warning("%s: its articles have no id, they are numbered from article-%d.", file, number)
+            if with_ids not in (None, has_id):
+                told = "no id, while the articles before it have one"
+                told = told if with_ids else "an id, while the articles before it have none"
+                raise ValueError(f"{file}, {line}: {told}; give all articles of a file one, or none.")
+            with_ids = has_id
+            yield _article(row if has_id else {**row, "id": f"article-{number}"}, file, line)
 
 
-def _read_jsonl(file: Path) -> Iterator[Article]:
+def _read_jsonl(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
     with gzip.open(file, "rb") if kind_of(file) == "jsonl.gz" else open(file, "rb") as stream:
         number = 0
         try:
@@ -62,20 +84,20 @@ def _read_jsonl(file: Path) -> Iterator[Article]:
                         f"{file}, line {number}: not JSON ({error}); one object a line is read."
                     ) from None
                 if not isinstance(row, dict):
-                    raise ValueError(f"{file}, line {number}: not a JSON object with id, title and text.")
-                yield _article(row, file, f"line {number}")
+                    raise ValueError(f"{file}, line {number}: not a JSON object with title and text.")
+                yield row, f"line {number}"
         except (EOFError, OSError, zlib.error) as error:  # what a cut or damaged gzip raises
             raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
 
 
-def _read_parquet(file: Path, images: bool) -> Iterator[Article]:
+def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         parquet = pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file} is not a Parquet file ({error}).") from None
-    missing = [column for column in COLUMNS if column not in parquet.schema_arrow.names]
+    missing = [column for column in NEEDED if column not in parquet.schema_arrow.names]
     if missing:
-        raise ValueError(f"{file} lacks the column {missing[0]}: id, title and text are required.")
+        raise ValueError(f"{file} lacks the column {missing[0]}: title and text are required.")
     number = 0
     schema = parquet.schema_arrow
     columns = [name for name in schema.names if name in {*COLUMNS, "lead"}]
@@ -89,7 +111,7 @@ def _read_parquet(file: Path, images: bool) -> Iterator[Article]:
             number += 1
             if not images and row.get("image") is not None:
                 row["image"] = {}
-            yield _article(row, file, f"row {number}")
+            yield row, f"row {number}"
 
 
 def _article(row: dict[str, Any], file: Path, line: str) -> Article:
@@ -99,7 +121,7 @@ def _article(row: dict[str, Any], file: Path, line: str) -> Article:
         if column == "lead" and row.get("lead") is None:
             break
         if column not in row:
-            raise ValueError(f"{where}: the column {column} is missing; id, title and text are required.")
+            raise ValueError(f"{where}: the column {column} is missing; title and text are required.")
         value = row[column]
         if column == "text" and value is None:
             value = ""
@@ -113,7 +135,7 @@ def _article(row: dict[str, Any], file: Path, line: str) -> Article:
             raise ValueError(f"{where}: {column} holds half a surrogate pair, which is no character.") from None
         fields.append(value)
     lead = fields[3] if len(fields) > 3 else None
-    return Article(fields[0], fields[1], fields[2], lead, _image(row.get("image"), file, where))
+    return Article(fields[0], fields[1], fields[2], lead, _image(row.get("image"), file, where), where)
 
 
 def _image(value: Any, file: Path, where: str) -> Path | dict[str, Any] | None:

@@ -15,7 +15,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +48,7 @@ from .corpus_info import (
     corpus_card,
     read_info,
 )
-from .corpus_tables import build_once, column_digest, numpy_view, write_stream
+from .corpus_tables import build_once, column_digest, numpy_view, repeated_places, shared_values, write_stream
 from .corpus_tables import file_digest as _file_digest
 
 logger = logging.getLogger(__name__)
@@ -113,6 +115,15 @@ class KnowledgeCorpus:
     @property
     def fingerprint(self) -> str:
         return self.info.fingerprint
+
+    def _told(self) -> Self:
+        """The corpus itself, once a warning says what of it is odd."""
+        if self.info.repeated_ids:
+            logger.warning(
+                "%d of %d knowledge articles have the id of an earlier one: where knowledge is from can't be told.",
+                self.info.repeated_ids, self.info.articles,
+            )  # fmt: skip
+        return self
 
     def __len__(self) -> int:
         return self.info.sentences
@@ -198,7 +209,8 @@ class KnowledgeCorpus:
         """Build a corpus from files, or open the one that was built from the same content before.
 
         Args:
-            paths: JSONL, JSONL.gz or Parquet files with the columns id, title and text. A text is split into
+            paths: JSONL, JSONL.gz or Parquet files with the columns title and text, and id; the articles of a file
+                without ids are numbered, ids that stand twice are counted and reported. A text is split into
                 paragraphs at line breaks. An article without text is left out, counted and reported.
                 A column `image` gives the corpus an image side: a path relative to the file's folder, or in Parquet
                 {bytes, path} as `datasets.Image` has it. An image stands for the article's `lead`, where there is
@@ -234,7 +246,7 @@ class KnowledgeCorpus:
             folder = folder.with_name(hashlib.sha256(json.dumps([folder.name, roots]).encode()).hexdigest()[:32])
         if images_changed(folder):
             shutil.rmtree(folder, ignore_errors=True)
-        return cls(build_once(folder, META_FILE, build))
+        return cls(build_once(folder, META_FILE, build))._told()
 
     @classmethod
     def concatenate(
@@ -278,9 +290,11 @@ class KnowledgeCorpus:
                 title_in_key=infos[0].title_in_key,
                 language=" ".join(dict.fromkeys(info.language for info in infos)),
                 splitter=", ".join(dict.fromkeys(info.splitter for info in infos)),
+                repeated_ids=sum(info.repeated_ids for info in infos)
+                + shared_values([corpus.paragraphs.data.column("id") for corpus in corpora]),
             )
 
-        return cls(build_once(_corpora(cache_dir) / digest.hexdigest()[:32], META_FILE, build))
+        return cls(build_once(_corpora(cache_dir) / digest.hexdigest()[:32], META_FILE, build))._told()
 
     def save_pretrained(
         self,
@@ -376,7 +390,8 @@ class KnowledgeCorpus:
                     table = pa.concat_tables(tables)
                     _write_sentences(into, [numpy_view(table.column(column)) for column in schema.names])
             counts = finish_images(into, images, info.unusable_images, info.merged_images, merge=False)
-            built = _finish(into, counts, info.articles, info.empty, info.title_in_key, info.language, info.splitter)
+            about = (info.articles, info.empty, info.title_in_key, info.language, info.splitter, info.repeated_ids)
+            built = _finish(into, counts, *about)
             check_rows(folder, info, built.paragraphs, built.sentences, built.images)
             if built.fingerprint != info.fingerprint:
                 raise ValueError(f"The content of {folder} is not what its {META_FILE} names: the digest differs.")
@@ -385,7 +400,7 @@ class KnowledgeCorpus:
             raise ValueError(f"{folder / META_FILE} names no files: it is not a corpus written by save_pretrained.")
         built = build_once(_corpora(cache_dir) / f"saved-{info.fingerprint}", META_FILE, build)
         saved = (folder / name for name in (INDEX_FOLDER, FAISS_FOLDER))
-        return cls(built, *(index if index.is_dir() else None for index in saved))
+        return cls(built, *(index if index.is_dir() else None for index in saved))._told()
 
     def push_to_hub(
         self,
@@ -441,6 +456,7 @@ def load_knowledge(
 def _build(into: Path, files: Sequence[Path], title_in_key: bool, language: str, splitter: str) -> CorpusInfo:
     counts = {"articles": 0, "empty": 0, "images": 0}
     columns = array("i"), array("i"), array("i")
+    ids = array("q")  # hashes of those of articles with text: the names of a whole Wikipedia would fill the memory
 
     def batches() -> Iterator[pa.RecordBatch]:
         rows: list[tuple[str, str, str]] = []
@@ -450,6 +466,8 @@ def _build(into: Path, files: Sequence[Path], title_in_key: bool, language: str,
             counts["images"] += article.image is not None
             paragraphs = split_paragraphs(article.text)
             counts["empty"] += not paragraphs and article.image is None
+            if paragraphs:
+                ids.append(hash(article.id))
             for value in paragraphs:
                 for start, end in split_sentences(value, language):
                     for column, entry in zip(columns, (number, start, end), strict=True):
@@ -470,7 +488,12 @@ def _build(into: Path, files: Sequence[Path], title_in_key: bool, language: str,
     images = ImageCounts()
     if counts["images"]:
         images = build_images(into, read_articles(files, images=True), _roots(files))
-    return _finish(into, images, counts["articles"], counts["empty"], title_in_key, language, splitter)
+    if len(repeated := repeated_places(ids)):
+        with_text = (article for article in read_articles(files, images=True) if split_paragraphs(article.text))
+        first = next(islice(with_text, int(repeated[0]), None))
+        logger.warning("%s: the id %r is that of an earlier article.", first.where, first.id)
+    about = (counts["articles"], counts["empty"], title_in_key, language, splitter, len(repeated))
+    return _finish(into, images, *about)
 
 
 def _roots(files: Sequence[Path]) -> list[str]:
@@ -491,7 +514,14 @@ def _write_sentences(into: Path, columns: Sequence[np.ndarray]) -> None:
 
 
 def _finish(
-    into: Path, images: ImageCounts, articles: int, empty: int, title_in_key: bool, language: str, splitter: str
+    into: Path,
+    images: ImageCounts,
+    articles: int,
+    empty: int,
+    title_in_key: bool,
+    language: str,
+    splitter: str,
+    repeated_ids: int,
 ) -> CorpusInfo:
     tables = [Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")]
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, title_in_key]).encode())
@@ -511,6 +541,7 @@ def _finish(
         images=images.images,
         unusable_images=images.unusable,
         merged_images=images.merged,
+        repeated_ids=repeated_ids,
         image_fingerprint=images.fingerprint,
     )
     (into / META_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")

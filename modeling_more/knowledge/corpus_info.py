@@ -27,6 +27,7 @@ class CorpusInfo:
     images: int = 0
     unusable_images: int = 0  # named, but missing, truncated, over-large, not an image, or damaged: left out
     merged_images: int = 0  # nearly identical to another of the same entity, left out
+    repeated_ids: int = 0  # articles whose id is that of an earlier one
     image_fingerprint: str = ""  # digest of the images with their titles and values; empty where there are none
 
 
@@ -82,6 +83,7 @@ def corpus_card(info: CorpusInfo, license: str | None, description: str, date: s
         # `datasets` caches a folder's rows by its name and this metadata alone
         head += [f"  description: content {info.fingerprint}"]
     head += [f"license: {license}"] if license else []
+    repeated = f"; {info.repeated_ids} with the id of an earlier one" if info.repeated_ids else ""
     key = "title and sentence" if info.title_in_key else "sentence"
     left_out = f"{info.unusable_images} more could not be used, {info.merged_images} were nearly identical to another"
     images = f"\n| images | {info.images} ({left_out}) |" if info.images or info.unusable_images else ""
@@ -100,7 +102,7 @@ def corpus_card(info: CorpusInfo, license: str | None, description: str, date: s
 
 | | |
 |---|---|
-| articles | {info.articles - info.empty} ({info.empty} more had no text) |
+| articles | {info.articles - info.empty} ({info.empty} more had no text{repeated}) |
 | paragraphs (values) | {info.paragraphs} |
 | sentences (keys) | {info.sentences} |{images}
 | key | {key} |

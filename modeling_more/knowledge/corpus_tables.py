@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Features
 from filelock import FileLock, Timeout
 
@@ -112,3 +113,15 @@ def claim(file: Path, wait: bool) -> Iterator[bool]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who takes a new one finds the file made
         lock.release()
+
+
+def repeated_places(values: Sequence[int]) -> np.ndarray:
+    """Return the places of values that stand at an earlier place, too, rising."""
+    first = np.unique(np.asarray(values, dtype=np.int64), return_index=True)[1]
+    return np.setdiff1d(np.arange(len(values)), first, assume_unique=True)
+
+
+def shared_values(columns: Sequence[pa.ChunkedArray]) -> int:
+    """Return how many values of the columns stand in an earlier column, too; each value counts once a column."""
+    distinct = [pc.unique(column) for column in columns]
+    return sum(map(len, distinct)) - len(pc.unique(pa.concat_arrays(distinct)))
