@@ -123,7 +123,8 @@ class DataArguments:
     splitter: str = field(
         default="twitter17",
         metadata={
-            "help": "how raw text becomes words (in predict mode: as the expert was trained)",
+            "help": "how raw text becomes words (in predict mode: as the expert was trained); of scripts without "
+            "blanks (Chinese, Thai …) each letter is a word, but for whitespace, which splits at blanks alone",
             "choices": ["twitter17", "twitter15", "whitespace"],
         },
     )

@@ -1,6 +1,7 @@
 """The leakage guard: a post must not be handed its own text as knowledge (METHOD, section 1)."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from .search_words import count_unspaced, normal_form, split_letters
@@ -9,6 +10,9 @@ Entry = dict[str, Any]  # one entry of KNOWLEDGE_FEATURE
 Search = Callable[[list[str], int], list[list[Entry]]]
 
 MIN_HELD_WORDS = 8  # two letters of a script without blanks count as a word
+
+
+_compared = lru_cache(maxsize=2048)(normal_form)  # articles that posts find come again and again
 
 
 class Post:
@@ -25,7 +29,7 @@ class Post:
         """Return whether the entry equals the post, or holds the whole post when that has 8 words or more."""
         text: str = entry["text"]
         title: str = entry["title"]
-        both = normal_form(f"{title} {text}")
+        both = _compared(f"{title} {text}")
         for word in self.longest_first:  # spares nearly every entry the regular expression
             if word not in both:
                 return False

@@ -20,7 +20,7 @@ _FORMAT = (
 # what Arabic (vowel signs, elongation) and Hebrew (points) may leave out, and mostly do, as Cyrillic its stresses
 _OPTIONAL = "\u0640\u064b-\u0652\u0670\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
 _DROPPED = re.compile(f"[{_FORMAT}]")
-_LEFT_OUT = re.compile(f"[{_OPTIONAL}]|(?<=[\u0400-\u04ff])\u0301")
+_LEFT_OUT = re.compile(f"[{_OPTIONAL}]|\u0301(?<=[\u0400-\u04ff]\u0301)")
 _TRADE_MARKS = re.compile("[™℠]")
 # NFKC writes these out in letters and digits, which must not run into the word before: 4½, 20℃, 5㎏
 _WRITTEN_OUT = re.compile("([¼-¾℀℁℃℅℆℉№℡℻⅐-⅟↉㋌-㋏㍱-㏟㏿ﷺﷻ])")
