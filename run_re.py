@@ -24,6 +24,7 @@ from modeling_more.data import RELATIONS, Posts
 from modeling_more.metrics import relation_counts, relation_scores
 from modeling_more.modeling_mixture import MoReMixtureForRelationExtraction
 from modeling_more.modeling_more import MoReForRelationExtraction
+from modeling_more.naming import nearest
 from modeling_more.prediction import predict_relations, relation
 from modeling_more.relation_formats import read_pairs
 from modeling_more.runs import run
@@ -46,8 +47,9 @@ class RelationTask(Task):
     def labels(self, types: Sequence[str], data: DataArguments) -> list[str]:
         if data.none_relation not in types:
             if types:  # else all labels are hidden
+                near = nearest(data.none_relation, types)
                 logger.warning(
-                    "no pair is labelled %s: F1 counts every label (see --none_relation)", data.none_relation
+                    "no pair is labelled %s: F1 counts every label (see --none_relation)%s", data.none_relation, near
                 )
             return list(types)
         return [data.none_relation, *(label for label in types if label != data.none_relation)]

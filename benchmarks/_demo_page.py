@@ -1,6 +1,7 @@
 """The demo's page: one HTML file with scores, training curves and posts beside what was retrieved and predicted."""
 
 import base64
+import glob
 import html
 import io
 import os
@@ -124,7 +125,9 @@ def _posts(runs: Sequence[dict[str, Any]], shown: int) -> list[str]:
     knowledge = {}
     for kind in ("text", "image"):
         file = next((Path(runs[0]["data"]) / kind).glob("test-*.parquet"))
-        rows = Dataset.from_parquet(str(file), keep_in_memory=True).select_columns(["id", f"knowledge_{kind}"])
+        rows = Dataset.from_parquet(glob.escape(str(file)), keep_in_memory=True).select_columns(
+            ["id", f"knowledge_{kind}"]
+        )
         knowledge[kind] = {row["id"]: row[f"knowledge_{kind}"][:1] for row in rows}
     emblems = {entry.id: entry.emblem for entry in runs[0]["demo"].entries}
     parts = []

@@ -7,6 +7,8 @@ from typing import Any
 from datasets import DatasetDict
 from datasets.exceptions import DatasetGenerationError
 
+from modeling_more.naming import nearest
+
 NAMES = ("twitter15", "twitter17", "snap", "wikidiverse", "demo")
 RELATION_NAMES = ("mnre", "demo_relations")
 RETRIEVALS = ("none", "text", "image")
@@ -36,9 +38,11 @@ def load(
         ConnectionError: no `data_dir`, and the archive can't be downloaded.
     """
     if name not in NAMES + RELATION_NAMES:
-        raise ValueError(f"data set {name!r} is unknown: give one of {', '.join(NAMES + RELATION_NAMES)}.")
+        known = NAMES + RELATION_NAMES
+        raise ValueError(f"data set {name!r} is unknown: give one of {', '.join(known)}{nearest(name, known)}.")
     if retrieval not in RETRIEVALS:
-        raise ValueError(f"retrieval {retrieval!r} is unknown: give one of {', '.join(RETRIEVALS)}.")
+        near = nearest(retrieval, RETRIEVALS)
+        raise ValueError(f"retrieval {retrieval!r} is unknown: give one of {', '.join(RETRIEVALS)}{near}.")
     builder_class = importlib.import_module(f"dataset_scripts.{name}").Builder
     if style is not None and hasattr(builder_class.BUILDER_CONFIG_CLASS, "style"):
         builder_options["style"] = style

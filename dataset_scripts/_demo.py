@@ -23,6 +23,7 @@ from dataset_scripts import demo_pictures
 from dataset_scripts._common import SPLITS, knowledge_feature
 from dataset_scripts.demo_pictures import CHARGES, COLOURS, LAYOUTS, OUTLINES, Emblem
 from modeling_more.files import write_text
+from modeling_more.naming import NamingParser
 from modeling_more.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -370,7 +371,7 @@ def tower(seed: int, folder: Path) -> Path:
 def main(builder: type[DemoBuilder], arguments: Sequence[str] | None = None) -> int:
     """Publish a demo set as the other publishers do, and its knowledge corpus; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    made = argparse.ArgumentParser(f"dataset_scripts/{builder.NAME}.py", description="Make a demo set and publish it.")
+    made = NamingParser(f"dataset_scripts/{builder.NAME}.py", description="Make a demo set and publish it.")
     made.add_argument("--seed", type=int, default=1, help="of names, posts, knowledge and pictures (default: 1)")
     made.add_argument("--retrieval", choices=list(COLUMNS), default="none", help="the knowledge the rows carry")
     made.add_argument("--output_dir", required=True, help="folder to write: Parquet with a card")

@@ -6,6 +6,7 @@ unbroken run.
 """
 
 import argparse
+import glob
 import hashlib
 import json
 import logging
@@ -28,6 +29,7 @@ from modeling_more.files import new_file, write_text
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
 from modeling_more.knowledge.corpus_info import CorpusInfo
 from modeling_more.model_card import markdown_table, scrub_command
+from modeling_more.naming import NamingParser
 from modeling_more.outputs import privacy
 
 logger = logging.getLogger(__name__)
@@ -144,7 +146,9 @@ def wiki_name(language: str) -> str:
 def _undecoded(files: Sequence[str], columns: Sequence[str]) -> IterableDataset:
     """Images as the bytes of their files: they are checked later, and a broken one must not end the stream."""
     kind, options = ("parquet", {"columns": list(columns)}) if files[0].endswith(".parquet") else ("json", {})
-    rows = load_dataset(kind, data_files=list(files), split="train", streaming=True, **options)
+    # of files here the names are no patterns
+    names = [file if file.startswith("hf://") else glob.escape(file) for file in files]
+    rows = load_dataset(kind, data_files=names, split="train", streaming=True, **options)
     if rows.features and isinstance(rows.features.get("image"), Image):
         return rows.cast_column("image", Image(decode=False))
     return rows
@@ -325,7 +329,7 @@ def _listed(counts: Counter[str]) -> str:
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """The options that all builders of knowledge have; a script adds its own."""
-    made = argparse.ArgumentParser(
+    made = NamingParser(
         f"dataset_scripts/{name}.py",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,6 +1,7 @@
 """Publish a data set: a folder of Parquet files with its card, which `load_dataset` reads, and the same on the Hub."""
 
 import argparse
+import glob
 import hashlib
 import importlib
 import logging
@@ -21,6 +22,7 @@ from dataset_scripts import load
 from modeling_more.files import new_folder
 from modeling_more.knowledge.corpus_tables import file_digest
 from modeling_more.model_card import markdown_table, scrub_command
+from modeling_more.naming import NamingParser
 from modeling_more.outputs import privacy
 from modeling_more.rows import HIDDEN
 from modeling_more.tagging import tags_to_spans
@@ -368,6 +370,8 @@ def publish(arguments: argparse.Namespace, name: str, command: Sequence[str]) ->
     card = make_card(builder, configs, how, command)
     write_folder(configs, card, folder, arguments.overwrite_output_dir)
     logger.info("Written: %s", folder)
+    if glob.has_magic(str(folder)):
+        logger.warning("load_dataset takes the name %s for a pattern; run_ner.py and run_re.py read it.", folder)
     if arguments.push_to_hub:
         push(configs, card, arguments.push_to_hub, arguments.private, folder)
         logger.info("Pushed: %s", arguments.push_to_hub)
@@ -376,7 +380,7 @@ def publish(arguments: argparse.Namespace, name: str, command: Sequence[str]) ->
 
 def parser(name: str) -> argparse.ArgumentParser:
     """The options of `python dataset_scripts/NAME.py`."""
-    made = argparse.ArgumentParser(
+    made = NamingParser(
         f"dataset_scripts/{name}.py", description=f"Publish {name} as Parquet with a card.", allow_abbrev=False
     )
     made.add_argument("--data_dir", help="folder with the raw files or an archive, or a zip file; default: download")

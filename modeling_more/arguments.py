@@ -7,11 +7,12 @@ import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
+from .naming import NamingParser, nearest, no_choice
 from .output_folders import default_output_dir
 from .training import TrainingArguments
 
@@ -243,6 +244,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
+class _Parser(NamingParser, HfArgumentParser):
+    """Errors in one sentence; no option is abbreviated."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
     """Read the arguments: command line over YAML file (`run_ner.py my.yaml --seed 1`) over the recipe of `--dataset`
     and `--retrieval` over the defaults.
@@ -252,7 +260,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     groups: Any = [DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
-    parser = HfArgumentParser(groups, description=description, formatter_class=_HelpFormatter)
+    parser = _Parser(groups, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     parser.set_defaults(output_dir=None)  # that it is given shows; the default depends on what is done
     own: dict[str, Any] = {}
     try:
@@ -262,10 +270,12 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         known, _ = parser.parse_known_args(argv)
         recipe = read_recipe(known.dataset, known.retrieval)
         _set_defaults(parser, recipe | own)
-        parsed: Any = parser.parse_args_into_dataclasses(argv)
+        parsed: Any
+        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        parser.check_known(unknown)
         if not parsed[2].output_dir:
-            parsed[2].output_dir = default_output_dir(parsed)
-        return parsed
+            parsed[2].output_dir = default_output_dir(tuple(parsed))
+        return tuple(parsed)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
@@ -298,7 +308,7 @@ def _set_defaults(parser: HfArgumentParser, options: dict[str, Any]) -> None:
     actions = {action.dest: action for action in parser._actions}
     for name, value in options.items():
         if name not in actions:
-            raise ValueError(f"option {name!r} is unknown, see --help for the names")
+            raise ValueError(f"option {name!r} is unknown{nearest(name, actions) or ', see --help for the names'}")
         parser.set_defaults(**{name: _converted(actions[name], value)})
 
 
@@ -317,5 +327,5 @@ def _converted(action: argparse.Action, value: Any) -> Any:
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"option {action.dest!r} is {one!r}: {error}") from None
         if action.choices is not None and found[-1] not in action.choices:
-            raise ValueError(f"option {action.dest!r} is {one!r}, it must be one of {', '.join(action.choices)}")
+            raise ValueError(f"option {action.dest!r} {no_choice(action, one).removeprefix('it ')}")
     return found if several else found[0]

@@ -6,8 +6,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -16,6 +19,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from .arguments import DataArguments
 from .formats import SpanCounts, check_post, read_labelled
+from .naming import check_source, nearest, nearest_folder
 from .relation_formats import ENTITY_DATA, check_pair, read_relations
 from .retrieval import add_knowledge, check_column, knowledge_column, searchable
 from .rows import KNOWLEDGE_COLUMNS, check_labelled, check_tag, clean_label, with_equal_columns
@@ -248,15 +252,21 @@ def _from_dataset(
         options = {"data_dir": args.data_dir, "cache_dir": args.cache_dir, "style": args.splitter}
         splits = dict(load_named(name, retrieval, **options))
     else:
-        if not Path(name).is_dir() and name.count("/") != 1:
-            raise ValueError(
-                f"--dataset {name} is neither a folder, nor a Hub id like ORG/NAME, nor one of {', '.join(names)}"
-            )
+        if not Path(name).is_dir():
+            if "/" not in name:
+                raise ValueError(
+                    f"--dataset {name} is neither a folder, nor a Hub id like ORG/NAME, nor one of {', '.join(names)}"
+                    f"{nearest(name, names) or nearest_folder(Path(name))}"
+                )
+            check_source("--dataset", name)
         try:
-            data = load_dataset(name, retrieval, cache_dir=_cache_of(name, args.cache_dir))
+            with _readable(name) as readable:
+                data = load_dataset(readable, retrieval, cache_dir=_cache_of(name, args.cache_dir))
         except (ValueError, OSError, ConnectionError, DatasetGenerationError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"--dataset {name}, configuration {retrieval}, can't be loaded: {reason}") from error
+            raise ValueError(
+                f"--dataset {name}, configuration {retrieval}, can't be loaded: {reason}{nearest_folder(Path(name))}"
+            ) from error
         splits = {split: data[split] for split in SPLITS if split in data}
     source = Source({}, [])
     labels: list[str] = []
@@ -322,6 +332,23 @@ def _cache_of(name: str, cache_dir: str | None) -> str | None:
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
     return str(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"folder-{digest}")
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[str]:
+    """The name of a data set as `load_dataset` reads it: a folder in whose path it would see a pattern (`[v1] set`)
+    goes by links to its files, while it is read."""
+    folder = Path(name).resolve()
+    if not folder.is_dir() or not has_magic(str(folder)):
+        yield name
+        return
+    with TemporaryDirectory() as scratch:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                link = Path(scratch) / "posts" / file.relative_to(folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+        yield str(Path(scratch) / "posts")
 
 
 def _check_columns(where: str, rows: Dataset, schema: Schema) -> None:

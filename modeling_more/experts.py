@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from .arguments import DataArguments
 from .data import Posts
 from .mixture import EXPERT_KNOWLEDGE
+from .naming import loaded_from
 from .processing_more import MoReProcessor
 from .retrieval import knowledge_column, retrieved
 
@@ -74,7 +75,8 @@ def load_experts(sources: Sequence[str]) -> list[Expert]:
     for source in sources:
         if Path(source).exists() and not (Path(source) / "processor_config.json").is_file():
             raise ValueError(f"--experts {source}: no saved expert (processor_config.json is missing)")
-        processor = MoReProcessor.from_pretrained(source)
+        with loaded_from("--experts", source):
+            processor = MoReProcessor.from_pretrained(source)
         options = _read_json(source, "arguments.json") or {}
         held_out = _read_json(source, "holdout_ids.json")
         retrieval = options.get("retrieval") or (processor.knowledge_column or "none").removeprefix("knowledge_")

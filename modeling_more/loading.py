@@ -13,6 +13,7 @@ from .configuration_mixture import MoReMixtureConfig
 from .configuration_more import MoReConfig
 from .data import Posts
 from .modeling_more import MoRePreTrainedModel
+from .naming import loaded_from, nearest
 from .processing_more import MoReProcessor
 from .retrieval import knowledge_column
 from .task import Task
@@ -37,7 +38,10 @@ def load_model(
         expert = load_expert(task, args, accelerator)
         unknown = sorted(set(labels) - set(expert.config.label2id))
         if unknown:
-            raise ValueError(f"{args.model_name_or_path} does not know the labels {', '.join(unknown)} of the data")
+            known = nearest(unknown[0], expert.config.label2id)
+            raise ValueError(
+                f"{args.model_name_or_path} does not know the labels {', '.join(unknown)} of the data{known}"
+            )
         if processor.knowledge_column != knowledge_column(data.retrieval):
             logger.warning(
                 "%s reads %s, --retrieval %s gives %s: it reads the words alone",
@@ -77,7 +81,9 @@ def load_model(
 
 def model_kind(args: ModelArguments) -> str:
     """The model type: that of an expert, of a mixture, or of an encoder."""
-    return str(AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision).model_type)
+    with loaded_from("--model_name_or_path", args.model_name_or_path):
+        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    return str(config.model_type)
 
 
 def load_processor(task: Task, args: ModelArguments, accelerator: Accelerator) -> MoReProcessor:

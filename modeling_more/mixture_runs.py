@@ -44,6 +44,7 @@ from .mixture import (
     mixture_tags,
 )
 from .mixture_report import draw_gate_weights, gate_table
+from .naming import loaded_from, nearest
 from .output_folders import begin_training, forget_predictions, suffix_beside_record
 from .outputs import options_of
 from .processing_mixture import MoReMixtureProcessor
@@ -195,7 +196,8 @@ def _image_model(args: Arguments, experts: Sequence[Expert]) -> str | None:
 
 def _saved_config(args: ModelArguments) -> MoReMixtureConfig:
     """Of the mixture that is scored as it is; ValueError where `--model_name_or_path` is none."""
-    config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    with loaded_from("--model_name_or_path", args.model_name_or_path):
+        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     if not isinstance(config, MoReMixtureConfig):
         raise ValueError(
             f"--retrieval moe with --no_do_train scores a saved mixture, {args.model_name_or_path} is "
@@ -224,7 +226,8 @@ def run_mixture_seed(
         names: list[str] = model.config.expert_names
         unknown = sorted(set(task.labels(types, data)) - set(model.config.label2id))
         if unknown:
-            raise ValueError(f"the experts do not know the labels {', '.join(unknown)} of the data")
+            known = nearest(unknown[0], model.config.label2id)
+            raise ValueError(f"the experts do not know the labels {', '.join(unknown)} of the data{known}")
     model.to(accelerator.device)
     cache = None if mixture.train_experts else _cache(args)
 

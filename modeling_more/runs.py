@@ -26,6 +26,7 @@ from .data import Posts, describe, is_labelled, load_posts, split_holdout
 from .files import apply_umask, write_json, write_jsonl
 from .loading import load_expert, load_model, load_processor
 from .modeling_more import MoRePreTrainedModel
+from .naming import check_source
 from .output_folders import begin_training, check_output_dir, forget_predictions, suffix_beside_record
 from .outputs import adopt_best, log_scores, options_of, over_seeds, push, write_card
 from .predict_mode import posts_to_predict, write_predictions
@@ -343,6 +344,14 @@ def _check(args: Arguments) -> None:
         if not (data.train_file or data.validation_file or data.test_file or data.predict_file):
             raise ValueError("--columns is for files of your own: give --train_file, --predict_file or the like")
     check_retrieval(data)
+    for name, values in (
+        ("model_name_or_path", [args[1].model_name_or_path]),
+        ("experts", mixture.experts),
+        ("text_model", [data.text_model]),
+        ("image_model", [data.image_model]),
+    ):
+        for value in values:
+            check_source(f"--{name}", value)
     if data.image_dir is not None and not Path(data.image_dir).is_dir():
         raise FileNotFoundError(f"--image_dir {data.image_dir}: no such folder")
     split_holdout([], data.holdout_fraction)  # knows which fractions there are

@@ -26,6 +26,7 @@ from datasets import Dataset, List, Value
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from ..files import copy_folder, scratch_folder
+from ..naming import check_source, nearest_folder
 from .articles import SUFFIXES, kind_of, read_articles, split_paragraphs, split_sentences
 from .corpus_images import (
     IMAGE_FEATURES,
@@ -232,7 +233,7 @@ class KnowledgeCorpus:
         digest = hashlib.sha256(json.dumps([FORMAT_VERSION, splitter, title_in_key, language]).encode())
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(f"The knowledge file {file} does not exist.")
+                raise FileNotFoundError(f"The knowledge file {file} does not exist{nearest_folder(file)}.")
             digest.update(f"{kind_of(file)} {_file_digest(file)}".encode())
         folder = _corpora(cache_dir) / digest.hexdigest()[:32]
 
@@ -354,13 +355,14 @@ class KnowledgeCorpus:
             ValueError: its files are not those that were saved (digest or number of rows).
         """
         folder = Path(name_or_path)
+        check_source("knowledge corpus", name_or_path)
         if not folder.is_dir():
             try:
                 folder = Path(snapshot_download(str(name_or_path), repo_type="dataset", revision=revision))
-            except (OSError, ValueError) as error:  # no such repository, no network, not an id
+            except (OSError, ValueError) as error:  # no such repository, no network
                 raise FileNotFoundError(
                     f"{name_or_path} is neither a folder nor a data set repository that can be had from the Hub "
-                    f"({type(error).__name__})."
+                    f"({type(error).__name__}){nearest_folder(folder)}."
                 ) from error
         info = read_info(folder)
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 from ..files import copy_folder
+from ..naming import check_source, nearest_folder
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
 from .corpus_tables import read_meta
@@ -62,12 +63,15 @@ class SentenceEncoder:
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        check_source("sentence encoder", name_or_path)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
             model = AutoModel.from_pretrained(name_or_path, revision=revision, dtype=self.dtype)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise FileNotFoundError(f"The sentence encoder {name_or_path} can't be loaded: {reason}") from error
+            raise FileNotFoundError(
+                f"The sentence encoder {name_or_path} can't be loaded: {reason}{nearest_folder(Path(name_or_path))}"
+            ) from error
         self.model: Any = model.to(self.device).eval()
         self.name = str(name_or_path)
         self.batch_size = batch_size

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ..files import copy_folder
+from ..naming import check_source
 from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
 from .corpus_tables import read_meta
@@ -79,6 +80,7 @@ class ImageEncoder:
             half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
             dtype = torch.bfloat16 if half else torch.float32
         self.dtype = dtype
+        check_source("image tower", name_or_path)
         try:
             # the Pillow kind: it needs no torchvision, and the same pixels come out on every machine
             self.processor: Any = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, backend="pil")

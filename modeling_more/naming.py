@@ -1,0 +1,102 @@
+"""What users name: folders and Hub ids that are not there, misspelt options, data sets and labels."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+_HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `: did you mean X?` for the known name that is most like a misspelt one; empty where none is like it."""
+    spelt, given = {one.lower(): one for one in known}, name.lower()
+    begun = sorted((one for one in spelt if len(given) > 3 and one.startswith(given)), key=len)  # cut short
+    found = begun or get_close_matches(given, spelt, n=1, cutoff=0.6)
+    return f": did you mean {spelt[found[0]]}?" if found and spelt[found[0]] != name else ""
+
+
+class NamingParser(argparse.ArgumentParser):
+    """A parser whose errors name the nearest right option or choice."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, no_choice(action, value))
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        try:
+            self.check_known(unknown)
+        except ValueError as error:
+            self.error(str(error))
+        return parsed
+
+    def check_known(self, words: Sequence[str]) -> None:
+        """ValueError for words that belong to no option."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in words:
+            option = word.split("=")[0]
+            if word.startswith("-"):
+                raise ValueError(f"there is no option {option}{nearest(option, known) or ', see --help'}")
+        if words:
+            raise ValueError(f"{words[0]!r} belongs to no option, see --help")
+
+
+def no_choice(action: argparse.Action, value: Any) -> str:
+    """What is said of a value that is none of an option's choices."""
+    choices = [str(choice) for choice in action.choices or ()]
+    return f"it is {value!r}, it must be one of {', '.join(choices)}{nearest(str(value), choices)}"
+
+
+def check_source(told: str, value: str | Path) -> None:
+    """See that a name is that of a folder, or can be an id of the Hub.
+
+    Args:
+        told: what names it, such as `--model_name_or_path`.
+
+    Raises:
+        FileNotFoundError: it can only be a folder, and there is none.
+    """
+    path, name = Path(value), str(value)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise FileNotFoundError(f"{told} {name} is a file: give a folder or an id of the Hub")
+    if not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"{told} {name}: there is no such folder{nearest_folder(path)}")
+
+
+@contextmanager
+def loaded_from(told: str, value: str | Path) -> Iterator[None]:
+    """Tell of a name that is no folder here, where the Hub does not know it either.
+
+    Raises:
+        FileNotFoundError: as `check_source`, or for what loading in the block raised.
+    """
+    check_source(told, value)
+    try:
+        yield
+    except OSError as error:
+        if Path(value).is_dir():
+            raise
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise FileNotFoundError(
+            f"{told} {value}: there is no such folder here, and the Hub does not give it ({reason})"
+            f"{nearest_folder(Path(value))}"
+        ) from error
+
+
+def nearest_folder(path: Path) -> str:
+    """As `nearest`, of what lies where the missing folder (or, with a suffix, file) would."""
+    try:
+        beside = [one.name for one in path.parent.iterdir() if one.is_dir() or path.suffix]
+    except OSError:
+        return ""
+    found = nearest(path.name, beside)
+    where = "" if str(path.parent) == "." else f"{path.parent}/"
+    return found.replace("mean ", f"mean {where}", 1)
