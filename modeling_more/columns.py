@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from .rows import clean_label
 from .text_files import BLANK, text_lines
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,9 @@ def column_lines(path: Path, text: str, columns: Sequence[int] | None = None) ->
     for number, kind, line, cells in kept:
         if kind == "word":
             where = f"{path}, line {number}"
-            tag = read_label(cells[label], where)
+            tag = clean_label(cells[label], where)
+            if not tag:
+                raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
             if not cells[word]:
                 raise ValueError(f"{where}: no word before the label {tag!r}; a line is a word, a tab and a label.")
             lines.append(ColumnLine(number, kind, cells[word], tag))
@@ -121,20 +123,6 @@ def column_lines(path: Path, text: str, columns: Sequence[int] | None = None) ->
     if columns is None and len(words) > 1 and all(" " in word for word in words):
         logger.warning("%s: every word holds a space, like %r: are more columns meant?", path, words[0])
     return lines, width
-
-
-def read_label(label: str, where: str) -> str:
-    """Return the label without the white space around it.
-
-    Raises:
-        ValueError: nothing is left, or white space or an invisible character is within.
-    """
-    bare = label.strip()
-    if not bare:
-        raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
-    if any(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in bare):
-        raise ValueError(f"{where}: white space or an invisible character within the label {bare!r}.")
-    return bare
 
 
 def looks_like_conll(text: str, columns: Sequence[int] | None = None) -> bool:

@@ -158,7 +158,7 @@ GOOD = json.dumps({"tokens": ["a", "b"], "head": [0, 1], "tail": [1, 2], "relati
         ("nothing of the kind", "line 1: a line is a word, a tab and a label"),
         ("<E>\tNone\na\tO\n</E>\tO\n<O>\tO\nb\tO\n", "line 1: the post lacks </O>"),
         ("<E>\tNone\n<E>\tO\n", "line 2: a second <E>"),
-        ("<E>\t/y z\na\tO\n", "line 1: white space or an invisible character within the label '/y z'"),
+        ("<E>\t/y z\na\tO\n", "line 1: the label '/y z' has white space within"),
         ("<E>\tNone\na NN O\n</E>\tO\n", "line 2: 3 columns where the file has 2"),
         ("<E>\tNone\na\t \n", "line 2: no label"),
         ("a O\nb B-PER\n", f"line 1: {ENTITY_DATA}"),
