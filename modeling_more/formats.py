@@ -41,7 +41,7 @@ from .words import DEFAULT_STYLE, align_spans
 logger = logging.getLogger(__name__)
 
 
-_MARKED = re.compile(r"\s*</?[EO]>\t")  # begins relation data
+_MARKED = re.compile(r"\s*</?[EO]>[ \t]")  # begins relation data
 
 
 def _character_spans(value: Any, text: str, where: str, types: Sequence[str] | None) -> list[tuple[int, int, str]]:

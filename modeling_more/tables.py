@@ -59,7 +59,7 @@ def open_table(path: Path) -> Table | None:
         return None
     text = read_text(path)
     headers = {separator: _header(text, separator) for separator in separators}
-    separator = next((one for one, names in headers.items() if POSTS & set(names)), None)
+    separator = next((one for one, names in headers.items() if {"text", "tokens"} & set(names)), None)
     # a header is no word and tag, whatever stands below
     if looks_like_conll(text if separator is None else next(line for _, line in text_lines(text) if line.strip())):
         return None
@@ -82,7 +82,7 @@ def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, Row]]:
     columns = [name.strip().lower() for name in next(reader)]
     if twice := [name for name in COLUMNS if columns.count(name) > 1]:
         raise ValueError(f"{path}, line 1: two columns are named {twice[0]}.")
-    found = False
+    found, single = 0, "tokens" in columns and bool({"ner_tags", "tags"} & set(columns))
     while True:
         where = f"{path}, line {reader.line_num + 1}"
         try:
@@ -98,10 +98,14 @@ def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, Row]]:
                 f"{where}: {len(cells)} columns where the header has {len(columns)}; a cell that holds the separator "
                 "stands in quotes."
             )
-        found = True
-        yield where, {name: _value(name, cell, where) for name, cell in zip(columns, cells, strict=True)}
+        found += 1
+        row = {name: _value(name, cell, where) for name, cell in zip(columns, cells, strict=True)}
+        single = single and len(row["tokens"] or "") == 1
+        yield where, row
     if not found:
         raise ValueError(f"{path}: no rows below the header.")
+    if single and found > 1:
+        raise ValueError(f"{path}: each row holds one word; a table has one post a row, and a CoNLL file no header.")
 
 
 def _value(column: str, cell: str, where: str) -> Any:

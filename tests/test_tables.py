@@ -106,10 +106,10 @@ def test_relations_in_tables(tmp_path: Path) -> None:
 
 def test_a_label_that_is_hidden_in_a_table(tmp_path: Path) -> None:
     head = "tokens,ner_tags\n"
-    for cell in ("", "-1", '"[-1]"'):
-        assert read_labelled(write(tmp_path / "a.csv", f"{head}Ada,{cell}\n"))[0]["ner_tags"] is None
+    for cell in ("", "-1 -1", '"[-1, -1]"'):
+        assert read_labelled(write(tmp_path / "a.csv", f"{head}Ada x,{cell}\n"))[0]["ner_tags"] is None
         with pytest.raises(ValueError, match=r"a\.csv, line 3: no label"):
-            read_labelled(write(tmp_path / "a.csv", f"{head}Ada,O\nAda,{cell}\n"))
+            read_labelled(write(tmp_path / "a.csv", f"{head}Ada x,O O\nAda x,{cell}\n"))
     for cell in ("", "-1"):
         write(tmp_path / "a.csv", f'tokens,head,tail,relation\na b,"[0,1]","[1,2]",{cell}\n')
         assert read_relations(tmp_path / "a.csv")[0]["relation"] is None
@@ -183,6 +183,16 @@ def test_files_of_words_and_tags_stay_what_they_are(tmp_path: Path) -> None:
         path = write(tmp_path / name, "text\tO\nAda\tB-PER\n\nBo\tO\n")
         assert [row["tokens"] for row in read_labelled(path)] == [["text", "Ada"], ["Bo"]]
         assert [row["tokens"] for row in read_posts(path)] == [["text", "Ada"], ["Bo"]]
+
+
+@pytest.mark.parametrize("header", ["tokens\tner_tags", "token\ttag", "word,tags", "tokens,tags"])
+def test_a_header_above_words_and_tags_makes_no_posts_of_one_word(tmp_path: Path, header: str) -> None:
+    text = header + "\nAda\tB-PER\nsings\tO\n\nBo\tO\n"
+    for name in ("a.tsv", "a.csv"):
+        path = write(tmp_path / name, text if "\t" in header else text.replace("\t", ","))
+        for read in (read_labelled, read_posts):
+            with pytest.raises(ValueError, match=name):
+                read(path)
 
 
 # --- one reader
