@@ -209,6 +209,7 @@ def test_whatever_trains_can_be_predicted_for(tmp_path: Path) -> None:
     for content in (
         "{'token': ['a'], 'h': {}, 't': {}, 'relation': 'None'}",
         "<E>\tNone\na\tO\n</E>\tO\n",
+        "<E> None\na O\n</E> O\n",
         '{"tokens": ["a"], "h": {}, "t": {}, "relation": "x"}',
     ):
         (tmp_path / "r.txt").write_text(content)
