@@ -143,6 +143,8 @@ class MoReProcessor(ProcessorMixin):
         for index, post in enumerate(words):
             if not post:
                 raise ValueError(f"post {index} has no words")
+            if isinstance(post, str) or not all(isinstance(word, str) for word in post):
+                raise ValueError(f"post {index} is {post!r:.60}, it must be a list of words; give raw text as text")
         units = self._tokenize_words(words)
         wanted: list[Sequence[int]] = [range(len(post)) for post in units]
         if pairs is not None:

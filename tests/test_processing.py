@@ -183,6 +183,12 @@ def test_call_takes_text_words_one_or_many(bert):
             bert(**bad)
 
 
+def test_a_string_is_no_list_of_words(bert):
+    for words in ("Ada x", [["Ada"], "Bob x"], [["Ada", 1]]):
+        with pytest.raises(ValueError, match="must be a list of words"):
+            bert(words=words)
+
+
 def test_options_are_saved_and_checked(bert, tmp_path, tiny_encoder):
     options = {"top_k": 3, "knowledge_words": 30, "max_length": 99, "overflow": "skip", "splitter": "whitespace"}
     processor = MoReProcessor.from_encoder_pretrained(
