@@ -96,10 +96,16 @@ def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[st
     if "gate" in results:
         plot = f"![Weight of each expert over the test posts]({PLOT})"
         sections.append(("How the gate weighs", f"{markdown_table(results['gate'])}\n\n{plot}"))
-    auto, asked, said = (
-        ("AutoModelForTokenClassification", "", "entities")
+    auto, asked, shown = (
+        ("AutoModelForTokenClassification", "", 'print(found["entities"], found["expert_weights"])')
         if pipeline_tag == "token-classification"
-        else ("AutoModelForSequenceClassification", ', "head": [0, 6], "tail": [13, 30]', "relations")
+        else (
+            "AutoModelForSequenceClassification",
+            ', "head": [0, 6], "tail": [13, 30]',
+            """\
+for pair in found["relations"]:
+    print(pair["head_text"], pair["relation"], pair["tail_text"], round(pair["score"], 3), pair["expert_weights"])""",
+        )
     )
     usage = f"""\
 import modeling_more
@@ -112,6 +118,6 @@ processor = AutoProcessor.from_pretrained({name!r})
 knowledge = [{{"title": "Northfield United", "text": "Northfield United is a football club.", "score": 1.0}}]
 post = {{"text": "Rivera joins Northfield United", "knowledge_text": knowledge{asked}}}
 found = predict(model, processor, [post])[0]
-print(found["{said}"], found["expert_weights"])
+{shown}
 """
     return {"description": description, "sections": sections, "usage": usage}

@@ -200,11 +200,45 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, state_dict: dict | None = None, **kwargs: Any
     ) -> None:
-        """As everywhere in transformers; without `copy_experts` the gate alone is written."""
+        """As everywhere in transformers; without `copy_experts` the gate alone is written.
+
+        Raises:
+            ValueError: for experts that are only referred to, but whose embeddings were resized.
+        """
+        self._keep_vocabulary_sizes()
         if not self.config.copy_experts:
             weights = self.state_dict() if state_dict is None else state_dict
             state_dict = {key: value for key, value in weights.items() if not key.startswith("experts.")}
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize those of every expert; returns the first one's.
+
+        Raises:
+            ValueError: for experts with vocabularies of different sizes, and for those that are only referred to.
+        """
+        sizes = _vocabulary_sizes(self.experts)
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"the experts' vocabularies hold {', '.join(map(str, sizes))} tokens: resize each by itself, with "
+                "experts[i].resize_token_embeddings"
+            )
+        embeddings: list[nn.Embedding] = [expert.resize_token_embeddings(*args, **kwargs) for expert in self.experts]
+        self._keep_vocabulary_sizes()
+        return embeddings[0]
+
+    def _keep_vocabulary_sizes(self) -> None:
+        """Write the sizes of the experts' vocabularies into their saved configurations."""
+        sizes = _vocabulary_sizes(self.experts)
+        for name, saved, size in zip(self.config.expert_names, self.config.experts, sizes, strict=False):
+            encoder = saved["encoder_config"]
+            part = encoder.get("text_config") or encoder
+            if not self.config.copy_experts and part.get("vocab_size", size) != size:
+                raise ValueError(
+                    f"the embeddings of expert {name} were resized, but a mixture that only refers to it can't save "
+                    "them: make it with copy_experts=True, or save and resize the expert first"
+                )
+            part["vocab_size"] = size
 
     def _freeze(self) -> None:
         self.experts.requires_grad_(bool(self.config.train_experts))
@@ -414,6 +448,10 @@ class MoReMixtureForRelationExtraction(MoReMixturePreTrainedModel):
 
     def _log_likelihood(self, logits: Tensor, labels: Tensor, word_mask: Tensor | None) -> Tensor:
         return logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def _vocabulary_sizes(experts: Any) -> list[int]:
+    return [expert.encoder.get_input_embeddings().num_embeddings for expert in experts]
 
 
 def _default_names(sources: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from modeling_more.model_card import CURVE, draw_training_curve, markdown_table, scrub_command, write_model_card
+from modeling_more.tagging import bioes_labels
 
 SECRET = "hf_" + "aB3" * 11
 RESULTS: dict[str, Any] = {
@@ -169,27 +170,82 @@ def test_markdown_table() -> None:
     assert markdown_table([]) == ""
 
 
-@pytest.mark.parametrize("retrieval", ["none", "text"])
+@pytest.mark.parametrize("retrieval", ["none", "text", "image"])
+@pytest.mark.parametrize("task", ["entities", "relations"])
 def test_the_code_on_the_card_runs(
-    retrieval: str, tmp_path: Path, tiny_encoder: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+    task: str,
+    retrieval: str,
+    tmp_path: Path,
+    tiny_encoder: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from mixture_experts import save_expert
+
+    column = None if retrieval == "none" else f"knowledge_{retrieval}"
+    out = tmp_path / "out"
+    labels = bioes_labels(["PER", "ORG"]) if task == "entities" else ["None", "/per/org/member"]
+    save_expert(out, task, tiny_encoder("bert"), labels, knowledge_column=column)
+    be_sure(out, task, "S-ORG" if task == "entities" else labels[1])
+    text = write(
+        out, config={"dataset": "demo", "retrieval": retrieval}, task=TASK[task],
+    )  # fmt: skip
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert ("knowledge_" in code) == (retrieval != "none")
+    monkeypatch.chdir(tmp_path)  # the card names the folder
+    exec(code, {})
+    said = "ORG Rivera 1.0" if task == "entities" else "Rivera /per/org/member Northfield United 1.0"
+    assert said in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("task", ["entities", "relations"])
+def test_the_code_on_a_mixtures_card_runs(
+    task: str,
+    tmp_path: Path,
+    tiny_encoder: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mixture_experts import CLASSES, NAMES, save_expert
+    from modeling_more import MoReMixtureProcessor, MoReProcessor
+    from modeling_more.mixture_report import card_parts
+
+    labels = bioes_labels(["PER", "ORG"]) if task == "entities" else ["None", "/per/org/member"]
+    folders = []
+    for name in NAMES:
+        folders.append(save_expert(
+            tmp_path / name, task, tiny_encoder("bert"), labels, knowledge_column=f"knowledge_{name}"
+        ))  # fmt: skip
+        be_sure(tmp_path / name, task, "S-ORG" if task == "entities" else labels[1])
+    mixture = CLASSES[task][1].from_experts(folders, NAMES, image_dim=4)
+    mixture.save_pretrained(tmp_path / "out")
+    MoReMixtureProcessor([MoReProcessor.from_pretrained(folder) for folder in folders], NAMES).save_pretrained(
+        tmp_path / "out"
+    )
+    results = {**RESULTS, "experts": dict(zip(NAMES, folders, strict=True))}
+    config = {"dataset": "demo", "retrieval": "moe"}
+    text = write(
+        tmp_path / "out", results=results, config=config, task=TASK[task], **card_parts(results, TASK[task], "out")
+    )
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert ("'ORG'" if task == "entities" else "Rivera /per/org/member Northfield United 1.0") in printed
+    assert re.search(r"\{'text': 0\.\d+, 'image': 0\.\d+\}", printed)
+
+
+TASK = {"entities": "token-classification", "relations": "text-classification"}
+
+
+def be_sure(folder: Path, task: str, label: str) -> None:
+    """Let a saved expert say this label of everything, so that the code finds something to print."""
     import torch
 
-    from modeling_more.modeling_more import MoReForTokenClassification
-    from modeling_more.processing_more import MoReProcessor
-    from modeling_more.tagging import bioes_labels
+    from mixture_experts import CLASSES
 
-    encoder = tiny_encoder("bert")
-    column = "knowledge_text" if retrieval == "text" else None
-    model = MoReForTokenClassification.from_encoder_pretrained(
-        encoder, id2label=dict(enumerate(bioes_labels(["PER", "ORG"])))
-    )
-    with torch.no_grad():  # so that it finds something to print: every word is a single-word ORG
-        model.classifier.bias[model.config.label2id["S-ORG"]] = 50.0
-    model.save_pretrained(tmp_path)
-    MoReProcessor.from_encoder_pretrained(encoder, knowledge_column=column).save_pretrained(tmp_path)
-    text = write(tmp_path, config={"dataset": "demo", "retrieval": retrieval, "hub_model_id": str(tmp_path)})
-    code = re.search(r"```python\n(.*?)```", text, re.S)
-    assert code and ("knowledge_text" in code[1]) == (retrieval == "text")
-    exec(code[1], {})
-    assert "ORG Rivera 1.0" in capsys.readouterr().out.splitlines()
+    model = CLASSES[task][0].from_pretrained(folder)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias[model.config.label2id[label]] += 50.0
+    model.save_pretrained(folder)
