@@ -113,7 +113,10 @@ class DataArguments:
     shuffle_knowledge: bool = field(
         default=False, metadata={"help": "control: every post gets another post's knowledge (same split)"}
     )
-    max_length: int = field(default=512, metadata={"help": "sub-tokens of a post with its knowledge"})
+    max_length: int = field(
+        default=512,
+        metadata={"help": "sub-tokens of a post with its knowledge; lowered to what encoder and tokenizer read"},
+    )
     overflow: str = field(
         default="cut",
         metadata={"help": "knowledge past max_length: cut its end, or skip whole entries", "choices": ["cut", "skip"]},

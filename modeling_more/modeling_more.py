@@ -22,6 +22,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
+from .positions import position_limit
 from .tagging import allowed_transitions
 
 
@@ -62,6 +63,7 @@ class MoRePreTrainedModel(PreTrainedModel):
     def __init__(self, config: MoReConfig):
         super().__init__(config)
         self.encoder: Any = AutoModel.from_config(config.encoder_config, **_no_pooler(config.encoder_config))
+        self._limited: tuple[Any, int | None] = None, None  # an encoder and its position_limit
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LinearChainCRF):
@@ -129,10 +131,41 @@ class MoRePreTrainedModel(PreTrainedModel):
         [R, T]. Without `rows`, post b is row b; a post cut in windows names the row of each of its words."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        self._check_width(input_ids)
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if rows is None:
             rows = torch.arange(len(positions), device=positions.device)[:, None]
         return states[rows, positions]
+
+    def _check_width(self, input_ids: Tensor) -> None:
+        """ValueError for rows with more sub-tokens than the encoder has positions: on a GPU the look-up would end the
+        process without a word about it."""
+        if torch.compiler.is_compiling():  # a graph may have any width
+            return
+        if self._limited[0] is not self.encoder:  # looked up once: it takes a walk through all modules
+            self._limited = self.encoder, position_limit(self.encoder)
+        limit = self._limited[1]
+        if limit is not None and input_ids.shape[1] > limit:
+            raise ValueError(
+                f"a row has {input_ids.shape[1]} sub-tokens, the encoder reads at most {limit}: give the processor "
+                f"max_length={limit}"
+            )
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As everywhere in transformers; the encoder's configuration gets the new size too."""
+        embeddings: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        self._keep_vocabulary_size()
+        return embeddings
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As everywhere in transformers, also where the encoder was resized by itself."""
+        self._keep_vocabulary_size()
+        super().save_pretrained(*args, **kwargs)
+
+    def _keep_vocabulary_size(self) -> None:
+        size = self.encoder.get_input_embeddings().num_embeddings
+        for config in (self.encoder.config, self.config.encoder_config):
+            config.get_text_config().vocab_size = size
 
 
 class MoReForTokenClassification(MoRePreTrainedModel):

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .data_collator import TEXT_ONLY, MoReDataCollator
 from .formats import words_with_offsets
 from .modeling_more import MoReForTokenClassification
+from .positions import position_limit
 from .processing_more import MoReProcessor
 from .relation_formats import pair_spans
 from .rows import KNOWLEDGE_COLUMNS, check_string, read_knowledge, read_words
@@ -217,7 +218,7 @@ def predict(
 
     Args:
         model: an expert, or a mixture, whose experts each read their own knowledge column.
-        processor: the one saved with it.
+        processor: the one saved with it; its max_length is lowered where the model reads fewer sub-tokens.
         image_encoder: an `ImageEncoder`, with which a mixture's gate sees the `image` of the posts; default: the one
             that the mixture names, loaded where a post has an image.
 
@@ -249,6 +250,9 @@ def predict(
             "%d of %d texts do not hold their tokens one after the other: offsets count these", others, given
         )
     accelerator = accelerator or _plain_accelerator(model)
+    core: Any = accelerator.unwrap_model(model)
+    for own, expert in zip(processor.processors, core.experts, strict=True) if mixed else [(processor, core)]:
+        own.limit_length(position_limit(expert.encoder))
     results: list[dict[str, Any]] = [
         {key: post[key] for key in ("id", "text", "tokens") if key in post}
         | {"relations" if relations else "entities": []}

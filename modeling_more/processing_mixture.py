@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import HfApi
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import AutoConfig, AutoProcessor, BatchFeature, ProcessorMixin
 
 from .configuration_mixture import MoReMixtureConfig, check_names
-from .processing_more import Entry, MoReProcessor, Span
+from .configuration_more import MoReConfig
+from .positions import position_limit_of
+from .processing_more import PROCESSOR_FILES, Entry, MoReProcessor, Span, downloaded
 from .words import split_words
 
 #: of an encoded post: the rows of each expert, and the words alone that the gate reads
@@ -177,18 +179,25 @@ class MoReMixtureProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """From a folder or a Hub id, as `save_pretrained` wrote it."""
-        saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        """From a folder or a Hub id, as `save_pretrained` wrote it; each expert's `max_length` is lowered to what the
+        mixture beside it allows."""
+        patterns = ("processor_config.json", "config.json", *(f"experts/{one}" for one in PROCESSOR_FILES))
+        folder = downloaded(pretrained_model_name_or_path, patterns, kwargs)
+        saved, _ = cls.get_processor_dict(folder, **kwargs)
         names = saved.get("names")
         if not isinstance(names, list):
             raise ValueError(f"{pretrained_model_name_or_path} holds no mixture's processor: it names no experts")
         check_names(names, len(names))  # they become paths
-        local = Path(pretrained_model_name_or_path).is_dir()
-        processors = []
-        for name in names:
-            source = Path(pretrained_model_name_or_path) / "experts" / name if local else pretrained_model_name_or_path
-            place = kwargs if local else {**kwargs, "subfolder": f"experts/{name}"}
-            processors.append(MoReProcessor.from_pretrained(source, **place))
+        processors = [MoReProcessor.from_pretrained(Path(folder) / "experts" / name) for name in names]
+        try:
+            config: Any = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError):  # a processor by itself
+            return cls(processors, names)
+        experts = dict(zip(getattr(config, "expert_names", ()), getattr(config, "experts", ()), strict=True))
+        for name, processor in zip(names, processors, strict=True):
+            if name in experts:
+                limit = position_limit_of(MoReConfig(**experts[name]).encoder_config)
+                processor.limit_length(limit, f"the encoder of expert {name}")
         return cls(processors, names)
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .configuration_more import MoReConfig
+from .positions import position_limit_of
 from .words import STYLES, split_words
+
+logger = logging.getLogger(__name__)
 
 Entry = Mapping[str, Any]
 Span = Sequence[int]  # start, end of words, end exclusive
 #: around the subject (head) and the object (tail) of a relation
 MARKERS = ("<E>", "</E>", "<O>", "</O>")
+#: what a processor, and the configuration beside it, consist of
+PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+#: options of `from_pretrained` that say where a repository is found
+_PLACE = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # words on which tokenizers differ: capitals, digits, punctuation at either end and inside, letters beyond ASCII
 _PROBE = "the The Lakers play in 2017 , don't they ? @NBA #3 a1 U.S. (x) 3-1 Zürich Москва".split()
 
@@ -32,7 +42,8 @@ class MoReProcessor(ProcessorMixin):
             None for an expert without retrieval.
         top_k: entries read, in their order.
         knowledge_words: at most this many words of each entry's text, centred on its matched sentence; None: all.
-        max_length: sub-tokens of a row, special tokens included.
+        max_length: sub-tokens of a row, special tokens included; lowered where the tokenizer, or the encoder that is
+            loaded with it, allows fewer.
         overflow: `"cut"`: knowledge is cut at its end; `"skip"`: an entry that does not fit whole is left out.
         splitter: how raw text becomes words: `"twitter17"`, `"twitter15"` or `"whitespace"` (`words.py`).
         markers: add the tokens `<E>`, `</E>`, `<O>`, `</O>` that stand around both entities of a relation.
@@ -57,14 +68,14 @@ class MoReProcessor(ProcessorMixin):
             raise ValueError(f'overflow is {overflow!r}, it must be "cut" or "skip"')
         if splitter not in STYLES:
             raise ValueError(f"splitter is {splitter!r}, it must be one of {', '.join(STYLES)}")
-        if max_length < 4:
-            raise ValueError(f"max_length is {max_length}, it must be at least 4")
         _check_tokenizer(tokenizer)
         self._space = _word_space(tokenizer)
         self.knowledge_column = knowledge_column
         self.top_k = top_k
         self.knowledge_words = knowledge_words
         self.max_length = max_length
+        # a tokenizer without a limit says 10^30
+        self.limit_length(tokenizer.model_max_length, "the tokenizer")
         self.overflow = overflow
         self.splitter = splitter
         self.markers = markers
@@ -76,11 +87,34 @@ class MoReProcessor(ProcessorMixin):
     def from_encoder_pretrained(
         cls, name_or_path: str, *, tokenizer_options: dict[str, Any] | None = None, **options: Any
     ) -> MoReProcessor:
-        """A processor for a plain encoder checkpoint; `max_length` is lowered to what its tokenizer allows."""
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **(tokenizer_options or {}))
-        # a tokenizer without a limit says 10^30
-        options["max_length"] = min(options.get("max_length", 512), tokenizer.model_max_length)
-        return cls(tokenizer, **options)
+        """A processor for a plain encoder checkpoint; `max_length` is lowered to what its tokenizer and its encoder
+        allow."""
+        load = dict(tokenizer_options or {})
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **load)
+        processor = cls(tokenizer, **options)
+        processor.limit_length(_positions_at(name_or_path, load), f"the encoder {name_or_path}")
+        return processor
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """As everywhere in transformers; `max_length` is lowered to what the model beside it allows."""
+        folder = downloaded(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs)
+        processor: Self = super().from_pretrained(folder, **kwargs)
+        limit = _positions_at(folder, kwargs)
+        processor.limit_length(limit, f"the encoder of {pretrained_model_name_or_path}")
+        return processor
+
+    def limit_length(self, limit: int | None, whose: str = "the encoder") -> None:
+        """Lower `max_length` to this many sub-tokens where it is larger, and log both; None: there is no limit.
+
+        Raises:
+            ValueError: when nothing could be read.
+        """
+        if limit is not None and self.max_length > limit:
+            logger.warning("max_length is lowered from %d to %d: %s reads no more", self.max_length, limit, whose)
+            self.max_length = limit
+        if self.max_length < 4:
+            raise ValueError(f"max_length is {self.max_length}, it must be at least 4")
 
     def __call__(
         self,
@@ -338,6 +372,30 @@ def _windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int
 def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     width = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def downloaded(name_or_path: Any, patterns: Sequence[str], options: Mapping[str, Any]) -> Any:
+    """Return the folder of a Hub id's files of these patterns, which is there without network once it was loaded.
+
+    transformers asks the Hub each time for files that a folder lacks, and fails offline where these decide something.
+    """
+    if Path(name_or_path).exists():
+        return name_or_path
+    place = {key: options[key] for key in _PLACE if options.get(key) is not None}
+    try:
+        return snapshot_download(str(name_or_path), allow_patterns=list(patterns), **place)
+    except (OSError, ValueError):
+        return name_or_path  # transformers knows how to say what is wrong with it
+
+
+def _positions_at(name_or_path: Any, options: Mapping[str, Any]) -> int | None:
+    """The `position_limit` of the encoder or expert that lies there; None also where none does."""
+    place = {key: options[key] for key in (*_PLACE, "subfolder") if key in options}
+    try:
+        config: Any = AutoConfig.from_pretrained(name_or_path, **place)
+    except (OSError, ValueError):  # a tokenizer or processor by itself
+        return None
+    return position_limit_of(getattr(config, "encoder_config", None) or config)
 
 
 def _encode_words(tokenizer: Any, words: Sequence[Sequence[str]], space: str) -> Any:

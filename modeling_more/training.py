@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .data_collator import BatchShare, LengthBatchSampler, MoReDataCollator
+from .data_collator import TEXT_ONLY, BatchShare, LengthBatchSampler, MoReDataCollator
 from .files import apply_umask
+from .positions import position_limit
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +169,7 @@ def train(
 
     Raises:
         FileNotFoundError: when the checkpoint to resume from is not there.
+        ValueError: for posts with more sub-tokens than the encoder reads.
     """
     folder = Path(args.output_dir) / "checkpoints"
     model_class = type(model)
@@ -181,7 +183,9 @@ def train(
         by_length=args.group_by_length,
         multiple_of=accelerator.num_processes,
     )
-    collate = collate or MoReDataCollator(processor)
+    if collate is None:
+        collate = MoReDataCollator(processor)
+        _check_lengths(model, posts)
     loader: Any = DataLoader(posts, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
     # fused: a third of the time of the plain step on a CPU
     fused = accelerator.device.type in ("cpu", "cuda")
@@ -340,6 +344,18 @@ def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
         os.replace(incoming, target)
         shutil.rmtree(outgoing, ignore_errors=True)
     accelerator.wait_for_everyone()
+
+
+def _check_lengths(model: Any, posts: Sequence[Mapping[str, Any]]) -> None:
+    """ValueError for the first post with a longer row than the encoder reads: before the first step, not amid them."""
+    limit = position_limit(model.encoder)
+    for number, post in enumerate(posts):
+        rows = (row for view in ("", TEXT_ONLY) for row in post.get(f"{view}input_ids", ()))
+        if limit is not None and (longest := max(map(len, rows), default=0)) > limit:
+            raise ValueError(
+                f"post {number} has {longest} sub-tokens, the encoder reads at most {limit}: encode the posts by a "
+                f"processor with max_length={limit}"
+            )
 
 
 def _follow(schedule: LambdaLR, epochs: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -183,6 +184,35 @@ def test_errors_of_one_sentence(folders, build, tmp_path):
         mixture(expert_logits=logits, text_features=features[:, None], word_mask=batch["word_mask"])
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_resized_embeddings_are_saved_and_loaded(task, folders, build, tmp_path):
+    """One by itself, as their vocabularies differ; all where they are alike; none that is only referred to."""
+    mixture, _, batch = build(task)
+    sizes = [expert.encoder.get_input_embeddings().num_embeddings for expert in mixture.experts]
+    with pytest.raises(ValueError, match=f"vocabularies hold {sizes[0]}, {sizes[1]} tokens: resize each by itself"):
+        mixture.resize_token_embeddings(900)
+    mixture.experts[1].resize_token_embeddings(900)
+    mixture.save_pretrained(tmp_path / "one")
+    again = CLASSES[task][2].from_pretrained(tmp_path / "one")
+    assert [saved["encoder_config"]["vocab_size"] for saved in again.config.experts] == [sizes[0], 900]
+    with torch.no_grad():
+        assert torch.equal(mixture(**batch).logits, again(**batch).logits)
+
+    alike = CLASSES[task][1].from_experts([folders[task][0]] * 2, NAMES)
+    assert alike.resize_token_embeddings(700).num_embeddings == 700
+    alike.save_pretrained(tmp_path / "all")
+    again = CLASSES[task][2].from_pretrained(tmp_path / "all")
+    assert [one.encoder.get_input_embeddings().num_embeddings for one in again.experts] == [700, 700]
+    again.experts[0].save_pretrained(tmp_path / "expert")
+    CLASSES[task][0].from_pretrained(tmp_path / "expert")
+
+    referring = CLASSES[task][1].from_experts(folders[task], NAMES, copy_experts=False)
+    referring.save_pretrained(tmp_path / "referring")
+    referring.experts[0].resize_token_embeddings(900)
+    with pytest.raises(ValueError, match="the embeddings of expert text were resized, but a mixture that only refers"):
+        referring.save_pretrained(tmp_path / "referring")
+
+
 def test_from_a_config_alone_and_in_half_precision(folders, build, tmp_path):
     mixture, _, batch = build()
     fresh = MoReMixtureForTokenClassification(mixture.config)
@@ -233,6 +263,38 @@ def test_the_gate_of_relations_reads_the_words_without_markers(build):
     assert batch["text_only"]["word_mask"].sum(1).tolist() == [len(words) for words in WORDS]
     markers = processor.processors[0].tokenizer.convert_tokens_to_ids(["<E>", "<O>"])
     assert not torch.isin(batch["text_only"]["input_ids"], torch.tensor(markers)).any()
+
+
+@pytest.mark.parametrize("kind", ["mixture", "expert"])
+def test_a_processor_that_was_loaded_once_loads_without_network(kind, hub, folders, tmp_path):
+    """By itself: with a configuration beside it transformers has less to ask for."""
+    push = """
+import sys
+from modeling_more import MoReMixtureProcessor, MoReProcessor
+both = [MoReProcessor.from_pretrained(folder) for folder in sys.argv[2:]]
+(both[0] if sys.argv[1] == "expert" else MoReMixtureProcessor(both, ["text", "image"])).push_to_hub("someone/it")
+"""
+    load = """
+import modeling_more
+from transformers import AutoProcessor
+print(len(AutoProcessor.from_pretrained("someone/it")([["Ada", "in", "Lindau"]])))
+"""
+    download = "from huggingface_hub import snapshot_download; snapshot_download('someone/it')"
+    home = {"HF_HOME": str(tmp_path / "downloaded")}
+    offline = {"HF_HUB_OFFLINE": "1"}
+    before: list[str] = []
+    for number, (code, env) in enumerate([
+        (push, {}), (load, {}), (load, offline), (download, home), (load, home | offline)
+    ]):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, kind, *folders["entities"]],
+            env={**os.environ, **hub.env, "OMP_NUM_THREADS": "1", **env},
+            cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, f"step {number}: {done.stderr[-3000:]}"
+        asked, before = hub.requests[len(before) :], list(hub.requests)
+        assert not [path for path in asked if re.search(r"experts/.*/config\.json", path)]
+        assert not asked or env.get("HF_HUB_OFFLINE") is None
 
 
 def test_processor_and_references_through_the_hub(hub, folders, tmp_path):

@@ -367,3 +367,25 @@ def test_config_round_trip_and_errors(tmp_path):
                 {"head": "softmax", "two_views": "crf_kl"}):  # fmt: skip
         with pytest.raises(ValueError):
             MoReConfig(**bad)
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
+def test_resized_embeddings_are_saved_and_loaded(kind, by_itself, tiny_encoder, tmp_path):
+    """Larger, smaller, padded, again after loading, and the encoder without its model."""
+    model, processor = make(tiny_encoder(kind))
+    start = len(processor.tokenizer)
+    assert processor.tokenizer.add_tokens(["Northfield"]) == 1
+    for number, (size, options) in enumerate([(start + 1, {}), (start + 40, {"pad_to_multiple_of": 64}), (start, {})]):
+        (model.encoder if by_itself else model).resize_token_embeddings(size, **options)
+        rows = model.get_input_embeddings().num_embeddings
+        assert rows == (size if not options else -(-size // 64) * 64)
+        model.save_pretrained(tmp_path / str(number))
+        processor.save_pretrained(tmp_path / str(number))
+        again = AutoModelForTokenClassification.from_pretrained(tmp_path / str(number))
+        assert again.get_input_embeddings().num_embeddings == rows == again.config.encoder_config.vocab_size
+        inputs = processor(words=["Northfield" if size > start else "Ada", "in", "Oslo"])
+        model.eval()
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits, again(**inputs).logits)
+        model = again
