@@ -62,7 +62,9 @@ class TrainingArguments:
     group_by_length: bool = field(
         default=False, metadata={"help": "batch posts of like length together: less padding, less random batches"}
     )
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches of one optimizer step"})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "batches of one optimizer step, in which every post weighs the same"}
+    )
     learning_rate: float = field(default=1e-5, metadata={"help": "of the encoder and the linear layer"})
     crf_learning_rate: float | None = field(
         default=None, metadata={"help": "of the CRF's parameters; default: the learning rate"}
