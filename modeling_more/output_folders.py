@@ -51,7 +51,7 @@ INPUTS = (
 
 def trains(args: Arguments) -> bool:
     """Whether this run trains: not where it scores a given model or only predicts."""
-    return args[3].do_train and _posts_of(args) is not None
+    return args[3].do_train and posts_of(args) is not None
 
 
 def default_output_dir(args: Arguments) -> str:
@@ -65,7 +65,7 @@ def default_output_dir(args: Arguments) -> str:
         folder = Path(model).resolve()
         parts = list(folder.relative_to(here).parts) if folder.is_relative_to(here) else []
         parts = parts or [folder.name]
-    done = "predicted" if _posts_of(args) is None else "scored"
+    done = "predicted" if posts_of(args) is None else "scored"
     name = f"{'-'.join(parts)}-{done}-{_name_of_posts(args)}"
     # called from within a model's folder it would lie there, too
     runs = [folder for folder in (here, *here.parents) if _has_options(folder) or _is_model(folder)]
@@ -169,14 +169,14 @@ def _check_overwriting(args: Arguments, folder: Path) -> None:
         )
 
 
-def _posts_of(args: Arguments) -> str | None:
+def posts_of(args: Arguments) -> str | None:
     """The posts that are trained on or scored; None where a run only predicts."""
     data = args[0]
     return data.dataset or data.test_file or data.validation_file or data.train_file
 
 
 def _name_of_posts(args: Arguments) -> str:
-    posts = _posts_of(args) or args[0].predict_file or "posts"
+    posts = posts_of(args) or args[0].predict_file or "posts"
     path = Path(posts).resolve() if Path(posts).exists() else Path(posts)
     return re.sub(r"[^\w.+-]+", "_", path.name if posts == args[0].dataset else path.stem)
 

@@ -27,7 +27,7 @@ from .files import apply_umask, write_json, write_jsonl
 from .loading import load_expert, load_model, load_processor
 from .modeling_more import MoRePreTrainedModel
 from .naming import check_source
-from .output_folders import begin_training, check_output_dir, forget_predictions, suffix_beside_record
+from .output_folders import begin_training, check_output_dir, forget_predictions, posts_of, suffix_beside_record
 from .outputs import adopt_best, log_scores, options_of, over_seeds, push, write_card
 from .predict_mode import posts_to_predict, write_predictions
 from .prediction import encode_posts
@@ -61,10 +61,11 @@ def run(
     accelerator = make_accelerator(training)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    for chatty in ("httpx", "accelerate"):
+    for chatty in ("httpx", "accelerate", "faiss"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
-    warn_of_slow_cpu(accelerator)
+    transformers_logging.disable_progress_bar()  # of weights, which are there at once
+    warn_of_slow_cpu(accelerator, predict=posts_of(args) is None)
     command = _command(task.script, sys.argv[1:] if argv is None else argv, accelerator)
     try:
         results = _run(task, args, accelerator, command, load_named, names)
@@ -105,7 +106,7 @@ def _run(
     report: dict[str, Any] = {}
     with one_sentence_errors():
         _check(args)
-        if data.dataset or data.train_file or data.validation_file or data.test_file:
+        if posts_of(args) is not None:
             with accelerator.main_process_first():
                 if mixed:
                     splits, types, report = load_mixture_posts(task, args, load_named, names)
@@ -334,8 +335,7 @@ def one_sentence_errors() -> Iterator[None]:
 
 def _check(args: Arguments) -> None:
     data, _, training, run, mixture = args
-    given = data.dataset or data.train_file or data.validation_file or data.test_file
-    if not given and not run.do_predict:
+    if posts_of(args) is None and not run.do_predict:
         raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
     if run.do_predict and data.predict_file is None:
         raise ValueError("--do_predict needs --predict_file")

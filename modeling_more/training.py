@@ -128,14 +128,14 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     )
 
 
-def warn_of_slow_cpu(accelerator: Accelerator) -> None:
-    """Log what makes a run on a CPU many times slower than it need be."""
+def warn_of_slow_cpu(accelerator: Accelerator, predict: bool = False) -> None:
+    """Log what makes a run on a CPU many times slower than it need be; of threads only where it does not `predict`."""
     if accelerator.device.type != "cpu":
         return
     if accelerator.mixed_precision == "bf16" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         logger.warning("this CPU has no bf16 instructions: without --bf16 training is some ten times faster here")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if accelerator.num_processes == 1 and torch.get_num_threads() == 1 < cores:
+    if not predict and accelerator.num_processes == 1 and torch.get_num_threads() == 1 < cores:
         # what accelerate launch sets unless it was told otherwise
         logger.warning(
             "computing with one thread on %d cores: accelerate launch --num_cpu_threads_per_process %d uses them all",

@@ -36,6 +36,16 @@ def test_the_seven_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_value_is_left_to_the_launcher(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lists the values that it had to choose, in a block above every run."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # else it says how many cores it takes, which one wants to know
+    launch_plan(name, monkeypatch)
+    assert "had defaults used instead" not in caplog.text
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_loads_and_plans_what_its_name_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
     plan = launch_plan(name, monkeypatch)

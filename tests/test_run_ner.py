@@ -166,6 +166,28 @@ def test_predict_mode_over_files_of_posts(files, tiny_encoder, tmp_path):
     ]
 
 
+def test_what_predict_mode_says(files, tiny_encoder, tmp_path):
+    """What it did, and what is wrong; nothing of threads, libraries and bars that are over at once."""
+    knowledge = ["--knowledge", files["knowledge"]]
+    trained = run_script(options(files, tiny_encoder("bert"), "--num_train_epochs", "1", *knowledge, retrieval="text"))
+    assert trained.returncode == 0, trained.stderr
+    config = str(ROOT / "accelerate_configs" / "cpu.yaml")
+    predict = ["--model_name_or_path", files["out"], "--do_predict", "--predict_file", files["test"]]
+    predict += ["--output_dir", str(tmp_path / "predicted")]
+    for launch in (None, ["--config_file", config, "--num_cpu_threads_per_process", "1"]):
+        done = run_script(predict, launch=launch)
+        assert done.returncode == 0, done.stderr
+        lines = [line.strip() for line in done.stderr.replace("\r", "\n").splitlines()]
+        lines = [line for line in lines if line and not line.startswith("predict:")]
+        assert len(lines) == 2, lines
+        assert "no post has knowledge_text" in lines[0] and "9 posts read" in lines[1]
+    # where it trains the warning stays
+    for noise in ("faiss.loader", "Loading weights", "Writing model shards"):
+        assert noise not in trained.stderr
+    idle = (os.cpu_count() or 1) > 1 and not torch.cuda.is_available()
+    assert trained.stderr.count("computing with one thread") == idle
+
+
 def test_scoring_a_trained_expert_without_training(files, tiny_encoder, tmp_path):
     trained = run_ner.main(options(files, tiny_encoder("bert"), "--num_train_epochs", "4"))
     scored = run_ner.main(
