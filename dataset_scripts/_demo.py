@@ -361,10 +361,11 @@ def tower(seed: int, folder: Path) -> Path:
     target = folder / f"tower-{seed}"
     if not (target / "config.json").is_file():
         from dataset_scripts.demo_tower import train_tower  # here, as it loads torch
+        from modeling_more.knowledge.corpus_tables import build_once
 
         rng, fields = random.Random(f"demo tower {seed}"), set[Any]()
         emblems = [demo_pictures.draw_emblem(_new_emblem(rng, fields)) for _ in range(TOWER_EMBLEMS)]
-        train_tower(emblems, target, seed, TOWER_STEPS)
+        build_once(target, "config.json", lambda beside: train_tower(emblems, beside, seed, TOWER_STEPS))
     return target
 
 

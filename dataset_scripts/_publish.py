@@ -20,7 +20,6 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from dataset_scripts import load
 from modeling_more.files import new_folder
-from modeling_more.knowledge.corpus_tables import file_digest
 from modeling_more.model_card import markdown_table, scrub_command
 from modeling_more.naming import NamingParser
 from modeling_more.outputs import privacy
@@ -214,6 +213,8 @@ def write_folder(configs: Configs, card: DatasetCard, folder: Path, overwrite: b
 def _describe(card: DatasetCard, configs: Configs, folder: Path) -> None:
     """Tell of the files in the card, so that `datasets` sees that they changed: it caches a folder's rows by the
     folder's name and the metadata of its card alone."""
+    from modeling_more.knowledge.corpus_tables import file_digest  # seconds that other uses need not wait
+
     infos = DatasetInfosDict()
     configured = {config["config_name"]: config for config in card.data.get("configs")}
     for name, splits in configs.items():

@@ -45,6 +45,7 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """
     with scratch_folder(folder) as beside:
         yield beside
+        apply_umask(beside)
         if replace and folder.exists():
             outgoing = _beside(folder)
             os.replace(folder, outgoing)

@@ -35,7 +35,7 @@ def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any
 
         more = card_parts(best, task.pipeline_tag, args[3].hub_model_id or output.resolve().name)
     if not args[3].do_train:
-        told = scored_parts(args[1].model_name_or_path, task.pipeline_tag, args[0].retrieval)
+        told = scored_parts(args[3].hub_model_id or args[1].model_name_or_path, task.pipeline_tag, args[0].retrieval)
         more = told | more | {"description": told["description"]}
     write_model_card(output, results, options_of(args), command, history, task=task.pipeline_tag, **more)
 

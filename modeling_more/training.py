@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, LoggerType, set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -94,8 +94,10 @@ class TrainingArguments:
         default=True, metadata={"help": "write the optimizer's state after each epoch, so that the run can resume"}
     )
     report_to: list[str] = field(
-        default_factory=list, metadata={"help": "trackers, e.g. tensorboard trackio wandb; logs go to OUTPUT_DIR/logs"}
-    )
+        default_factory=list,
+        metadata={"help": "trackers, e.g. tensorboard trackio wandb; logs go to OUTPUT_DIR/logs",
+                  "choices": LoggerType.list()},
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for name in ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",

@@ -116,6 +116,7 @@ BAD = {
         ["--retrieval", "txt"],
         "argument --retrieval: it is 'txt', it must be one of none, text, image, moe: did you mean text?",
     ),
+    "a tracker misspelt": ([*GIVEN, "--report_to", "tensorbord"], "did you mean tensorboard?"),
     "a choice of nothing": (["--head", "xyz"], "it must be one of crf, softmax"),
     "a choice misspelt in file": (["{choice}"], "one of step, epoch: did you mean epoch?"),
     "an option misspelt in file": (["{optionfile}"], "'learning_rat' is unknown: did you mean learning_rate?"),
