@@ -245,6 +245,11 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder}: holds something that is no published data set; give another --output_dir.")
     if not overwrite:
         raise ValueError(f"{folder}: holds a published data set; give another --output_dir or --overwrite_output_dir.")
+    for path in [*folder.iterdir(), *(file for name in KINDS for file in (folder / name).glob("*"))]:
+        if path.suffix != ".parquet" and path.name not in ("README.md", *KINDS):
+            raise ValueError(
+                f"{path}: is no part of the data set in {folder}, with which it would be deleted; move it."
+            )
 
 
 def make_card(builder: Any, configs: Configs, knowledge: str, command: Sequence[str]) -> DatasetCard:

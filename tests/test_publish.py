@@ -236,6 +236,11 @@ def test_folder_without_knowledge_and_overwriting(tmp_path: Path, raw: Path, cap
     (out / "none" / "stale.parquet").write_bytes(b"")
     assert main("twitter17", [*arguments, "--overwrite_output_dir"]) == 0
     assert not (out / "none" / "stale.parquet").exists()
+    for strange in (out / "notes.txt", out / "none" / "notes.txt"):
+        strange.write_text("mine")
+        assert main("twitter17", [*arguments, "--overwrite_output_dir"]) == 1 and strange.exists()
+        assert f"{strange}: is no part of the data set" in caplog.text
+        strange.unlink()
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     arguments[3] = str(tmp_path / "home")
