@@ -257,7 +257,7 @@ class MoReProcessor(ProcessorMixin):
         return result
 
     def _tokenize_knowledge(self, knowledge: Sequence[Sequence[Entry] | None]) -> list[list[list[int]]]:
-        """Sub-tokens of every entry of every post."""
+        """Return the sub-tokens of every entry of every post: those of running text, an entry beginning one."""
         texts = [[self.entry_text(entry) for entry in (post or ())[: self.top_k]] for post in knowledge]
         flat = [text for post in texts for text in post]
         if not flat:
@@ -421,12 +421,19 @@ def _word_space(tokenizer: Any) -> str:
         ValueError: for a tokenizer that reads words in neither way as in running text.
     """
     for space in ("", " "):
-        text = tokenizer(space + " ".join(_PROBE), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        if _encode_words(tokenizer, [_PROBE], space)["input_ids"][0] == text["input_ids"]:
+        try:
+            text = tokenizer(
+                space + " ".join(_PROBE), add_special_tokens=False, split_special_tokens=True, verbose=False
+            )
+            words = _encode_words(tokenizer, [_PROBE], space)
+        except (TypeError, ValueError) as error:  # tokenizers of layouts want boxes
+            reason = f"it can't read words without more ({error})"
+            break
+        if words["input_ids"][0] == text["input_ids"]:
             return space
-    raise ValueError(
-        f"{type(tokenizer).__name__} can't be used: it gives words other sub-tokens one by one than in running text"
-    )
+    else:
+        reason = "it gives words other sub-tokens one by one than in running text"
+    raise ValueError(f"{type(tokenizer).__name__} can't be used: {reason}")
 
 
 def _check_tokenizer(tokenizer: Any) -> None:

@@ -143,13 +143,16 @@ def test_others_stay_as_they_were(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["byte-level", "Gemma", "roberta", "modernbert"])
 def test_knowledge_spells_a_name_as_the_post_does(name: str) -> None:
-    processor = MoReProcessor(tokenizer_of(name), max_length=100)
-    entry = {"title": "", "text": "Today Northfield United won ."}
-    (encoded,) = processor.encode([["Northfield", "United"]], [[entry]])
+    processor = MoReProcessor(tokenizer_of(name), max_length=200)
+    entries = [
+        {"title": "", "text": "Today Northfield United won ."},
+        {"title": "Northfield United", "text": "A club ."},
+    ]
+    (encoded,) = processor.encode([["Northfield", "United"]], [entries])
     row = encoded["input_ids"][0]
     name_ids = read(processor, ["Northfield", "United"])[0]
     found = [at for at in range(len(row)) if row[at : at + len(name_ids)] == name_ids]
-    assert len(found) == 2
+    assert len(found) == 1 + len(entries)
 
 
 @pytest.mark.parametrize("kind", ["roberta", "modernbert"])
@@ -183,3 +186,11 @@ def test_twitter17_reads_as_running_text(shared_data: Any) -> None:
     assert sum(len(post["word_positions"]) for post in encoded) == 11330
     for post, row in zip(posts, encoded, strict=True):
         assert row["input_ids"][0][1:-1] == natural(tokenizer, post, " ")
+
+
+def test_a_tokenizer_that_wants_more_than_words_is_named(tmp_path: Any) -> None:
+    from transformers import LayoutXLMTokenizer
+
+    letters = [(piece, -1.0) for piece in ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]]
+    with pytest.raises(ValueError, match="^LayoutXLMTokenizer can't be used"):
+        MoReProcessor(LayoutXLMTokenizer(vocab=letters))
