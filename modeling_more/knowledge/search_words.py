@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 
-from modeling_more.words import MARKS, UNSPACED
+from ..words import MARKS, UNSPACED
 
 _PLAIN = re.compile(r"\w+")
 # format characters, variation selectors and fillers, which change no word; the zero-width space (U+200B) ends one
