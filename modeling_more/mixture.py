@@ -22,12 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .files import new_file
-from .modeling_mixture import (
-    MoReMixtureForRelationExtraction,
-    MoReMixtureForTokenClassification,
-    MoReMixtureOutput,
-    weights_digest,
-)
+from .mixed_experts import weights_digest
+from .modeling_mixture import MoReMixtureForRelationExtraction, MoReMixtureForTokenClassification, MoReMixtureOutput
 from .prediction import map_batches
 from .processing_mixture import MoReMixtureProcessor
 from .tagging import spans_to_bioes, tags_to_spans

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,14 @@ from .configuration_mixture import MoReMixtureConfig, check_labels, check_names,
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
 from .gate import Gate, mix
+from .mixed_experts import (
+    align_labels,
+    default_names,
+    keep_vocabulary_sizes,
+    plain_config,
+    vocabulary_sizes,
+    weights_digest,
+)
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from .tagging import allowed_transitions
 
@@ -128,13 +135,13 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         """
         # absolute: a checkpoint that refers to a folder may be loaded from elsewhere
         sources = [str(Path(source).resolve()) if Path(source).is_dir() else str(source) for source in names_or_paths]
-        names = list(names) if names is not None else _default_names(sources)
+        names = list(names) if names is not None else default_names(sources)
         check_names(names, len(sources))  # before minutes of loading
         experts = cls._load_experts(sources, names, expert_options or {})
         precisions = {str(expert.dtype) for expert in experts}
         if len(precisions) > 1:
             raise ValueError(f"the experts differ in precision ({', '.join(sorted(precisions))}): name one dtype")
-        configs = [_plain_config(expert.config) for expert in experts]
+        configs = [plain_config(expert.config) for expert in experts]
         if config.get("copy_experts", True):  # the folders of this machine mean nothing to those who load it
             sources = [Path(source).name if Path(source).is_dir() else source for source in sources]
         else:
@@ -162,7 +169,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
                 )
             expert = cls.expert_class.from_pretrained(source, **options)
             if experts:
-                _align_labels(expert, experts[0], name, names[0])
+                align_labels(expert, experts[0], name, names[0])
             experts.append(expert)
         return experts
 
@@ -183,8 +190,8 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
             experts = cls._load_experts(config.expert_sources, config.expert_names, options)
             digests = config.expert_digests or [None] * len(experts)
             for name, expert, saved, digest in zip(config.expert_names, experts, config.experts, digests, strict=True):
-                if label_list(_plain_config(expert.config)) != label_list(saved):
-                    check_labels(label_list(_plain_config(expert.config)), label_list(saved), name, "this mixture")
+                if label_list(plain_config(expert.config)) != label_list(saved):
+                    check_labels(label_list(plain_config(expert.config)), label_list(saved), name, "this mixture")
                     raise ValueError(f"expert {name} has other labels than when the mixture was made")
                 # in another precision than the recorded one the bytes differ anyhow
                 same_precision = str(expert.dtype) == f"torch.{saved.get('dtype')}"
@@ -205,7 +212,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: for experts that are only referred to, but whose embeddings were resized.
         """
-        self._keep_vocabulary_sizes()
+        keep_vocabulary_sizes(self.config, self.experts)
         if not self.config.copy_experts:
             weights = self.state_dict() if state_dict is None else state_dict
             state_dict = {key: value for key, value in weights.items() if not key.startswith("experts.")}
@@ -217,28 +224,15 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: for experts with vocabularies of different sizes, and for those that are only referred to.
         """
-        sizes = _vocabulary_sizes(self.experts)
+        sizes = vocabulary_sizes(self.experts)
         if len(set(sizes)) > 1:
             raise ValueError(
                 f"the experts' vocabularies hold {', '.join(map(str, sizes))} tokens: resize each by itself, with "
                 "experts[i].resize_token_embeddings"
             )
         embeddings: list[nn.Embedding] = [expert.resize_token_embeddings(*args, **kwargs) for expert in self.experts]
-        self._keep_vocabulary_sizes()
+        keep_vocabulary_sizes(self.config, self.experts)
         return embeddings[0]
-
-    def _keep_vocabulary_sizes(self) -> None:
-        """Write the sizes of the experts' vocabularies into their saved configurations."""
-        sizes = _vocabulary_sizes(self.experts)
-        for name, saved, size in zip(self.config.expert_names, self.config.experts, sizes, strict=False):
-            encoder = saved["encoder_config"]
-            part = encoder.get("text_config") or encoder
-            if not self.config.copy_experts and part.get("vocab_size", size) != size:
-                raise ValueError(
-                    f"the embeddings of expert {name} were resized, but a mixture that only refers to it can't save "
-                    "them: make it with copy_experts=True, or save and resize the expert first"
-                )
-            part["vocab_size"] = size
 
     def _freeze(self) -> None:
         self.experts.requires_grad_(bool(self.config.train_experts))
@@ -448,54 +442,6 @@ class MoReMixtureForRelationExtraction(MoReMixturePreTrainedModel):
 
     def _log_likelihood(self, logits: Tensor, labels: Tensor, word_mask: Tensor | None) -> Tensor:
         return logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-
-
-def _vocabulary_sizes(experts: Any) -> list[int]:
-    return [expert.encoder.get_input_embeddings().num_embeddings for expert in experts]
-
-
-def _default_names(sources: Sequence[str]) -> list[str]:
-    """The last part of each path or Hub id, numbered where it comes again."""
-    names: list[str] = []
-    for source in sources:
-        name = source.rstrip("/").split("/")[-1]
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
-    return names
-
-
-def _plain_config(config: Any) -> dict[str, Any]:
-    """A configuration as JSON holds it, without the folders that it and its encoder were loaded from."""
-    plain: dict[str, Any] = config.to_dict()
-    for part in (plain, plain["encoder_config"]):
-        part.pop("_name_or_path", None)
-    return plain
-
-
-def weights_digest(module: nn.Module) -> str:
-    """32 hexadecimal digits of the SHA-256 of a module's weights and their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
-
-
-def _align_labels(expert: Any, first: Any, name: str, first_name: str) -> None:
-    """Puts the expert's labels in the first one's order; ValueError where the sets differ."""
-    labels, wanted = label_list(_plain_config(expert.config)), label_list(_plain_config(first.config))
-    check_labels(labels, wanted, name, first_name)
-    if labels == wanted:
-        return
-    order = torch.tensor([labels.index(label) for label in wanted], device=expert.device)
-    crf = getattr(expert, "crf", None)
-    for parameter in (*expert.classifier.parameters(), *(crf.parameters() if crf is not None else ())):
-        parameter.data = parameter.data[order]
-    if crf is not None:
-        crf.transitions.data = crf.transitions.data[:, order]
-    if expert.config.class_weights is not None:
-        expert.config.class_weights = [expert.config.class_weights[index] for index in order.tolist()]
-    expert.config.id2label = dict(enumerate(wanted))
-    expert.config.label2id = {label: index for index, label in enumerate(wanted)}
 
 
 AutoModelForTokenClassification.register(MoReMixtureConfig, MoReMixtureForTokenClassification)

@@ -1,0 +1,77 @@
+"""What a mixture asks of the experts that it is made of: names, configurations, labels, sizes, digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .configuration_mixture import check_labels, label_list
+
+
+def vocabulary_sizes(experts: Any) -> list[int]:
+    """Return the number of tokens that each expert has embeddings of."""
+    return [expert.encoder.get_input_embeddings().num_embeddings for expert in experts]
+
+
+def keep_vocabulary_sizes(config: Any, experts: Any) -> None:
+    """Write the sizes of the experts' vocabularies into the mixture's configuration.
+
+    Raises:
+        ValueError: for an expert that is only referred to, but whose embeddings were resized.
+    """
+    for name, saved, size in zip(config.expert_names, config.experts, vocabulary_sizes(experts), strict=False):
+        encoder = saved["encoder_config"].get("text_config") or saved["encoder_config"]
+        if not config.copy_experts and encoder.get("vocab_size", size) != size:
+            raise ValueError(
+                f"the embeddings of expert {name} were resized, but a mixture that only refers to it can't save them: "
+                "make it with copy_experts=True, or save and resize the expert first"
+            )
+        encoder["vocab_size"] = size
+
+
+def default_names(sources: Sequence[str]) -> list[str]:
+    """Return the last part of each path or Hub id, numbered where it comes again."""
+    names: list[str] = []
+    for source in sources:
+        name = source.rstrip("/").split("/")[-1]
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+    return names
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """Return a configuration as JSON holds it, without the folders that it and its encoder were loaded from."""
+    plain: dict[str, Any] = config.to_dict()
+    for part in (plain, plain["encoder_config"]):
+        part.pop("_name_or_path", None)
+    return plain
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return 32 hexadecimal digits of the SHA-256 of a module's weights and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def align_labels(expert: Any, first: Any, name: str, first_name: str) -> None:
+    """Put the expert's labels in the first one's order; ValueError where the sets differ."""
+    labels, wanted = label_list(plain_config(expert.config)), label_list(plain_config(first.config))
+    check_labels(labels, wanted, name, first_name)
+    if labels == wanted:
+        return
+    order = torch.tensor([labels.index(label) for label in wanted], device=expert.device)
+    crf = getattr(expert, "crf", None)
+    for parameter in (*expert.classifier.parameters(), *(crf.parameters() if crf is not None else ())):
+        parameter.data = parameter.data[order]
+    if crf is not None:
+        crf.transitions.data = crf.transitions.data[:, order]
+    if expert.config.class_weights is not None:
+        expert.config.class_weights = [expert.config.class_weights[index] for index in order.tolist()]
+    expert.config.id2label = dict(enumerate(wanted))
+    expert.config.label2id = {label: index for index, label in enumerate(wanted)}
