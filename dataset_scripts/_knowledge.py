@@ -25,7 +25,7 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from dataset_scripts._publish import failed_push, without_folder
-from modeling_more.files import new_file, write_text
+from modeling_more.files import TEMPORARY, new_file, write_text
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
 from modeling_more.knowledge.corpus_info import CorpusInfo
 from modeling_more.model_card import markdown_table, scrub_command
@@ -194,6 +194,8 @@ def write_shards(
     size = size or (IMAGE_SHARD if plan.images else TEXT_SHARD)
     folder = root / "builders" / f"{plan.name}-{plan.digest}-{limit or 'all'}-{size}"
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(TEMPORARY):  # by a run that was killed
+        left.unlink()
     progress = Progress.read(folder / PROGRESS)
     files = [folder / f"{number:05d}.parquet" for number in range(progress.shards)]
     if progress.state is not None:

@@ -53,6 +53,16 @@ def no_choice(action: argparse.Action, value: Any) -> str:
     return f"it is {value!r}, it must be one of {', '.join(choices)}{nearest(str(value), choices)}"
 
 
+def missing_source(value: str | Path) -> str:
+    """Return why a name is neither that of a folder nor can be an id of the Hub; empty where it is or can be."""
+    path = Path(value)
+    if path.is_dir():
+        return ""
+    if path.exists():
+        return "it is a file, give a folder or an id of the Hub"
+    return "" if _HUB_ID.fullmatch(str(value)) else f"there is no such folder{nearest_folder(path)}"
+
+
 def check_source(told: str, value: str | Path) -> None:
     """See that a name is that of a folder, or can be an id of the Hub.
 
@@ -62,13 +72,8 @@ def check_source(told: str, value: str | Path) -> None:
     Raises:
         FileNotFoundError: it can only be a folder, and there is none.
     """
-    path, name = Path(value), str(value)
-    if path.is_dir():
-        return
-    if path.exists():
-        raise FileNotFoundError(f"{told} {name} is a file: give a folder or an id of the Hub")
-    if not _HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"{told} {name}: there is no such folder{nearest_folder(path)}")
+    if reason := missing_source(value):
+        raise FileNotFoundError(f"{told} {value}: {reason}")
 
 
 @contextmanager

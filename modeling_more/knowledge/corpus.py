@@ -26,7 +26,7 @@ from datasets import Dataset, List, Value
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from ..files import copy_folder, scratch_folder
-from ..naming import check_source, nearest_folder
+from ..naming import missing_source, nearest_folder
 from .articles import SUFFIXES, kind_of, read_articles, split_paragraphs, split_sentences
 from .corpus_images import (
     IMAGE_FEATURES,
@@ -355,7 +355,10 @@ class KnowledgeCorpus:
             ValueError: its files are not those that were saved (digest or number of rows).
         """
         folder = Path(name_or_path)
-        check_source("knowledge corpus", name_or_path)
+        if reason := missing_source(name_or_path):
+            raise FileNotFoundError(
+                f"The knowledge {name_or_path} is neither a folder nor a data set repository of the Hub: {reason}."
+            )
         if not folder.is_dir():
             try:
                 folder = Path(snapshot_download(str(name_or_path), repo_type="dataset", revision=revision))

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 from ..files import copy_folder
-from ..naming import check_source, nearest_folder
+from ..naming import missing_source, nearest_folder
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
 from .corpus_tables import read_meta
@@ -63,7 +63,8 @@ class SentenceEncoder:
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
-        check_source("sentence encoder", name_or_path)
+        if reason := missing_source(name_or_path):
+            raise FileNotFoundError(f"The sentence encoder {name_or_path} can't be loaded: {reason}")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
             model = AutoModel.from_pretrained(name_or_path, revision=revision, dtype=self.dtype)

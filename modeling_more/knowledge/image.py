@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ..files import copy_folder
-from ..naming import check_source
+from ..naming import missing_source
 from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
 from .corpus_tables import read_meta
@@ -80,7 +80,8 @@ class ImageEncoder:
             half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
             dtype = torch.bfloat16 if half else torch.float32
         self.dtype = dtype
-        check_source("image tower", name_or_path)
+        if reason := missing_source(name_or_path):
+            raise FileNotFoundError(f"The image tower {name_or_path} can't be loaded: {reason}")
         try:
             # the Pillow kind: it needs no torchvision, and the same pixels come out on every machine
             self.processor: Any = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, backend="pil")
