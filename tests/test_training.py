@@ -18,7 +18,7 @@ def weights_of(files, tiny_encoder, tmp_path):
 
     def run(*more):
         once = ["--num_train_epochs", "1", "--max_train_samples", "4", "--weight_decay", "0", *more]
-        run_ner.main(options(files, tiny_encoder("bert"), *once))
+        run_ner.main(options(files, tiny_encoder("bert"), *once, "--overwrite_output_dir"))
         return AutoModelForTokenClassification.from_pretrained(files["out"]).state_dict()
 
     return run
