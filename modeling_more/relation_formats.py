@@ -18,6 +18,7 @@ from typing import Any
 from .columns import ColumnLine, column_lines, split_columns
 from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
 from .formats import SpanCounts, words_with_offsets
+from .naming import nearest
 from .rows import (
     Row,
     archive_entry,
@@ -125,7 +126,8 @@ def check_pair(
         if not relation:
             raise ValueError(f'{where}: "relation" should be a name, like "{NONE}".')
         if labels is not None and relation not in labels:
-            raise ValueError(f"{where}: unknown relation {relation!r}; the relations are {', '.join(labels)}.")
+            near = nearest(relation, labels) or "."
+            raise ValueError(f"{where}: unknown relation {relation!r}; the relations are {', '.join(labels)}{near}")
     return {**row, "relation": relation}
 
 

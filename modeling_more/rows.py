@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .naming import nearest
 from .tagging import spans_to_bio, split_tag, tags_to_spans
 from .text_files import RELATION_DATA
 from .words import split_words
@@ -182,7 +183,8 @@ def check_tag(tag: str, where: str, types: Sequence[str] | None) -> str:
         expected = f"B- or I- and one of {', '.join(types)}" if types else "B- or I- and a type, like B-PER"
         raise ValueError(f"{where}: unknown label {tag!r}; a label is O, or {expected}.") from None
     if types is not None and type_ and type_ not in types:
-        raise ValueError(f"{where}: unknown label {tag!r}; the types are {', '.join(types)}.")
+        near = nearest(type_, types) or "."
+        raise ValueError(f"{where}: unknown label {tag!r}; the types are {', '.join(types)}{near}")
     return tag
 
 

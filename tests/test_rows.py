@@ -18,7 +18,8 @@ from modeling_more.data import ENTITIES, RELATIONS, Schema, Source, _searched, l
 from modeling_more.formats import read_labelled, read_posts
 from modeling_more.knowledge.captions import read_captions
 from modeling_more.knowledge.entities import read_predictions
-from modeling_more.relation_formats import read_pairs, read_relations
+from modeling_more.relation_formats import check_pair, read_pairs, read_relations
+from modeling_more.rows import check_tag
 from ner_runs import KNOWLEDGE, PEOPLE, posts, write_jsonl
 from re_runs import pairs
 
@@ -528,3 +529,11 @@ def test_the_pairs_of_a_file_are_chosen_before_retrieval(tmp_path: Path) -> None
     )
     found, _, report = load_posts(args, RELATIONS, DatasetDict, [])
     assert report["posts"] == 4 == len(found["train"]) and all("knowledge_text" in row for row in found["train"])
+
+
+def test_a_misspelt_label_is_told_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown label 'B-PRE'; the types are PER, LOC: did you mean PER\\?"):
+        check_tag("B-PRE", "x.jsonl, line 2", ["PER", "LOC"])
+    row = {"tokens": ["Ada", "Oslo"], "head": [0, 1], "tail": [1, 2], "relation": "/per/loc/livesin"}
+    with pytest.raises(ValueError, match="did you mean /per/loc/lives_in\\?"):
+        check_pair(row, "x.jsonl, line 2", labels=["None", "/per/loc/lives_in"])
