@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 
 from .arguments import DataArguments
@@ -22,14 +22,15 @@ from .formats import SpanCounts, check_post, read_labelled
 from .naming import check_source, nearest, nearest_folder
 from .relation_formats import ENTITY_DATA, check_pair, read_relations
 from .retrieval import add_knowledge, check_column, knowledge_column, searchable
-from .rows import KNOWLEDGE_COLUMNS, check_labelled, check_tag, clean_label, with_equal_columns
-from .tables import class_names
+from .rows import HIDDEN, KNOWLEDGE_COLUMNS, check_labelled, check_tag, clean_label, with_equal_columns
+from .tables import class_names, stored_classes
 from .tagging import entity_types
 from .text_files import RELATION_DATA
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+VALIDATION = ("validation", "valid", "dev", "val")  # names that sets give to it
 Posts = list[dict[str, Any]]
 
 
@@ -262,12 +263,20 @@ def _from_dataset(
         try:
             with _readable(name) as readable:
                 data = load_dataset(readable, retrieval, cache_dir=_cache_of(name, args.cache_dir))
+                stored = _stored_classes(readable, retrieval) if Path(name).is_dir() else {}
         except (ValueError, OSError, ConnectionError, DatasetGenerationError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"--dataset {name}, configuration {retrieval}, can't be loaded: {reason}{nearest_folder(Path(name))}"
             ) from error
-        splits = {split: data[split] for split in SPLITS if split in data}
+        found = {split: split for split in SPLITS if split in data}
+        own = next((split for split in VALIDATION if split in data), None)
+        if own is not None:
+            found["validation"] = own
+        splits = {split: data[own] for split, own in found.items()}
+        for split, own in found.items():
+            for column, classes in stored.get(own, []):
+                _check_classes(f"--dataset {name}, split {own}", column, classes, data[own])
     source = Source({}, [])
     labels: list[str] = []
     for split, rows in splits.items():
@@ -281,11 +290,42 @@ def _from_dataset(
         label = next(one for one in (schema.label, "tags", "spans") if one in rows.column_names)
         classes = class_names(rows.features[label])
         if classes is not None:
-            classes = [schema.check_label(one, f"{where}, column {label}", None) for one in classes]
+            place = f"{where}, column {label}"
+            classes = [one if one == str(HIDDEN) else schema.check_label(one, place, None) for one in classes]
         source.rows[split] = _checked(where, rows, schema, args.splitter, classes)
-        labels += classes if classes is not None else _labels(source.rows[split], schema)
-    source.types = schema.types(labels)
+        labels += _labels(source.rows[split], schema) if classes is None else classes
+    source.types = schema.types(label for label in labels if label != str(HIDDEN))
+    _warn_of_new_labels(f"--dataset {name}", source, schema)
     return source
+
+
+def _stored_classes(folder: str, configuration: str) -> dict[str, list[tuple[str, list[str]]]]:
+    """(column, its classes) of each Parquet file of the splits, as the files themselves name them."""
+    files = load_dataset_builder(folder, configuration).config.data_files or {}
+    return {
+        str(split): [pair for path in paths for pair in stored_classes(Path(path)).items()]
+        for split, paths in files.items()
+    }
+
+
+def _check_classes(where: str, column: str, classes: Sequence[str], data: Dataset) -> None:
+    """Raise ValueError where the numbers of a file mean other classes than those it was loaded with."""
+    loaded = class_names(data.features.get(column)) or []
+    if any(own != other for own, other in zip(classes, loaded, strict=False)):
+        raise ValueError(
+            f"{where}: the column {column} names its classes {', '.join(classes)}, but datasets casts all splits to "
+            f"{', '.join(loaded)}, by number; save the splits with one order of classes."
+        )
+
+
+def _warn_of_new_labels(where: str, source: Source, schema: Schema) -> None:
+    """Say which types or relations a split has that nothing can be learnt of."""
+    if "train" not in source.rows or not is_labelled(source.rows["train"], schema):
+        return
+    known = set(schema.types(_labels(source.rows["train"], schema)))
+    for split, rows in source.rows.items():
+        if new := sorted(set(schema.types(_labels(rows, schema))) - known):
+            logger.warning("%s, split %s: %s occur there and not in the training posts.", where, split, ", ".join(new))
 
 
 def _checked(where: str, data: Dataset, schema: Schema, style: str, names: list[str] | None) -> Posts:

@@ -189,7 +189,7 @@ def check_tag(tag: str, where: str, types: Sequence[str] | None) -> str:
 
 
 def name_of(value: Any, names: Sequence[str] | None, where: str) -> Any:
-    """Return the name of a label that is given by number; None where it is hidden (-1 or null).
+    """Return the name of a label that is given by number; None where it is hidden (-1, also as a string, or null).
 
     Args:
         names: of a ClassLabel; None where the source has none.
@@ -197,6 +197,8 @@ def name_of(value: Any, names: Sequence[str] | None, where: str) -> Any:
     Raises:
         ValueError: a number that no class has.
     """
+    if isinstance(value, str) and value.strip() == str(HIDDEN):  # a number that became a string with a column
+        return None
     if value is None or isinstance(value, bool) or not isinstance(value, int):
         return value
     if value == HIDDEN:
@@ -207,7 +209,7 @@ def name_of(value: Any, names: Sequence[str] | None, where: str) -> Any:
         raise ValueError(
             f"{where}: the label {value} is none of the {len(names)} classes {', '.join(names)}; {HIDDEN} hides one."
         )
-    return names[value]
+    return None if names[value] == str(HIDDEN) else names[value]  # a class that was made of such strings
 
 
 def check_tags(

@@ -17,7 +17,7 @@ from datasets import Features
 
 from .conll import looks_like_conll
 from .rows import HIDDEN, Row
-from .text_files import check_file, read_text, text_lines
+from .text_files import LINE_END, check_file, read_text, text_lines
 
 WORDS = ("tokens", "token", "ner_tags", "tags")
 LISTS = {*WORDS, "spans", "entities", "head", "h", "tail", "t", "offsets", "knowledge_text", "knowledge_image"}
@@ -26,6 +26,9 @@ COLUMNS = {*LISTS, "text", "id", "image_id", "img_id", "image", "relation"}
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the usual one first
 _BLANKS = re.compile("[ \t\r\n]+")  # a no-break space may be a word
 _BATCH = 1000
+_QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"(?=[\t\r\n]|\Z)')  # a cell in quotes, between tabs or ends of lines
+_PLAIN = re.compile(r"[^\t\r\n]*")
+_MANY = 20  # rows of one word each that are no posts
 
 
 class Table(NamedTuple):
@@ -44,10 +47,12 @@ def open_table(path: Path) -> Table | None:
     """Return the rows of a file that is a table; None where it is none (a .csv or .tsv may hold words and tags).
 
     The first line of CSV and TSV names the columns; a cell with a comma (or tab), a quote or a line end stands in
-    quotes. Lists are JSON, or what Python prints of a list; words and tags may also be parted by blanks.
+    quotes. Where tabs part the cells, a quote is text unless the whole cell is quoted. Lists are JSON, or what Python
+    prints of a list; words and tags may also be parted by blanks.
 
     Raises:
-        ValueError: no column of posts, no rows, a row of another length than the header; names file and line.
+        ValueError: no column of posts, no rows, a row of another length than the header, rows of one word and its
+            tag; names file and line.
         FileNotFoundError: no such file.
     """
     check_file(path)
@@ -78,21 +83,19 @@ def _header(text: str, separator: str) -> list[str]:
 
 
 def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, Row]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    columns = [name.strip().lower() for name in next(reader)]
+    records = _tab_records(path, text) if separator == "\t" else _comma_records(path, text, separator)
+    columns = [name.strip().lower() for name in next(records)[1]]
     if twice := [name for name in COLUMNS if columns.count(name) > 1]:
         raise ValueError(f"{path}, line 1: two columns are named {twice[0]}.")
     found, single = 0, "tokens" in columns and bool({"ner_tags", "tags"} & set(columns))
-    while True:
-        where = f"{path}, line {reader.line_num + 1}"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise ValueError(f"{where}: no CSV ({error}); a quote within a quoted cell is doubled.") from None
-        if not cells:  # a blank line
+    parted = any(re.fullmatch(r"sent(ence)?([ _]?(id|no|nr|number|#))?:?", name) for name in columns)
+    blank = False
+    for number, cells in records:
+        where = f"{path}, line {number}"
+        if not cells:
+            blank = found > 0
             continue
+        parted = parted or blank  # rows stand above and below it
         if len(cells) != len(columns):
             raise ValueError(
                 f"{where}: {len(cells)} columns where the header has {len(columns)}; a cell that holds the separator "
@@ -100,12 +103,60 @@ def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, Row]]:
             )
         found += 1
         row = {name: _value(name, cell, where) for name, cell in zip(columns, cells, strict=True)}
-        single = single and len(row["tokens"] or "") == 1
+        if single:
+            tags = row.get("ner_tags") or row.get("tags") or []
+            single = len(row["tokens"] or "") == 1 and not cells[columns.index("tokens")].lstrip().startswith("[")
+            parted = parted or str(tags[0] if tags else "")[:2] in ("I-", "E-", "M-")  # goes on from the row before
         yield where, row
     if not found:
         raise ValueError(f"{path}: no rows below the header.")
-    if single and found > 1:
+    if single and found > 1 and (parted or found > _MANY):
         raise ValueError(f"{path}: each row holds one word; a table has one post a row, and a CoNLL file no header.")
+
+
+def _comma_records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, cells) of each record of CSV; a blank line has no cells."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            yield number, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"{path}, line {number}"
+            if "field limit" in str(error):
+                limit = csv.field_size_limit()
+                raise ValueError(f"{where}: a cell of more than {limit} characters; is a quote not closed?") from None
+            raise ValueError(f"{where}: no CSV ({error}); a quote within a quoted cell is doubled.") from None
+
+
+def _tab_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """As `_comma_records`, of cells between tabs.
+
+    Raises:
+        ValueError: a quoted cell takes in lines that have as many cells as the header.
+    """
+    position, number, width = 0, 1, 0
+    while position < len(text):
+        start, cells, more = position, [], True
+        while more:
+            quoted = _QUOTED.match(text, position)
+            plain = _PLAIN.match(text, position)
+            position = (quoted or plain).end()  # type: ignore[union-attr]
+            cells.append(quoted.group()[1:-1].replace('""', '"') if quoted else plain.group())  # type: ignore[union-attr]
+            more = text.startswith("\t", position)
+            position += more
+        lines = [line for _, line in text_lines(text[start:position])]
+        width = width or len(cells)
+        if len(lines) > 1 and all(line.count("\t") + 1 == width for line in lines):
+            raise ValueError(
+                f"{path}, line {number}: a quoted cell goes on to line {number + len(lines) - 1}, whose lines look like "
+                "rows of their own; double the quotes that are text, and put the cell in quotes."
+            )
+        yield number, [] if position == start else cells
+        number += len(lines)
+        position = LINE_END.match(text, position).end() if position < len(text) else position  # type: ignore[union-attr]
 
 
 def _value(column: str, cell: str, where: str) -> Any:
@@ -151,8 +202,16 @@ def _parquet(path: Path) -> Table:
     with_path = "image" in columns and pa.types.is_struct(schema.field("image").type)
     if with_path and schema.field("image").type.get_field_index("path") >= 0:
         columns[columns.index("image")] = "image.path"
-    names = {name: found for name, feature in _features(schema).items() if (found := class_names(feature)) is not None}
-    return Table(_parquet_rows(path, file, columns), names)
+    return Table(_parquet_rows(path, file, columns), _class_columns(schema))
+
+
+def stored_classes(path: Path) -> dict[str, list[str]]:
+    """Return the names of the columns of class labels, as a Parquet file itself has them; none of another file."""
+    return _class_columns(pq.read_schema(path)) if path.suffix.lower() == ".parquet" else {}
+
+
+def _class_columns(schema: pa.Schema) -> dict[str, list[str]]:
+    return {name: found for name, feature in _features(schema).items() if (found := class_names(feature)) is not None}
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 RELATION_DATA = "this is relation data, use run_re.py"
 BLANK = " \t"  # never str.strip(): a no-break space is a word of Twitter-2015
 BYTE_ORDER_MARK = "\ufeff"
-_LINE_END = re.compile(r"\r{0,2}\n|\r")  # CRCRLF: a file whose CRLF were written as text once more
+LINE_END = re.compile(r"\r{0,2}\n|\r")  # CRCRLF: a file whose CRLF were written as text once more
 
 
 def check_file(path: Path) -> None:
@@ -30,7 +30,7 @@ def read_text(path: str | Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = len(_LINE_END.findall(data[: error.start].decode("utf-8"))) + 1
+        line = len(LINE_END.findall(data[: error.start].decode("utf-8"))) + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
     if not text.strip(f"{BLANK}\r\n{BYTE_ORDER_MARK}"):
         raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
@@ -42,7 +42,7 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
 
     A line ends at LF, CRLF or CR only: str.splitlines() would also split inside words.
     """
-    for number, line in enumerate(_LINE_END.split(text), start=1):
+    for number, line in enumerate(LINE_END.split(text), start=1):
         yield number, line.lstrip(BYTE_ORDER_MARK)
 
 
