@@ -20,8 +20,11 @@ _NEAR_LABEL = re.compile(r"\w|[A-Za-z][-_]\S*")  # meant as a label, though it i
 _TYPE = re.compile(r"B-[^\W\d_].*|[IESUL]-[A-Z]{2}.*")  # where text sooner ends in I-95 or S-Bahn
 _NAMED_COMMENT = re.compile(r"# (?:id |new(?:doc|par)\b|[\w.:-]+ ?=(?: |$))|#(?:begin|end) document\b")
 _NUMBER = re.compile(r"[(\[]?\d+(?:[-.]\d+)*[.:)\]]?")  # 1  1.  (1)  and 1-2, 1.1 of CoNLL-U
+_BIO = re.compile(r"[BIES]-\S+")
 _COUNT = re.compile(r"(\D*)(\d+)(\D*)")
 _ENOUGH = 1000  # lines by which a file of columns is known
+_NO_LABEL = {"_", "-", "?", "*"}  # where a label is to be told by others
+_CHUNKS = {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP"}  # of CoNLL-2000 and 2003
 
 
 class ColumnLine(NamedTuple):
@@ -69,7 +72,9 @@ def check_columns(columns: Sequence[int]) -> None:
         )
 
 
-def column_lines(path: Path, text: str, columns: Sequence[int] | None = None) -> tuple[list[ColumnLine], int]:
+def column_lines(
+    path: Path, text: str, columns: Sequence[int] | None = None, labelled: bool = True
+) -> tuple[list[ColumnLine], int]:
     """Read the lines of a file as words with their labels.
 
     Words are the first column and labels the last. A first column that counts the words of a post is an index, the
@@ -80,13 +85,14 @@ def column_lines(path: Path, text: str, columns: Sequence[int] | None = None) ->
         path: the file, for errors.
         text: what it holds.
         columns: numbers of the word's and of the label's column, from 1, where they are others.
+        labelled: False reads words whose labels are not asked for; lines may be words alone.
 
     Returns:
         the lines that count, and the number of their columns.
 
     Raises:
         ValueError: a line with another number of columns than the others, without word or label, or with white space
-            within the label; a first column that can't be words; names file and line.
+            within the label; a first column that can't be words; two columns of labels; names file and line.
     """
     if columns is not None:
         check_columns(columns)
@@ -102,25 +108,27 @@ def column_lines(path: Path, text: str, columns: Sequence[int] | None = None) ->
         where = f"{path}, line {one.number}"
         if one.kind != "word":
             continue
-        if len(one.cells) == 1:
+        if len(one.cells) == 1 and (labelled or width > 1):
             raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
         if len(one.cells) != width:
             raise ValueError(f"{where}: {len(one.cells)} columns where the file has {width}; all lines have the same.")
     word = _word_column(path, kept, width) if columns is None else columns[0] - 1
+    if columns is None and labelled:
+        _check_label_columns(path, kept, width, word)
     lines = []
     for number, kind, line, cells in kept:
         if kind == "word":
             where = f"{path}, line {number}"
-            tag = clean_label(cells[label], where)
-            if not tag:
+            tag = clean_label(cells[label], where) if labelled else ""
+            if labelled and not tag:
                 raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
             if not cells[word]:
-                raise ValueError(f"{where}: no word before the label {tag!r}; a line is a word, a tab and a label.")
+                raise ValueError(f"{where}: no word before the label {cells[label]!r}; a line is a word, a tab and a label.")
             lines.append(ColumnLine(number, kind, cells[word], tag))
         else:
             lines.append(ColumnLine(number, kind, line.removeprefix("IMGID:").strip(BLANK) if kind == "image" else ""))
     words = [line.word for line in lines if line.kind == "word"]
-    if columns is None and len(words) > 1 and all(" " in word for word in words):
+    if columns is None and width > 1 and len(words) > 1 and all(" " in word for word in words):
         logger.warning("%s: every word holds a space, like %r: are more columns meant?", path, words[0])
     return lines, width
 
@@ -150,6 +158,43 @@ def looks_like_conll(text: str, columns: Sequence[int] | None = None) -> bool:
         return typed and words[0].cells[label].startswith("B-")
     alike = len(labelled) == len(words) and len({len(one.cells) for one in words}) == 1
     return alike or (typed and 2 * len(labelled) >= len(words))
+
+
+def check_text(path: Path, text: str) -> None:
+    """Raise ValueError where a file that should hold one post a line looks like columns of words without labels.
+
+    So do lines of which nearly all have as many cells, single words, and which blank lines part into posts of several
+    words, or an index counts, or `# key = value` comments tell of, or which all end in a sign for no label (`_`).
+    """
+    found = unlabelled_columns(text)
+    if found is not None:
+        number, width = found
+        raise ValueError(
+            f"{path}, line {number}: looks like columns of words, not like one post a line; say which are words and "
+            f"labels, like --columns 1 {width}."
+        )
+
+
+def unlabelled_columns(text: str) -> tuple[int, int] | None:
+    """Return the first line of words and the number of columns of a file as `check_text` knows it; else None."""
+    raw = _classified(islice(text_lines(text), _ENOUGH))
+    commented = any(one.kind == "word" and re.match(r"# [\w.:-]+ = ", one.line) for one in raw)
+    rows = [one for one in raw if not (one.kind == "word" and _NAMED_COMMENT.match(one.line))]
+    words = [one for one in rows if one.kind == "word"]
+    width = _width(words)
+    alike = [one for one in words if len(one.cells) == width and not any(" " in cell for cell in one.cells[:2])]
+    if width < 2 or len(words) < 2 or 10 * len(alike) < 9 * len(words):
+        return None
+    tabs = all("\t" in one.line for one in alike)
+    signs = _NO_LABEL if tabs else {"_"}  # French sets a blank before "?"
+    if len(alike) == len(words) and all(one.cells[-1] in signs for one in words):
+        return words[0].number, width
+    if not tabs:
+        return None
+    posts = [list(post) for is_word, post in groupby(rows, lambda one: one.kind == "word") if is_word]
+    parted = len(posts) > 1 and any(len(post) > 1 for post in posts)
+    counted = width > 2 and _counts_on([[one.cells[0] for one in post] for post in posts])
+    return (words[0].number, width) if parted or counted or commented else None
 
 
 def _classified(lines: Iterable[tuple[int, str]]) -> list[_Cells]:
@@ -218,7 +263,8 @@ def _word_column(path: Path, lines: Sequence[_Cells], width: int) -> int:
     counting = _counts_on(firsts)
     if all(_NUMBER.fullmatch(cell) for post in firsts for cell in post):
         others = {one.cells[1] for post in posts for one in post}
-        if counting and len(others) > 1:  # numbers as words would all have one part of speech
+        several = any(len(post) > 1 for post in posts)  # else each may be a number that somebody wrote
+        if counting and several and len(others) > 1:  # numbers as words would all have one part of speech
             logger.info("%s: the first column is an index, words are read from the second.", path)
             return 1
         raise ValueError(f"{where}: the first column holds nothing but numbers; {way_out}.")
@@ -227,6 +273,28 @@ def _word_column(path: Path, lines: Sequence[_Cells], width: int) -> int:
     if sum(map(len, firsts)) > 2 and any(len(post) > 1 for post in firsts) and all(len(set(p)) == 1 for p in firsts):
         raise ValueError(f"{where}: the first column is {firsts[0][0]!r} for every word of a post; {way_out}.")
     return 0
+
+
+def _check_label_columns(path: Path, lines: Sequence[_Cells], width: int, word: int) -> None:
+    """Tell of a second column that is labels and nothing else, as of nested entities or of predictions.
+
+    Chunks (`B-NP`) are such a column, too: they have types of their own.
+
+    Raises:
+        ValueError: it has a type that the last column has.
+    """
+    rows = [one.cells for one in lines if one.kind == "word"]
+    last = {cells[-1][2:] for cells in rows if _BIO.fullmatch(cells[-1])}
+    for column in range(word + 1, width - 1):
+        cells = [row[column] for row in rows if row[-1] != "X"]
+        types = {cell[2:] for cell in cells if _BIO.fullmatch(cell)}
+        if not types or not all(_BIO.fullmatch(cell) or cell == "O" for cell in cells):
+            continue
+        told = f"{path}: columns {column + 1} and {width} both hold labels"
+        if types & last:
+            raise ValueError(f"{told} ({min(types & last)}); say which to read, like --columns {word + 1} {column + 1}.")
+        if not types <= _CHUNKS:
+            logger.warning("%s, the last is read; --columns %d %d reads the other.", told, word + 1, column + 1)
 
 
 def _counts_on(posts: Sequence[Sequence[str]]) -> bool:

@@ -24,6 +24,7 @@ def read_conll(
     knowledge_column: str = "knowledge_text",
     id_prefix: str | None = None,
     columns: Sequence[int] | None = None,
+    labelled: bool = True,
 ) -> list[Row]:
     """Read lines of a word and its label, with a blank line between posts; raw files and the authors' archives alike.
 
@@ -39,6 +40,7 @@ def read_conll(
         knowledge_column: "knowledge_text" or "knowledge_image", where words labelled X go.
         id_prefix: of the ids `<prefix>-<index>` of posts without an `IMGID:` line; default: the file's name.
         columns: numbers of the word's and of the label's column, from 1, where they are others.
+        labelled: False reads words without labels, whose tags are None.
 
     Raises:
         ValueError: empty file, a line without a label or with another number of columns than the others, an unknown
@@ -49,7 +51,7 @@ def read_conll(
     text = read_text(path)
     if text.lstrip().startswith(("{'token'", '{"token"')):
         raise ValueError(f"{path}, line 1: {RELATION_DATA}.")
-    lines, width = column_lines(path, text, columns)
+    lines, width = column_lines(path, text, columns, labelled)
     prefix = path.stem if id_prefix is None else id_prefix
     rows: list[Row] = []
     seen: dict[str, int] = {}
@@ -73,7 +75,7 @@ def read_conll(
             "id": name if seen[name] == 1 else f"{name}#{seen[name]}",
             "image_id": image_id,
             "tokens": tokens,
-            "ner_tags": as_bio(tags),
+            "ner_tags": as_bio(tags) if labelled else None,
         }
         if knowledge is not None:
             row[knowledge_column] = [archive_entry(" ".join(knowledge))] if knowledge else []
@@ -89,6 +91,9 @@ def read_conll(
         if kind == "image":
             close()
             image_id, image_line = word or None, number
+            continue
+        if not labelled:
+            tokens.append(word)
             continue
         where = f"{path}, line {number}"
         if tag == KNOWLEDGE_TAG:

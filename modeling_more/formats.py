@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .columns import check_text, unlabelled_columns
 from .conll import looks_like_conll, read_conll
 from .rows import (
     KNOWLEDGE_COLUMNS,
@@ -41,6 +42,7 @@ from .words import DEFAULT_STYLE, align_spans
 logger = logging.getLogger(__name__)
 
 
+_COLUMN_FILES = (".conll", ".conllu", ".conllx", ".iob", ".iob2", ".bio", ".bioes")
 _MARKED = re.compile(r"\s*</?[EO]>[ \t]")  # begins relation data
 
 
@@ -305,7 +307,7 @@ def read_posts(
 
     Rows are {"id", "image_id", "tokens", "text", "offsets"} and the knowledge columns that the file has; offsets are
     [start, end] of each word in text. Posts given as words get the words joined by spaces as text. Labels are not
-    read. A post without a word (empty, or white space only) is a row without tokens; in a file of lines a blank line
+    read, and CoNLL need not have them. A post without a word (empty, or white space only) is a row without tokens; in a file of lines a blank line
     is no post, and the n-th line has the id `<file>-n`, counted from 1.
 
     Args:
@@ -314,7 +316,8 @@ def read_posts(
         columns: of CoNLL, see `read_conll`.
 
     Raises:
-        ValueError: empty file, a row that is no post, half a surrogate pair; names file and line.
+        ValueError: empty file, a row that is no post, columns of words without labels in a file of another name than
+            .conll and the like (unless `columns` names them), half a surrogate pair; names file and line.
         FileNotFoundError: no such file.
     """
     path = Path(path)
@@ -332,12 +335,17 @@ def read_posts(
             rows.append({**row, **read_knowledge(item, where)})
         counts.report(path)
         return rows
-    if path.suffix.lower() == ".conll" or looks_like_conll(content, columns) or _MARKED.match(content):
-        for post in read_conll(path, knowledge_column=knowledge_column, columns=columns):
+    suffix = path.suffix.lower()
+    if suffix == ".ann":
+        raise ValueError(f"{path}: .ann holds spans without their text; give the .txt that lies beside it.")
+    labelled = looks_like_conll(content, columns) or _MARKED.match(content) is not None
+    if labelled or suffix in _COLUMN_FILES or (columns is not None and unlabelled_columns(content)):
+        for post in read_conll(path, knowledge_column=knowledge_column, columns=columns, labelled=labelled):
             knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
             row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}
             rows.append(row)
         return rows
+    check_text(path, content)
     for number, line in text_lines(content):
         if line.strip(BLANK):
             words = read_words({"text": line}, f"{path}, line {number}", style, may_be_empty=True)

@@ -216,7 +216,7 @@ def test_columns_are_no_posts_of_text(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["Ada\tis here\n\nBo\tis there\n", "1\tAda is here\n2\tBo is there\n", "hi\tyou\n\nhey\tyou\n", "so _ sad _\n",
-     "Ada\n\nBo\n", "# of goals = 3\nAda is here\n", "Ada is here\tnow\n\nhm\n", ":\t_\n"],
+     "Ça va ?\nAda va ?\n", "Ada\n\nBo\n", "# of goals = 3\nAda is here\n", "Ada is here\tnow\n\nhm\n", ":\t_\n"],
 )  # fmt: skip
 def test_text_stays_text(tmp_path: Path, text: str) -> None:
     posts = read_posts(write(tmp_path / "p.txt", text))
