@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 OPTIONS, RESULTS, CARD, CONFIG = "arguments.json", "all_results.json", "README.md", "config.json"
 RECORD = (OPTIONS, RESULTS, CARD, CONFIG)  # what tells how a model was made
 PREDICTIONS = ("dev.jsonl", "test.jsonl", "predict.jsonl")
-#: what a run writes, which may be deleted with it; folders of `WHOLE` hold nothing else
+#: what a run writes, which may be deleted with it
 FILES = (
     *(OPTIONS, RESULTS, CARD, CONFIG, "holdout_ids.json", "scores-*.json", "made_of.txt", TEMPORARY),
     *("training_curve.png", "gate_weights*.png", "model*.safetensors", "model.safetensors.index.json"),
@@ -41,7 +42,9 @@ FILES = (
     ),
 )
 INSIDE = {"predictions": ("*.jsonl", TEMPORARY), ".eval_results": ("*.yaml", TEMPORARY)}
-WHOLE = ("checkpoints", "crossfit", "experts", "logs")
+RUNS = ("crossfit", "experts")  # hold a folder of such files for each expert
+CHECKPOINTS = tuple(f"{name}{more}" for name in ("last", "best") for more in ("", ".incoming", ".outgoing"))
+LOGS = ("events.out.tfevents*", "hparams.yml")  # what trackers write into a run's folder
 #: options that name what a run reads
 INPUTS = (
     *("model_name_or_path", "experts", "dataset", "data_dir", "train_file", "validation_file", "test_file"),
@@ -126,6 +129,9 @@ def check_output_dir(args: Arguments) -> None:
         for name in (*RECORD, "model.safetensors", "tokenizer.json"):
             if (folder / name).exists():
                 raise ValueError(f"{told} holds a {name} that is of no run: give another --output_dir")
+    for one in (folder, *seeds):
+        if strange := _strange_checkpoint(one / "checkpoints"):
+            raise ValueError(f"{strange} is of no run, which keeps checkpoints there: give another --output_dir")
 
 
 def begin_training(args: Arguments, options: dict[str, Any]) -> None:
@@ -218,8 +224,7 @@ def _begun(folder: Path) -> bool:
 
 def _is_begun(folder: Path) -> bool:
     """Whether a run left a checkpoint or the model of its best epoch; a crash may leave them under the second name."""
-    names = (f"{name}{more}" for name in ("last", "best") for more in ("", ".outgoing"))
-    return any((folder / "checkpoints" / name).is_dir() for name in names)
+    return any((folder / "checkpoints" / name).is_dir() for name in CHECKPOINTS if not name.endswith(".incoming"))
 
 
 def _goes_on(folder: Path) -> bool:
@@ -235,19 +240,42 @@ def _is_ours(folder: Path) -> bool:
 def _strange(folder: Path) -> Path | None:
     """Something in the folder of a run that no run writes."""
     for path in sorted(folder.iterdir()):
-        if not path.is_dir() or path.is_symlink():
-            if not any(fnmatch(path.name, pattern) for pattern in FILES) or path.is_symlink():
-                return path
+        found: Path | None = path
+        if not _is_folder(path):
+            found = None if _is_file(path, FILES) else path
         elif path.name in INSIDE:
-            for inner in sorted(path.iterdir()):
-                if not inner.is_file() or not any(fnmatch(inner.name, pattern) for pattern in INSIDE[path.name]):
-                    return inner
+            found = next((one for one in sorted(path.iterdir()) if not _is_file(one, INSIDE[path.name])), None)
+        elif path.name in RUNS:
+            inner = (_strange(one) if _is_folder(one) else one for one in sorted(path.iterdir()))
+            found = next(filter(None, inner), None)
         elif re.fullmatch(r"seed--?\d+", path.name):
-            if found := _strange(path):
-                return found
-        elif path.name not in WHOLE:
-            return path
+            found = _strange(path)
+        elif path.name == "checkpoints":
+            found = _strange_checkpoint(path)
+        elif path.name == "logs":
+            found = next(
+                (one for one in sorted(path.rglob("*")) if not (_is_folder(one) or _is_file(one, LOGS))), None
+            )
+        if found is not None:
+            return found
     return None
+
+
+def _strange_checkpoint(folder: Path) -> Path | None:
+    """What stands in the place of a run's checkpoints and is none of them."""
+    if not _is_folder(folder):
+        return folder if os.path.lexists(folder) else None
+    inner = sorted(folder.iterdir())
+    return next((path for path in inner if path.name not in CHECKPOINTS or not _is_folder(path)), None)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_file(path: Path, patterns: Sequence[str]) -> bool:
+    """Whether this is a file, no link, of a name that a run gives."""
+    return path.is_file() and not path.is_symlink() and any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def _empty(folder: Path) -> None:

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from .data_collator import TEXT_ONLY, BatchShare, LengthBatchSampler, MoReDataCollator
 from .files import apply_umask
+from .output_folders import CHECKPOINTS
 from .positions import position_limit
 
 logger = logging.getLogger(__name__)
@@ -228,8 +229,9 @@ def train(
             logger.info("resumed from %s after epoch %d", checkpoint, first_epoch)
             schedule.last_epoch = sum(steps[:first_epoch])  # as it was, unless the number of processes changed
             _follow(schedule, args.num_train_epochs)
-    elif accelerator.is_main_process and folder.exists():
-        shutil.rmtree(folder)  # of an earlier run in the same folder: it must not be resumed by mistake
+    elif accelerator.is_main_process:
+        for name in CHECKPOINTS:  # of an earlier run in the same folder: they must not be resumed by mistake
+            shutil.rmtree(folder / name, ignore_errors=True)
     accelerator.wait_for_everyone()
 
     for epoch in range(first_epoch, args.num_train_epochs):

@@ -283,3 +283,36 @@ def test_other_things_in_a_folder_do_not_hinder(tmp_path):
     (tmp_path / "commits.txt").write_text("")
     (tmp_path / "text").mkdir()
     check_output_dir(parse_arguments(["--dataset", "twitter17", "--output_dir", str(tmp_path)], ""))
+
+
+def test_files_of_others_are_not_deleted_from_a_runs_subfolders(here, tmp_path, capsys):
+    """In a folder that is no run, and by --overwrite_output_dir in one that is."""
+    mine = ("notes.txt", "checkpoints/epoch1.pt", "logs/diary.txt")
+    for name in mine:
+        (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / name).write_text("mine")
+    for seeds in ([], ["--seeds", "1", "2"]):
+        assert "checkpoints/epoch1.pt is of no run" in told(capsys, training(here, "project", *seeds))
+    (tmp_path / "project" / "checkpoints" / "epoch1.pt").rename(tmp_path / "project" / "epoch1.pt")
+    run_ner.main(training(here, "project"))
+    assert all((tmp_path / "project" / name).exists() for name in ("notes.txt", "epoch1.pt", "logs/diary.txt"))
+    foreign = (
+        "checkpoints/epoch1.pt",
+        "checkpoints/other/a",
+        "crossfit/a.txt",
+        "crossfit/a-0/notes.txt",
+        "experts/x/y",
+    )
+    for name in (*foreign, "logs/diary.txt", "logs/more/diary.txt", "seed-1/logs/diary.txt"):
+        path = tmp_path / "plain" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        said = told(capsys, training(here, "plain", "--overwrite_output_dir"))
+        assert "is of none: move it" in said and str(path.relative_to(tmp_path)).startswith(said.split()[6]), said
+        assert path.read_text() == "mine"
+        path.unlink()
+        if name == "checkpoints/other/a":
+            path.parent.rmdir()
+    (tmp_path / "plain" / "logs" / "more" / "events.out.tfevents.1").write_text("")
+    run_ner.main(training(here, "plain", "--overwrite_output_dir"))
+    assert not Path("plain/logs").exists()
