@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[(\[]?\d+(?:[-.]\d+)*[.:)\]]?")  # 1  1.  (1)  and 1-2, 1
 _BIO = re.compile(r"[BIES]-\S+")
 _COUNT = re.compile(r"(\D*)(\d+)(\D*)")
 _ENOUGH = 1000  # lines by which a file of columns is known
-_NO_LABEL = {"_", "-", "?", "*"}  # where a label is to be told by others
+_NO_LABEL = {"_", "-", "?", "*", "-1"}  # where a label is to be told by others
 _CHUNKS = {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP"}  # of CoNLL-2000 and 2003
 
 
@@ -123,7 +123,9 @@ def column_lines(
             if labelled and not tag:
                 raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
             if not cells[word]:
-                raise ValueError(f"{where}: no word before the label {cells[label]!r}; a line is a word, a tab and a label.")
+                raise ValueError(
+                    f"{where}: no word before the label {cells[label]!r}; a line is a word, a tab and a label."
+                )
             lines.append(ColumnLine(number, kind, cells[word], tag))
         else:
             lines.append(ColumnLine(number, kind, line.removeprefix("IMGID:").strip(BLANK) if kind == "image" else ""))
@@ -292,7 +294,9 @@ def _check_label_columns(path: Path, lines: Sequence[_Cells], width: int, word: 
             continue
         told = f"{path}: columns {column + 1} and {width} both hold labels"
         if types & last:
-            raise ValueError(f"{told} ({min(types & last)}); say which to read, like --columns {word + 1} {column + 1}.")
+            raise ValueError(
+                f"{told} ({min(types & last)}); say which to read, like --columns {word + 1} {column + 1}."
+            )
         if not types <= _CHUNKS:
             logger.warning("%s, the last is read; --columns %d %d reads the other.", told, word + 1, column + 1)
 

@@ -274,9 +274,9 @@ def _from_dataset(
         if own is not None:
             found["validation"] = own
         splits = {split: data[own] for split, own in found.items()}
-        for split, own in found.items():
-            for column, classes in stored.get(own, []):
-                _check_classes(f"--dataset {name}, split {own}", column, classes, data[own])
+        for own in found.values():
+            for column, written in stored.get(own, []):
+                _check_classes(f"--dataset {name}, split {own}", column, written, data[own])
     source = Source({}, [])
     labels: list[str] = []
     for split, rows in splits.items():

@@ -95,8 +95,8 @@ class SpanCounts:
                 logger.warning("%s: %d of %d mentions %s.", where, count, self.mentions, what)
         if self.texts:
             logger.warning(
-                "%s: %d of %d texts do not hold their tokens one after the other and are left out: offsets count the "
-                "tokens joined by blanks.", where, self.texts, self.posts,
+                "%s: %d of %d texts do not hold their tokens one after the other, or not at their offsets, and are "
+                "left out: offsets count the tokens joined by blanks.", where, self.texts, self.posts,
             )  # fmt: skip
 
 
@@ -132,9 +132,11 @@ def check_post(
     """
     counts = counts or SpanCounts()
     item = check_object(item, where, '"tokens" and "ner_tags", or "text" and "spans"')
-    tags_key = "ner_tags" if "ner_tags" in item else "tags"
+    # where a set has several columns of labels, those of this row are in the one that is not null
+    tags_key = "tags" if item.get("ner_tags") is None and ("ner_tags" not in item or "tags" in item) else "ner_tags"
+    spans_given = item.get("text") is not None and item.get("spans") is not None
     tags: list[str] | None = None
-    if item.get("tokens") is not None and tags_key in item:
+    if item.get("tokens") is not None and tags_key in item and (item[tags_key] is not None or not spans_given):
         words = counts.words(item, where, style)
         tags = check_tags(item[tags_key], len(words["tokens"]), where, types, names, tags_key)
     elif item.get("text") is not None and "spans" in item:
@@ -307,8 +309,8 @@ def read_posts(
 
     Rows are {"id", "image_id", "tokens", "text", "offsets"} and the knowledge columns that the file has; offsets are
     [start, end] of each word in text. Posts given as words get the words joined by spaces as text. Labels are not
-    read, and CoNLL need not have them. A post without a word (empty, or white space only) is a row without tokens; in a file of lines a blank line
-    is no post, and the n-th line has the id `<file>-n`, counted from 1.
+    read, and CoNLL need not have them. A post without a word (empty, or white space only) is a row without tokens; in
+    a file of lines a blank line is no post, and the n-th line has the id `<file>-n`, counted from 1.
 
     Args:
         style: how "text" is split into words.

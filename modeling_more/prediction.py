@@ -20,7 +20,7 @@ from .modeling_more import MoReForTokenClassification
 from .positions import position_limit
 from .processing_more import MoReProcessor
 from .relation_formats import pair_spans
-from .rows import KNOWLEDGE_COLUMNS, check_string, read_knowledge, read_words
+from .rows import KNOWLEDGE_COLUMNS, check_string, given_words, read_knowledge, read_words
 from .tagging import Span, bio_to_bioes, spans_to_bioes, tags_to_spans
 
 logger = logging.getLogger(__name__)
@@ -247,7 +247,10 @@ def predict(
     given = sum(post.get("text") is not None for post in posts)
     if others := given - sum("text" in post for post in prepared):
         logger.warning(
-            "%d of %d texts do not hold their tokens one after the other: offsets count these", others, given
+            "%d of %d texts do not hold their tokens one after the other, or not at their offsets: these count the "
+            "tokens joined by blanks",
+            others,
+            given,
         )
     accelerator = accelerator or _plain_accelerator(model)
     core: Any = accelerator.unwrap_model(model)
@@ -324,7 +327,7 @@ def relation(
 def _with_pairs(post: Mapping[str, Any], index: int, splitter: str, columns: Sequence[str]) -> dict[str, Any]:
     """The post with its words, and under `pairs` the (head, tail) that are asked for."""
     prepared = _with_tokens(post, index, splitter, columns)
-    characters = post.get("tokens") is None
+    characters = given_words(post) is None
     words = words_with_offsets(prepared) if characters else None
     spans = pair_spans(prepared, words, len(post["text"] if characters else prepared["tokens"]), f"post {index}")
     entities = spans.get("entities")
@@ -337,12 +340,12 @@ def _with_tokens(post: Mapping[str, Any], index: int, splitter: str, columns: Se
     where = f"post {index}"
     if not isinstance(post, Mapping):
         raise ValueError(f'{where} is a {type(post).__name__}, it should be an object with "text" or "tokens"')
-    if post.get("tokens") is None and post.get("text") is None:
+    if given_words(post) is None and post.get("text") is None:
         raise ValueError(f"{where} has neither text nor tokens")
     if isinstance(post.get("id"), str):
         check_string(post["id"], where, '"id"')
     rest = {key: value for key, value in post.items() if key not in ("tokens", "token", "text", "offsets")}
-    words = read_words({**post, "token": None}, where, splitter, may_be_empty=True)
+    words = read_words(post, where, splitter, may_be_empty=True)
     return {**rest, **words, **read_knowledge(post, where, columns)}
 
 

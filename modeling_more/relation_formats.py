@@ -12,6 +12,7 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .rows import (
     are_numbers,
     check_labelled,
     clean_label,
+    given_words,
     joined_words,
     name_of,
     read_image_id,
@@ -185,9 +187,11 @@ def pair_spans(
     """
     counts = counts or SpanCounts()
     if item.get("entities") is not None and all(item.get(name) is None for name in ("head", "h", "tail", "t")):
-        if not isinstance(item["entities"], list):
+        given = item["entities"]
+        given = given.tolist() if hasattr(given, "tolist") else given
+        if not isinstance(given, list):
             raise ValueError(f'{where}: "entities" should be a list of spans.')
-        found = [_span(span, "entities", words, length, where, counts) for span in item["entities"]]
+        found = [_span(span, "entities", words, length, where, counts) for span in given]
         twice = next((span for place, span in enumerate(found) if span in found[:place]), None)
         if twice is not None:
             raise ValueError(f'{where}: two of "entities" are the same words {twice}; give each once.')
@@ -205,7 +209,7 @@ def pair_spans(
 
 def _pair(item: Row, where: str, style: str, counts: SpanCounts, may_be_empty: bool = False) -> Row:
     """The row of an item without its relation."""
-    given = item.get("tokens") is not None or item.get("token") is not None
+    given = given_words(item) is not None
     if not given and item.get("text") is None:
         raise ValueError(f'{where}: no "tokens"; a row has {_LABELLED}.')
     words = counts.words(item, where, style, may_be_empty)
@@ -230,6 +234,9 @@ def _span(
             value = [value["char_start"], value.get("char_end")]
         else:
             value = value.get("pos", [value.get("start"), value.get("end")])
+    value = value.tolist() if hasattr(value, "tolist") else value  # an array
+    if isinstance(value, list | tuple):
+        value = [int(one) if isinstance(one, Integral) and not isinstance(one, bool) else one for one in value]
     if not isinstance(value, list | tuple) or len(value) < 2 or not are_numbers(value[:2]):
         raise ValueError(f'{where}: a span of "{name}" should be [start, end], end exclusive.')
     start, end = value[:2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,10 +22,12 @@ Row = dict[str, Any]
 KNOWLEDGE_COLUMNS = ("knowledge_text", "knowledge_image")
 HIDDEN = -1  # what a ClassLabel holds where a label is not told
 
-# white space of any script, controls, and what looks like nothing at all: a label with it looks like one without
-_BLANK = "\\s\x00-\x1f\x7f-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff"
-_AROUND = re.compile(f"^[{_BLANK}\u200c\u200d]+|[{_BLANK}\u200c\u200d]+$")
-_WITHIN = re.compile(f"[{_BLANK}]")  # joiners are letters' own in Persian or Hindi
+# what looks like nothing at all though its category is that of letters or marks: fillers, selectors, an empty pattern
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+_BLANKS = ("Cc", "Cf", "Zs", "Zl", "Zp")  # controls, formats, white space of any script
+_JOINERS = "\u200c\u200d"
 
 
 # --- strings
@@ -45,10 +48,25 @@ def check_string(value: Any, where: str, what: str = '"text"') -> str:
 
 def clean_label(label: str, where: str) -> str:
     """Return a label without the white space around it, with which it would be another one; within it is an error."""
-    found = _AROUND.sub("", check_string(label, where, "a label"))
-    if _WITHIN.search(found):
+    if label.isascii() and label.isprintable() and " " not in label:
+        return label
+    found = check_string(label, where, "a label")
+    seen = [place for place, character in enumerate(found) if not _is_blank(character)]
+    found = found[seen[0] : seen[-1] + 1] if seen else ""
+    if any(_is_blank(one) and not _joins(found, place) for place, one in enumerate(found)):
         raise ValueError(f"{where}: the label {found!r} has white space within; write it in one, like creative-work.")
     return found
+
+
+def _is_blank(character: str) -> bool:
+    """Whether nothing is seen of a character: a label with it looks like one without."""
+    return unicodedata.category(character) in _BLANKS or _UNSEEN.match(character) is not None
+
+
+def _joins(label: str, place: int) -> bool:
+    """Whether a joiner stands between letters, as in Persian or Hindi."""
+    beside = label[place - 1] + label[place + 1]
+    return label[place] in _JOINERS and all(unicodedata.category(one)[0] in "LM" for one in beside)
 
 
 def read_name(item: Mapping[str, Any], keys: Sequence[str], where: str) -> str | None:
@@ -107,11 +125,9 @@ def read_words(item: Mapping[str, Any], where: str, style: str, may_be_empty: bo
 
     Returns:
         {"tokens"} or {"tokens", "text", "offsets"}, offsets being [start, end] of each word in text, in characters. A
-        text in which the item's "tokens" do not stand one after the other is left out.
+        text in which the item's "tokens" do not stand one after the other, or not at its "offsets", is left out.
     """
-    tokens, text = item.get("tokens"), item.get("text")
-    if tokens is None:
-        tokens = item.get("token")
+    tokens, text = given_words(item), item.get("text")
     if text is not None:
         check_string(text, where)
     if tokens is None:
@@ -130,7 +146,20 @@ def read_words(item: Mapping[str, Any], where: str, style: str, may_be_empty: bo
     return {"tokens": tokens} if offsets is None else {"tokens": tokens, "text": text, "offsets": offsets}
 
 
-def _check_offsets(value: Any, tokens: Sequence[str], text: str, where: str) -> list[list[int]]:
+def given_words(item: Mapping[str, Any]) -> Any:
+    """Return what the item holds as its words; None where it goes by its text.
+
+    Tokens that are objects beside a text, as annotation tools write them, are no words.
+    """
+    tokens = item.get("token") if item.get("tokens") is None else item["tokens"]
+    objects = False
+    if isinstance(tokens, list | tuple) and tokens:
+        objects = all(isinstance(token, Mapping) for token in tokens)
+    return None if objects and item.get("text") is not None else tokens
+
+
+def _check_offsets(value: Any, tokens: Sequence[str], text: str, where: str) -> list[list[int]] | None:
+    """The offsets as a list; None where the words do not stand there, one after the other."""
     value = value.tolist() if hasattr(value, "tolist") else value
 
     def good(pair: Any) -> bool:
@@ -139,7 +168,12 @@ def _check_offsets(value: Any, tokens: Sequence[str], text: str, where: str) -> 
 
     if not isinstance(value, list | tuple) or len(value) != len(tokens) or not all(map(good, value)):
         raise ValueError(f'{where}: "offsets" should be a list of [start, end] in "text", one for each of "tokens".')
-    return [list(pair) for pair in value]
+    ends = [0, *(end for _, end in value)]
+    fit = all(
+        begin >= last and text[begin:end] == word
+        for (begin, end), word, last in zip(value, tokens, ends[:-1], strict=True)
+    )
+    return [list(pair) for pair in value] if fit else None
 
 
 def word_offsets(tokens: Sequence[str], text: str) -> list[list[int]] | None:

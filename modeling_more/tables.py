@@ -151,8 +151,8 @@ def _tab_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         width = width or len(cells)
         if len(lines) > 1 and all(line.count("\t") + 1 == width for line in lines):
             raise ValueError(
-                f"{path}, line {number}: a quoted cell goes on to line {number + len(lines) - 1}, whose lines look like "
-                "rows of their own; double the quotes that are text, and put the cell in quotes."
+                f"{path}, line {number}: a quoted cell goes on to line {number + len(lines) - 1}, whose lines look "
+                "like rows of their own; double the quotes that are text, and put the cell in quotes."
             )
         yield number, [] if position == start else cells
         number += len(lines)

@@ -60,9 +60,10 @@ def test_splits_whose_classes_have_another_order_are_refused(tmp_path: Path) -> 
     rows = load_folder(publish(tmp_path / "b", {"train": train, "test": same}), tmp_path / "cache")
     assert rows["test"][0]["ner_tags"] == ["B-PER", "O"]
     splits = {
-        split: related(["x"]).remove_columns("relation").add_column("relation", [1]).cast_column(
-            "relation", ClassLabel(names=names)
-        )
+        split: related(["x"])
+        .remove_columns("relation")
+        .add_column("relation", [1])
+        .cast_column("relation", ClassLabel(names=names))
         for split, names in (("train", ["None", "/a"]), ("validation", ["/a", "None"]))
     }
     with pytest.raises(ValueError, match="split validation: the column relation names"):
@@ -203,6 +204,7 @@ def test_words_without_labels_are_predicted_for(
         "1\tAda\tPER\n2\tlives\tNO\n",
         "Ada\t_\nlives\t_\n",
         "Ada _\nlives _\n",
+        "Ada\t-1\nlives\t-1\n",
         "# text = Ada lives\nAda\tx\nlives\ty\n",
     ],
 )
@@ -241,7 +243,7 @@ def test_tables_of_one_word_a_row_are_refused(tmp_path: Path, name: str, text: s
 
 
 def test_posts_of_one_word_are_posts(tmp_path: Path) -> None:
-    for text in ("tokens,tags\nAda,B-PER\nBo,B-PER\n", 'tokens,tags\n' + '"[""Ada""]",B-PER\n' * 30):
+    for text in ("tokens,tags\nAda,B-PER\nBo,B-PER\n", "tokens,tags\n" + '"[""Ada""]",B-PER\n' * 30):
         assert read_labelled(write(tmp_path / "a.csv", text))[0]["tokens"] == ["Ada"]
 
 

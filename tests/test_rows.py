@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -537,3 +538,17 @@ def test_a_misspelt_label_is_told_the_nearest(tmp_path: Path) -> None:
     row = {"tokens": ["Ada", "Oslo"], "head": [0, 1], "tail": [1, 2], "relation": "/per/loc/livesin"}
     with pytest.raises(ValueError, match="did you mean /per/loc/lives_in\\?"):
         check_pair(row, "x.jsonl, line 2", labels=["None", "/per/loc/lives_in"])
+
+
+def test_predict_takes_arrays_token_and_tokens_as_objects(experts: dict[str, tuple[Any, Any]]) -> None:
+    """What frames, MNRE's own rows and annotation tools hold."""
+    words = ["Ada", "in", "Oslo"]
+    plain = {"tokens": words, "head": [0, 1], "tail": [2, 3]}
+    expected = predict(*experts["relations"], [plain])[0]["relations"]
+    arrays = {"tokens": np.array(words), "head": np.array([0, 1]), "tail": [np.int64(2), np.int32(3)]}
+    for post in (arrays, {"token": words, "h": {"pos": [0, 1]}, "t": {"pos": np.array([2, 3])}}):
+        assert predict(*experts["relations"], [post])[0]["relations"] == expected
+    assert predict(*experts["relations"], [{"tokens": words, "entities": np.array([[0, 1], [2, 3]])}])
+    assert predict(*experts["entities"], [{"token": words}])[0]["tokens"] == words
+    objects = [{"text": "Ada", "start": 0, "end": 3}]
+    assert predict(*experts["entities"], [{"text": "Ada in Oslo", "tokens": objects}])[0]["tokens"] == words
