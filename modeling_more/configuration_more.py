@@ -65,5 +65,12 @@ class MoReConfig(PreTrainedConfig):
         if self.id2label and not self.label2id:
             self.label2id = {str(label): int(index) for index, label in self.id2label.items()}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: not the folders that model and encoder were loaded from."""
+        found: dict[str, Any] = super().to_diff_dict()
+        for part in (found, found.get("encoder_config") or {}):
+            part.pop("_name_or_path", None)
+        return found
+
 
 AutoConfig.register(MoReConfig.model_type, MoReConfig)

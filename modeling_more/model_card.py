@@ -19,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from .files import new_file, write_text
+from .naming import without_folder
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def write_model_card(
         raise ValueError(f"task is {task!r}, it must be one of {', '.join(TASKS)}")
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    config = _scrub_config(config)
+    config = without_folder(_scrub_config(config))
     name = config.get("hub_model_id") or output_dir.resolve().name
     dataset, retrieval = config.get("dataset"), config.get("retrieval") or "none"
 
@@ -145,13 +146,13 @@ def write_model_card(
 
 
 def scrub_command(command: str | Sequence[str]) -> str:
-    """The command as one shell line, without the values of secret options and variables and without known tokens."""
+    """The command as one shell line, without the values of secret options and variables, known tokens, and folders."""
     try:
         words = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
     except ValueError:  # unbalanced quotes
         words = str(command).split()
     shown, hide_next = [], False
-    for word in words:
+    for place, word in enumerate(words):
         option, equals, _ = word.partition("=")
         if hide_next and not word.startswith("--"):
             shown.append(REDACTED)
@@ -159,7 +160,8 @@ def scrub_command(command: str | Sequence[str]) -> str:
             continue
         secret = bool(_SECRET_NAME.search(option))
         hide_next = secret and not equals and option.startswith("-")
-        shown.append(f"{option}={REDACTED}" if secret and equals else shlex.quote(word))
+        before = words[place - 1].lstrip("-") if place else ""
+        shown.append(f"{option}={REDACTED}" if secret and equals else shlex.quote(without_folder(word, before)))
     return _SECRET_VALUE.sub(REDACTED, " ".join(shown))
 
 

@@ -105,3 +105,23 @@ def nearest_folder(path: Path) -> str:
     found = nearest(path.name, beside)
     where = "" if str(path.parent) == "." else f"{path.parent}/"
     return found.replace("mean ", f"mean {where}", 1)
+
+
+def without_folder(value: Any, name: str = "") -> Any:
+    """Return what is published of a value, word or mapping of these: files by name, not where they lie on a machine.
+
+    Args:
+        name: the option that has the value; the labels of relations look like paths, and stay.
+    """
+    if isinstance(value, dict):
+        return {key: without_folder(one, str(key)) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folder(one, name) for one in value]
+    if not isinstance(value, str) or name == "none_relation":
+        return value
+    option, equals, rest = value.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={without_folder(rest, option[2:])}"
+    prefix = "milvus:" if value.startswith("milvus:") else ""
+    path = value.removeprefix(prefix)
+    return prefix + (Path(path).name if path.startswith(("/", "~", "..")) or Path(path).is_absolute() else path)

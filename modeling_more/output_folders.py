@@ -158,6 +158,25 @@ def forget_predictions(folder: Path) -> None:
         (folder / "predictions" / name).unlink(missing_ok=True)
 
 
+def published(folder: Path, predictions: bool) -> list[str]:
+    """The files of a run that are uploaded: what a run writes, nothing else that lies in its folder.
+
+    Args:
+        predictions: those of the posts, too.
+    """
+    places = {Path("."): FILES, Path(".eval_results"): INSIDE[".eval_results"]}
+    places |= {one.relative_to(folder): FILES for one in folder.glob("experts/*") if _is_folder(one)}
+    if predictions:
+        places[Path("predictions")] = INSIDE["predictions"]
+    return sorted(
+        str(place / path.name)
+        for place, patterns in places.items()
+        if _is_folder(folder / place) or place == Path(".")
+        for path in (folder / place).iterdir()
+        if _is_file(path, patterns) and not fnmatch(path.name, TEMPORARY)
+    )
+
+
 def _check_overwriting(args: Arguments, folder: Path) -> None:
     """See that `--overwrite_output_dir` deletes a run, nothing else, and nothing that this run reads."""
     given = {name: value for part in args for name, value in vars(part).items() if name in INPUTS and value}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .arguments import Arguments
-from .files import TEMPORARY, copy_folder
+from .files import copy_folder, write_json
 from .model_card import scored_parts, write_model_card
-from .output_folders import forget_predictions
+from .naming import without_folder
+from .output_folders import OPTIONS, RESULTS, forget_predictions, published
 from .task import Task
 
 logger = logging.getLogger(__name__)
+
+NAMING_FOLDERS = (OPTIONS, RESULTS)  # say where a run read; their copies on the Hub don't
 
 
 def options_of(args: Arguments) -> dict[str, Any]:
@@ -85,20 +90,17 @@ def privacy(private: bool) -> str:
 
 
 def push(folder: Path, repository: str, private: bool, predictions: bool = False) -> None:
-    """Upload everything but checkpoints, logs and predictions; a failure loses nothing and says how to try again.
+    """Upload what a run writes, but for checkpoints, logs and predictions, and without the folders of this machine.
+
+    A failure loses nothing and says how to try again.
 
     Args:
         private: of a repository that is new; False leaves it to the default of the account or organisation.
         predictions: upload these, too: they hold the posts' own words.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import filter_repo_objects
 
-    left_out = ["checkpoints/*", "logs/*", "seed-*/*", "crossfit/*", TEMPORARY]
-    if not predictions:
-        left_out.append("predictions/*")
-    there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    sent = list(filter_repo_objects(there, ignore_patterns=left_out))
+    sent = published(folder, predictions)
     logger.info(
         "uploading to %s (%s): %s%s", repository, privacy(private), ", ".join(sent),
         "" if predictions else "; without the predictions, which hold the posts' words: --push_predictions",
@@ -106,19 +108,27 @@ def push(folder: Path, repository: str, private: bool, predictions: bool = False
     try:
         api = HfApi()
         api.create_repo(repository, private=private or None, exist_ok=True)
-        url = api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            ignore_patterns=left_out,
-            delete_patterns="predictions/*",  # of the model that was there before
-            commit_message="Upload a MoRe expert",
-        )
+        with TemporaryDirectory() as beside:
+            for name in sent:
+                place = Path(beside) / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if name in NAMING_FOLDERS:
+                    found = json.loads((folder / name).read_text(encoding="utf-8"))
+                    write_json(place, without_folder(found))
+                else:
+                    place.symlink_to((folder / name).resolve())
+            url = api.upload_folder(
+                repo_id=repository,
+                folder_path=beside,
+                delete_patterns="predictions/*",  # of the model that was there before
+                commit_message="Upload a MoRe expert",
+            )
     except Exception as error:  # of the Hub, of its HTTP library, of the system: the run's files matter more
         logger.debug("upload failed", exc_info=True)
-        again = f"hf upload {repository} {shlex.quote(str(folder))} . " + " ".join(
-            f"--exclude '{p}'" for p in left_out
-        )
-        again += " --private" * private
+        left_out = [*NAMING_FOLDERS, *([] if predictions else ["predictions/*"])]
+        again = f"hf upload {repository} {shlex.quote(str(folder))} . "
+        again += " ".join(f"--include {shlex.quote(name)}" for name in sent if name not in NAMING_FOLDERS)
+        again += "".join(f" --exclude '{pattern}'" for pattern in left_out) + " --private" * private
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         raise SystemExit(
             f"error: the upload to {repository} failed ({reason}). "

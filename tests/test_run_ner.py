@@ -382,6 +382,26 @@ def test_predictions_and_privacy_are_pushed_where_that_is_asked_for(files, hub, 
     assert not [name for name in hub.files("org/words") if name.startswith("predictions")]
 
 
+def test_nothing_of_the_machine_and_of_others_is_uploaded(files, hub, tiny_encoder):
+    out = Path(files["out"])
+    for name in (".env", "notes.txt", "notes/a.model", "experts/readme.txt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    encoder = tiny_encoder("bert")
+    done = run_script(
+        options(files, encoder, "--push_to_hub", "--hub_model_id", "org/clean", "--num_train_epochs", "1"), env=hub.env
+    )
+    assert done.returncode == 0, done.stderr
+    uploaded = hub.files("org/clean")
+    assert not [name for name in uploaded if "notes" in name or "env" in name or name.startswith("experts")]
+    for name, content in uploaded.items():
+        for folder in (out.parent, Path(encoder), Path(encoder).parent):
+            assert str(folder).encode() not in content, name
+    assert json.loads(uploaded["arguments.json"])["train_file"] == Path(files["train"]).name
+    assert read(files, "arguments.json")["train_file"] == files["train"]  # which repeats the run
+    assert "_name_or_path" not in (out / "config.json").read_text()
+
+
 def test_failed_upload_loses_nothing(files, tiny_encoder):
     env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_secretsecretsecret", "HF_HUB_DISABLE_XET": "1"}
     done = run_script(
