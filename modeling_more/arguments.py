@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -240,6 +244,36 @@ class RunArguments:
 Arguments = tuple[DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
 
 
+GROUPS: Any = (DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments)
+TYPES = {one.name: str(one.type) for group in GROUPS for one in fields(group)}
+#: values that options may have, by the names of those that are alike; not a number is none of them
+RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("learning_rate crf_learning_rate gate_learning_rate kl_temperature", lambda value: value > 0, "above 0"),
+    ("weight_decay max_grad_norm", lambda value: value >= 0, "at least 0"),
+    ("warmup_ratio nll_weight", lambda value: 0 <= value <= 1, "between 0 and 1"),
+    ("head_dropout word_dropout image_dropout", lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    (
+        "max_tokens_per_batch knowledge_words top_k early_stopping_patience gate_batch_size max_length",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    ("crossfit_folds", lambda value: value >= 2, "at least 2"),
+    ("load_balancing gate_entropy gate_epochs", lambda value: value >= 0, "at least 0"),
+)
+
+
+def check_values(args: Arguments) -> None:
+    """ValueError for an option whose value can't be."""
+    given = {name: value for part in args for name, value in vars(part).items()}
+    for names, fits, said in RANGES:
+        for name in names.split():
+            value = given[name]
+            if value is not None and not (math.isfinite(value) and fits(value)):
+                raise ValueError(f"--{name} is {value}, it must be {said}")
+    if twice := [seed for seed, count in Counter(given["seeds"]).items() if count > 1]:
+        raise ValueError(f"--seeds holds {twice[0]} twice, each must be another one")
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults beside each option that has one, and the examples of the description line by line."""
 
@@ -262,8 +296,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         SystemExit: with one sentence, for arguments that can't be.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    groups: Any = [DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
-    parser = _Parser(groups, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser = _Parser(list(GROUPS), description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     parser.set_defaults(output_dir=None)  # that it is given shows; the default depends on what is done
     own: dict[str, Any] = {}
     try:
@@ -276,6 +309,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         parsed: Any
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
         parser.check_known(unknown)
+        check_values(tuple(parsed))
         if not parsed[2].output_dir:
             parsed[2].output_dir = default_output_dir(tuple(parsed))
         return tuple(parsed)
@@ -317,8 +351,16 @@ def _set_defaults(parser: HfArgumentParser, options: dict[str, Any]) -> None:
 
 def _converted(action: argparse.Action, value: Any) -> Any:
     """A value of an options file as the command line would have it: argparse takes defaults as they are."""
-    if value is None or (isinstance(value, bool) and action.choices is None):
+    wanted = TYPES.get(action.dest, "str")
+    if value is None and "None" in wanted:
+        return None
+    if wanted == "bool" and not isinstance(value, bool):
+        raise ValueError(f"option {action.dest!r} is {value!r}, it must be true or false")
+    if wanted == "bool":
         return value
+    for one in value if isinstance(value, list) else [value]:
+        if one is None or (isinstance(one, bool) and action.choices is None):
+            raise ValueError(f"option {action.dest!r} can't be {json.dumps(one)}: leave it out for its default")
     read = action.type if callable(action.type) else str
     several = action.nargs in ("+", "*")
     if isinstance(value, list) and not several:

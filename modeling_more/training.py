@@ -275,7 +275,7 @@ def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: the checkpoint, or the best epoch's model beside it, is not there.
-        ValueError: another run made it; names the differing options.
+        ValueError: another run made it (names the differing options), or it has more epochs behind it than are wanted.
     """
     if not args.resume_from_checkpoint:
         return
@@ -283,7 +283,13 @@ def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
     if checkpoint is None:
         return
     _best_beside(checkpoint)
-    found = json.loads((checkpoint / STATE).read_text()).get("made_of") or made_of
+    state = json.loads((checkpoint / STATE).read_text())
+    if state["epoch"] > args.num_train_epochs:
+        raise ValueError(
+            f"{checkpoint} has {state['epoch']} epochs done, --num_train_epochs {args.num_train_epochs} is fewer: "
+            "give at least as many, or train anew in another --output_dir"
+        )
+    found = state.get("made_of") or made_of
     made_of = json.loads(json.dumps(made_of))  # as the file keeps it
     differing = sorted(key for key in found.keys() | made_of.keys() if found.get(key) != made_of.get(key))
     if differing:
