@@ -168,6 +168,7 @@ def test_a_folder_without_any_image_of_the_posts_is_refused_by_the_scripts(
     folder.mkdir()
     noise().save(folder / "another.png")
     posts = [{"id": f"p{n}", "image_id": str(n), "tokens": ["Ada"], "ner_tags": ["B-PER"]} for n in (17, 18)]
+    (tmp_path / "no_tower").mkdir()  # a folder that no tower can be loaded from
     train, knowledge = tmp_path / "train.jsonl", write_articles(tmp_path / "k")
     train.write_text("".join(json.dumps(post) + "\n" for post in posts))
     own = ["--image_dir", str(folder), "--use_cpu", "--output_dir", str(tmp_path / "out")]
