@@ -248,13 +248,9 @@ GROUPS: Any = (DataArguments, ModelArguments, TrainingArguments, RunArguments, M
 TYPES = {one.name: str(one.type) for group in GROUPS for one in fields(group)}
 #: values that options may have, by the names of those that are alike; not a number is none of them
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("kl_temperature", lambda value: value > 0, "above 0"),
-    # a rate of 0 freezes what it is of
-    (
-        "learning_rate crf_learning_rate gate_learning_rate weight_decay max_grad_norm",
-        lambda value: value >= 0,
-        "at least 0",
-    ),
+    ("gate_learning_rate kl_temperature", lambda value: value > 0, "above 0"),
+    ("learning_rate crf_learning_rate", lambda value: value >= 0, "at least 0 (0: these parts stay as they are)"),
+    ("weight_decay max_grad_norm", lambda value: value >= 0, "at least 0"),
     ("warmup_ratio nll_weight", lambda value: 0 <= value <= 1, "between 0 and 1"),
     ("head_dropout word_dropout image_dropout", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     (

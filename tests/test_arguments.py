@@ -18,7 +18,7 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.parametrize("name, values", [
-    ("learning_rate", "nan inf -1"), ("crf_learning_rate", "nan inf -1"), ("gate_learning_rate", "-1"),
+    ("learning_rate", "nan inf -1"), ("crf_learning_rate", "nan inf -1"), ("gate_learning_rate", "0"),
     ("weight_decay", "-0.1 nan"), ("warmup_ratio", "-0.1 1.1"), ("max_grad_norm", "-1 inf"),
     ("max_tokens_per_batch", "0"), ("knowledge_words", "0"), ("top_k", "0 -3"), ("early_stopping_patience", "0"),
     ("head_dropout", "1 -0.1"), ("word_dropout", "1"), ("image_dropout", "1.5"), ("kl_temperature", "0 nan"),
