@@ -284,11 +284,10 @@ def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
         return
     _best_beside(checkpoint)
     state = json.loads((checkpoint / STATE).read_text())
-    if state["epoch"] > args.num_train_epochs:
-        raise ValueError(
-            f"{checkpoint} has {state['epoch']} epochs done, --num_train_epochs {args.num_train_epochs} is fewer: "
-            "give at least as many, or train anew in another --output_dir"
-        )
+    done, wanted = state["epoch"], args.num_train_epochs
+    if done > wanted:
+        more = "give at least as many, or train anew in another --output_dir"
+        raise ValueError(f"{checkpoint} has {done} epochs done, --num_train_epochs {wanted} is fewer: {more}")
     found = state.get("made_of") or made_of
     made_of = json.loads(json.dumps(made_of))  # as the file keeps it
     differing = sorted(key for key in found.keys() | made_of.keys() if found.get(key) != made_of.get(key))
