@@ -255,7 +255,7 @@ def run_mixture_seed(
 
     suffix = suffix_beside_record(args)
     if accelerator.is_main_process and not suffix:
-        forget_predictions(output)
+        forget_predictions(output, run.do_train)
     last: tuple[str, str] | None = None  # split with labels, and its name in the results
     last_found: dict[str, list[Prediction]] = {}
     for split, name in (("validation", "dev"), ("test", "test")):

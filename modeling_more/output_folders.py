@@ -152,10 +152,14 @@ def begin_training(args: Arguments, options: dict[str, Any]) -> None:
     state.wait_for_everyone()
 
 
-def forget_predictions(folder: Path) -> None:
-    """Delete the predictions of an earlier model, or of other posts, before new ones are written beside them."""
+def forget_predictions(folder: Path, trained: bool) -> None:
+    """Delete the predictions of an earlier model, or of other posts, before new ones are written beside them.
+
+    Only of a model that was `trained` here, what another one predicted for posts without labels goes, too.
+    """
     for name in PREDICTIONS:
-        (folder / "predictions" / name).unlink(missing_ok=True)
+        if trained or name != "predict.jsonl":
+            (folder / "predictions" / name).unlink(missing_ok=True)
 
 
 def published(folder: Path, predictions: bool) -> list[str]:

@@ -72,7 +72,7 @@ def _dev_score(result: dict[str, Any]) -> float:
 def adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
     """The files of the seed with the best dev score also stand in the output folder itself, ready to load."""
     best = max(results, key=_dev_score)
-    forget_predictions(output)
+    forget_predictions(output, trained=True)
     copy_folder(output / f"seed-{best['seed']}", output, leave_out=("checkpoints", "logs", "crossfit"))
 
 

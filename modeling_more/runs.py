@@ -199,7 +199,7 @@ def run_seed(
 
     suffix = suffix_beside_record(args)
     if accelerator.is_main_process and not suffix:
-        forget_predictions(output)
+        forget_predictions(output, run.do_train)
     for split, name in (("validation", "dev"), ("test", "test")):
         if split in splits:
             found = _score(task, args, model, processor, splits[split], name, accelerator, results)

@@ -14,7 +14,7 @@ import run_ner
 import run_re
 from modeling_more.arguments import parse_arguments
 from modeling_more.experts import load_experts
-from modeling_more.output_folders import check_output_dir
+from modeling_more.output_folders import check_output_dir, forget_predictions
 from ner_runs import options
 
 QUICK = ("--num_train_epochs", "1")
@@ -316,3 +316,13 @@ def test_files_of_others_are_not_deleted_from_a_runs_subfolders(here, tmp_path, 
     (tmp_path / "plain" / "logs" / "more" / "events.out.tfevents.1").write_text("")
     run_ner.main(training(here, "plain", "--overwrite_output_dir"))
     assert not Path("plain/logs").exists()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_scoring_keeps_what_was_predicted_for_other_posts(tmp_path: Path, trained: bool) -> None:
+    (tmp_path / "predictions").mkdir()
+    for name in ("dev", "test", "predict"):
+        (tmp_path / "predictions" / f"{name}.jsonl").write_text("{}")
+    forget_predictions(tmp_path, trained)
+    left = {file.name for file in (tmp_path / "predictions").iterdir()}
+    assert left == (set() if trained else {"predict.jsonl"})
