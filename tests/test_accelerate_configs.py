@@ -90,6 +90,7 @@ ranks = accelerator.gather(rank).tolist()
 if accelerator.is_main_process:
     with open(sys.argv[1], "w") as file:
         json.dump({"processes": accelerator.num_processes, "ranks": ranks, "device": accelerator.device.type}, file)
+accelerator.end_training()  # as a run does: gloo's threads may abort a process that leaves its group open
 """
 
 
