@@ -96,6 +96,11 @@ def check_output_dir(args: Arguments) -> None:
     told = f"--output_dir {folder}"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{told} is a file, it must be a folder")
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(f"{told} is a link to nothing: make its target, or give another folder")
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{told} can't be written: {there} is read-only")
     if not trains(args):
         if run.overwrite_output_dir:
             raise ValueError("--overwrite_output_dir is for training: what is scored or predicted deletes no run")

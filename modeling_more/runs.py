@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import DatasetDict
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging as transformers_logging
 
 from .arguments import Arguments, parse_arguments
@@ -368,6 +369,8 @@ def _check(args: Arguments) -> None:
         raise ValueError("--push_predictions is for --push_to_hub: it adds the predictions to what is uploaded")
     if run.push_to_hub and run.hub_model_id is None:
         raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME")
+    if run.hub_model_id is not None:
+        validate_repo_id(run.hub_model_id)  # an HFValidationError is a ValueError
     if training.resume_from_checkpoint and training.resume_from_checkpoint != "latest" and training.seeds:
         raise ValueError("with --seeds only --resume_from_checkpoint latest is clear")
     check_output_dir(args)

@@ -326,3 +326,21 @@ def test_a_scoring_keeps_what_was_predicted_for_other_posts(tmp_path: Path, trai
     forget_predictions(tmp_path, trained)
     left = {file.name for file in (tmp_path / "predictions").iterdir()}
     assert left == (set() if trained else {"predict.jsonl"})
+
+
+def test_a_folder_that_can_not_be_written_is_told_before_the_training(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    posts = ["--train_file", files["train"], "--validation_file", files["dev"]]
+    with pytest.raises(SystemExit, match="is a link to nothing"):
+        run_ner.main([*posts, "--output_dir", str(tmp_path / "link")])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(SystemExit, match="is read-only"):
+        run_ner.main([*posts, "--output_dir", str(tmp_path / "new" / "out")])
+
+
+def test_an_id_that_no_hub_takes_is_told_before_the_training(files: dict[str, str]) -> None:
+    posts = ["--train_file", files["train"], "--validation_file", files["dev"], "--output_dir", files["out"]]
+    with pytest.raises(SystemExit, match="error: .*a b"):
+        run_ner.main([*posts, "--push_to_hub", "--hub_model_id", "a b"])
