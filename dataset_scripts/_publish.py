@@ -21,7 +21,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from dataset_scripts import load
 from modeling_more.files import new_folder
 from modeling_more.model_card import markdown_table, scrub_command
-from modeling_more.naming import NamingParser
+from modeling_more.naming import NamingParser, without_folder
 from modeling_more.outputs import privacy
 from modeling_more.rows import HIDDEN
 from modeling_more.tagging import tags_to_spans
@@ -407,16 +407,6 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--other_as_misc", action="store_true", help="write the type OTHER as MISC")
     made.add_argument("--style", choices=STYLES, help="how raw sentences are split into words")
     return made
-
-
-def without_folder(word: str) -> str:
-    """The card is published: it names files, not where they lie on this machine."""
-    option, equals, value = word.partition("=")
-    if option.startswith("--") and equals:
-        return f"{option}={without_folder(value)}"
-    prefix = MILVUS if word.startswith(MILVUS) else ""
-    file = word.removeprefix(prefix)
-    return prefix + (Path(file).name if Path(file).is_absolute() else file)
 
 
 def main(name: str, arguments: Sequence[str] | None = None) -> int:

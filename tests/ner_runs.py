@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = ["Ada Lovelace", "Rivera", "Charles Babbage", "Oslo Olsen", "Ada", "Lake Lindau"]
@@ -69,3 +71,13 @@ def read(files, name):
 
 def read_lines(files, name):
     return [json.loads(line) for line in (Path(files["out"]) / name).read_text().splitlines()]
+
+
+def publish_folder(folder: Path, splits: Mapping[str, Any]) -> str:
+    """A folder as `load_dataset` reads it, of one configuration."""
+    (folder / "none").mkdir(parents=True)
+    for split, rows in splits.items():
+        rows.to_parquet(folder / "none" / f"{split}.parquet")
+    files = "".join(f"  - {{split: {split}, path: none/{split}.parquet}}\n" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: none\n  data_files:\n{files}---\n")
+    return str(folder)

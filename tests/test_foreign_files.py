@@ -11,6 +11,7 @@ from modeling_more.arguments import DataArguments
 from modeling_more.data import ENTITIES, RELATIONS, Schema, load_posts
 from modeling_more.formats import read_labelled, read_posts
 from modeling_more.relation_formats import read_relations
+from ner_runs import publish_folder
 
 ONE = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 OTHER = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -19,16 +20,6 @@ OTHER = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 def write(path: Path, text: str) -> Path:
     path.write_bytes(text.encode())
     return path
-
-
-def publish(folder: Path, splits: dict[str, Dataset], names: dict[str, str] | None = None) -> str:
-    """A folder as `load_dataset` reads it, of one configuration."""
-    (folder / "none").mkdir(parents=True)
-    for split, rows in splits.items():
-        rows.to_parquet(folder / "none" / f"{split}.parquet")
-    files = "".join(f"  - {{split: {split}, path: none/{split}.parquet}}\n" for split in splits)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: none\n  data_files:\n{files}---\n")
-    return str(folder)
 
 
 def load_folder(folder: str, cache: Path, schema: Schema = ENTITIES) -> dict[str, list[dict[str, Any]]]:
@@ -53,11 +44,11 @@ def related(relations: list[str]) -> Dataset:
 def test_splits_whose_classes_have_another_order_are_refused(tmp_path: Path) -> None:
     """`load_dataset` casts all splits to the classes of the first, by number."""
     train, same = tagged(ONE, ["B-PER", "O"]), tagged(ONE[:3], ["B-PER", "O"])
-    folder = publish(tmp_path / "a", {"train": train, "test": tagged(OTHER, ["B-PER", "O"])})
+    folder = publish_folder(tmp_path / "a", {"train": train, "test": tagged(OTHER, ["B-PER", "O"])})
     with pytest.raises(ValueError, match=r"split test: the column ner_tags names its classes O, B-LOC, .* casts"):
         load_folder(folder, tmp_path / "cache")
     # fewer names in the same order are the same numbers
-    rows = load_folder(publish(tmp_path / "b", {"train": train, "test": same}), tmp_path / "cache")
+    rows = load_folder(publish_folder(tmp_path / "b", {"train": train, "test": same}), tmp_path / "cache")
     assert rows["test"][0]["ner_tags"] == ["B-PER", "O"]
     splits = {
         split: related(["x"])
@@ -67,12 +58,12 @@ def test_splits_whose_classes_have_another_order_are_refused(tmp_path: Path) -> 
         for split, names in (("train", ["None", "/a"]), ("validation", ["/a", "None"]))
     }
     with pytest.raises(ValueError, match="split validation: the column relation names"):
-        load_folder(publish(tmp_path / "c", splits), tmp_path / "cache", RELATIONS)
+        load_folder(publish_folder(tmp_path / "c", splits), tmp_path / "cache", RELATIONS)
 
 
 @pytest.mark.parametrize("name", ["dev", "valid", "val"])
 def test_a_split_of_another_name_is_the_validation_split(tmp_path: Path, name: str) -> None:
-    folder = publish(tmp_path / "a", {"train": tagged(ONE, ["O"]), name: tagged(ONE, ["B-PER"])})
+    folder = publish_folder(tmp_path / "a", {"train": tagged(ONE, ["O"]), name: tagged(ONE, ["B-PER"])})
     assert set(load_folder(folder, tmp_path / "cache")) == {"train", "validation"}
 
 
@@ -93,7 +84,7 @@ def test_minus_one_as_a_string_hides_a_label(tmp_path: Path) -> None:
 def test_minus_one_in_columns_of_strings_hides_labels(tmp_path: Path) -> None:
     """`datasets` casts a test split of numbers to the strings of the others."""
     test = related(["x"]).remove_columns("relation").add_column("relation", [-1])
-    folder = publish(tmp_path / "a", {"train": related(["/a", "None"]), "test": test})
+    folder = publish_folder(tmp_path / "a", {"train": related(["/a", "None"]), "test": test})
     args = DataArguments(dataset=folder, cache_dir=str(tmp_path / "cache"))
     rows, types, _ = load_posts(args, RELATIONS, lambda *_, **__: DatasetDict(), [])
     assert rows["test"][0]["relation"] is None and types == ["/a", "None"]
@@ -101,17 +92,17 @@ def test_minus_one_in_columns_of_strings_hides_labels(tmp_path: Path) -> None:
     names = ClassLabel(names=["-1", "/a"])
     splits = {"train": related(["/a"]).cast_column("relation", names)}
     splits["test"] = related(["-1"]).cast_column("relation", names)
-    args.dataset = publish(tmp_path / "b", splits)
+    args.dataset = publish_folder(tmp_path / "b", splits)
     rows, types, _ = load_posts(args, RELATIONS, lambda *_, **__: DatasetDict(), [])
     assert rows["test"][0]["relation"] is None and types == ["/a"]
 
 
 def test_labels_that_training_lacks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = publish(tmp_path / "a", {"train": related(["/a"]), "test": related(["/a", "/b"])})
+    folder = publish_folder(tmp_path / "a", {"train": related(["/a"]), "test": related(["/a", "/b"])})
     load_folder(folder, tmp_path / "cache", RELATIONS)
     assert "split test: /b occur there and not in the training posts" in caplog.text
     caplog.clear()
-    folder = publish(tmp_path / "b", {"train": related(["/a", "/b"]), "test": related(["/a"])})
+    folder = publish_folder(tmp_path / "b", {"train": related(["/a", "/b"]), "test": related(["/a"])})
     load_folder(folder, tmp_path / "cache", RELATIONS)
     assert "occur there" not in caplog.text
 

@@ -14,22 +14,12 @@ from dataset_scripts import load
 from mixture_experts import save_expert
 from modeling_more.arguments import DataArguments
 from modeling_more.data import ENTITIES, load_posts
-from ner_runs import posts, read_lines, write_jsonl
+from ner_runs import posts, publish_folder, read_lines, write_jsonl
 from re_runs import RELATIONS, pairs
 
 NAMES = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 TEXT = "I saw  Angela Merkel's car, in Berlin!"
 ENTITY_ROWS = {"features": {"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=NAMES))}}
-
-
-def publish(folder: Path, splits: dict[str, Dataset]) -> str:
-    """A folder as `load_dataset` reads it, of one configuration."""
-    (folder / "none").mkdir(parents=True)
-    for split, rows in splits.items():
-        rows.to_parquet(folder / "none" / f"{split}.parquet")
-    files = "".join(f"  - {{split: {split}, path: none/{split}.parquet}}\n" for split in splits)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: none\n  data_files:\n{files}---\n")
-    return str(folder)
 
 
 def tagged(number: int, offset: int = 0, hidden: bool = False) -> Dataset:
@@ -72,7 +62,7 @@ def test_a_hidden_split_is_predicted_and_not_scored(
 ) -> None:
     script: Any = run_ner if task == "entities" else run_re
     make = tagged if task == "entities" else related
-    folder = publish(
+    folder = publish_folder(
         tmp_path / "data", {"train": make(12), "validation": make(6, 30), "test": make(7, 50, hidden=True)}
     )
     files = {"out": str(tmp_path / "out")}
@@ -99,7 +89,7 @@ def test_a_hidden_split_is_predicted_and_not_scored(
 )
 def test_training_needs_labels(hidden: str, told: str, tmp_path: Path, tiny_encoder: Callable[[str], str]) -> None:
     splits = {"train": tagged(8), "validation": tagged(4, 30)}
-    folder = publish(tmp_path / "data", splits | {hidden: tagged(4, 30, hidden=True)})
+    folder = publish_folder(tmp_path / "data", splits | {hidden: tagged(4, 30, hidden=True)})
     with pytest.raises(SystemExit, match=f"error: {told}"):
         train(run_ner, ["--dataset", folder], tiny_encoder("bert"), tmp_path / "out")
     rows = {split: write_jsonl(tmp_path / f"{split}.jsonl", posts(4)) for split in ("train", "validation")}
@@ -126,13 +116,13 @@ def test_a_mixture_predicts_a_hidden_split(task: str, tmp_path: Path, tiny_encod
         splits = {
             split: rows.cast_column("relation", ClassLabel(names=list(RELATIONS))) for split, rows in splits.items()
         }
-    folder = publish(tmp_path / "data", splits)
+    folder = publish_folder(tmp_path / "data", splits)
     mix = ["--dataset", folder, "--retrieval", "moe", "--experts", *experts, "--gate_data", "train"]
     results = train(script, mix, "unused", tmp_path / "out", "--gate_epochs", "2")
     assert not scores(results, "test") and {"dev_f1", "dev_f1_minus_average", "best_expert"} <= results.keys()
     rows = read_lines({"out": str(tmp_path / "out")}, "predictions/test.jsonl")
     assert len(rows) == 7 and all("gold" not in row and row["expert_weights"] for row in rows)
-    alone = publish(tmp_path / "alone", {"test": splits["test"]})
+    alone = publish_folder(tmp_path / "alone", {"test": splits["test"]})
     mix[1] = alone
     results = train(script, mix, str(tmp_path / "out"), tmp_path / "again", "--no_do_train")
     assert not scores(results, "test") and "best_expert" not in results
@@ -234,7 +224,7 @@ def test_a_set_with_half_hidden_labels_ends_the_run(tmp_path: Path, tiny_encoder
     rows = tagged(4).to_list()
     rows[2]["ner_tags"] = [-1] * len(rows[2]["tokens"])
     mixed = Dataset.from_list(rows, features=tagged(1).features)
-    folder = publish(tmp_path / "data", {"train": tagged(8), "validation": tagged(4), "test": mixed})
+    folder = publish_folder(tmp_path / "data", {"train": tagged(8), "validation": tagged(4), "test": mixed})
     with pytest.raises(SystemExit, match="split test, row 2: no label"):
         train(run_ner, ["--dataset", folder], tiny_encoder("bert"), tmp_path / "out")
 
@@ -284,7 +274,8 @@ def test_sets_whose_splits_differ(tmp_path: Path) -> None:
         return load_posts(args, ENTITIES, lambda *_, **__: DatasetDict(), [])[0]["test"]
 
     bare = tagged(4).remove_columns(["ner_tags"])
-    assert {row["ner_tags"] for row in rows(publish(tmp_path / "a", {"train": tagged(4), "test": bare}))} == {None}
+    folder = publish_folder(tmp_path / "a", {"train": tagged(4), "test": bare})
+    assert {row["ner_tags"] for row in rows(folder)} == {None}
     strings = Dataset.from_list([{"id": "1", "tokens": ["Ada"], "ner_tags": ["B-QUX"]}])
     with pytest.raises(ValueError, match=r"--dataset .* can't be loaded"):
-        rows(publish(tmp_path / "b", {"train": tagged(4), "test": strings}))
+        rows(publish_folder(tmp_path / "b", {"train": tagged(4), "test": strings}))
