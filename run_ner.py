@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import dataset_scripts
-from modeling_more.arguments import DataArguments, ModelArguments
-from modeling_more.data import ENTITIES, Posts
-from modeling_more.formats import read_posts
+from modeling_more.data.entity_formats import read_posts
+from modeling_more.data.sources import ENTITIES, Posts
 from modeling_more.metrics import entity_counts, entity_scores
 from modeling_more.modeling_mixture import MoReMixtureForTokenClassification
 from modeling_more.modeling_more import MoReForTokenClassification
-from modeling_more.prediction import entities, predict_tags
-from modeling_more.runs import run
+from modeling_more.pipelines import entities, predict_tags
 from modeling_more.tagging import bioes_labels, spans_to_bio, tags_to_spans
-from modeling_more.task import Task
+from modeling_more.training.arguments import DataArguments, ModelArguments
+from modeling_more.training.runs import run
+from modeling_more.training.tasks import Task
 
 Tags = tuple[list[str], list[float]]  # of a post, and the probability of each entity that they hold
 

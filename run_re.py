@@ -19,16 +19,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import dataset_scripts
-from modeling_more.arguments import DataArguments, ModelArguments
-from modeling_more.data import RELATIONS, Posts
+from modeling_more.data.relation_formats import read_pairs
+from modeling_more.data.sources import RELATIONS, Posts
 from modeling_more.metrics import relation_counts, relation_scores
 from modeling_more.modeling_mixture import MoReMixtureForRelationExtraction
 from modeling_more.modeling_more import MoReForRelationExtraction
 from modeling_more.naming import nearest
-from modeling_more.prediction import predict_relations, relation
-from modeling_more.relation_formats import read_pairs
-from modeling_more.runs import run
-from modeling_more.task import Task
+from modeling_more.pipelines import predict_relations, relation
+from modeling_more.training.arguments import DataArguments, ModelArguments
+from modeling_more.training.runs import run
+from modeling_more.training.tasks import Task
 
 logger = logging.getLogger("run_re")
 

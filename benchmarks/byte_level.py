@@ -17,7 +17,7 @@ from typing import Any
 
 from _common import ROOT, commit_of, write_result
 from _runs import RESULTS, mean
-from modeling_more.conll import read_conll
+from modeling_more.data.conll import read_conll
 
 OPTIONS = (
     "--dataset twitter17 --retrieval none --num_train_epochs 2 --per_device_train_batch_size 16 --learning_rate 5e-4 "

@@ -37,7 +37,7 @@ from _common import write_result  # noqa: E402
 from dataset_scripts import demo, demo_relations  # noqa: E402
 from dataset_scripts._demo import tower  # noqa: E402
 from modeling_more.metrics import entity_scores, relation_scores  # noqa: E402
-from modeling_more.model_card import markdown_table  # noqa: E402
+from modeling_more.training.model_card import markdown_table  # noqa: E402
 
 Row = dict[str, Any]
 

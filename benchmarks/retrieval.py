@@ -22,12 +22,12 @@ from typing import Any
 from datasets import Dataset
 
 from _common import ROOT, PeakMemory, write_result
-from modeling_more.arguments import DataArguments
-from modeling_more.conll import read_conll
+from modeling_more.data.conll import read_conll
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, load_knowledge, title_recall
 from modeling_more.knowledge.corpus import default_cache_dir
 from modeling_more.knowledge.search_words import split_query
-from modeling_more.retrieval import add_knowledge
+from modeling_more.training.arguments import DataArguments
+from modeling_more.training.retrieval import add_knowledge
 
 CORPORA = ("fb15k_descriptions", "codex_wiki", "factbook_countries")
 PARTS = ("speed", "memory", "recall")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _common import write_result
-from modeling_more.conll import read_conll
+from modeling_more.data.conll import read_conll
 from modeling_more.tagging import tags_to_spans
 from modeling_more.words import STYLES, align_spans, split_words
 

@@ -28,9 +28,9 @@ from dataset_scripts._publish import failed_push, without_folder
 from modeling_more.files import TEMPORARY, new_file, write_text
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
 from modeling_more.knowledge.corpus_info import CorpusInfo
-from modeling_more.model_card import markdown_table, scrub_command
 from modeling_more.naming import NamingParser
-from modeling_more.outputs import privacy
+from modeling_more.training.model_card import markdown_table, scrub_command
+from modeling_more.training.results import privacy
 
 logger = logging.getLogger(__name__)
 

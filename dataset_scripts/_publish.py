@@ -19,12 +19,12 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from dataset_scripts import load
+from modeling_more.data.rows import HIDDEN
 from modeling_more.files import new_folder
-from modeling_more.model_card import markdown_table, scrub_command
 from modeling_more.naming import NamingParser, without_folder
-from modeling_more.outputs import privacy
-from modeling_more.rows import HIDDEN
 from modeling_more.tagging import tags_to_spans
+from modeling_more.training.model_card import markdown_table, scrub_command
+from modeling_more.training.results import privacy
 from modeling_more.words import STYLES
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from .configuration_more import MoReConfig
 from .data_collator import MoReDataCollator
 from .modeling_mixture import MoReMixtureForRelationExtraction, MoReMixtureForTokenClassification
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
-from .prediction import predict
+from .pipelines import predict
 from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
 

@@ -13,7 +13,7 @@ import ner_runs
 import run_ner
 from dataset_scripts import _publish, jsonl
 from dataset_scripts._common import download
-from modeling_more.archives import extract_archive
+from modeling_more.data.archives import extract_archive
 from modeling_more.files import copy_folder, new_file, new_folder, write_json, write_jsonl
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 import run_ner
-from modeling_more.arguments import DataArguments, MixtureArguments, ModelArguments, RunArguments
-from modeling_more.training import TrainingArguments
+from modeling_more.training.arguments import DataArguments, MixtureArguments, ModelArguments, RunArguments
+from modeling_more.training.loop import TrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,64 @@
+"""Unpacking of foreign zip files: whole or not at all, and never outside their folder."""
+
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+
+from ..files import new_folder
+
+
+def extract_archive(
+    archive: str | Path, folder: str | Path, max_bytes: int = 4 << 30, max_files: int = 100_000
+) -> Path:
+    """Unpack a zip file into `folder`, which appears only when all of it is unpacked; returns the folder.
+
+    A folder that is already there is returned as it stands.
+
+    Raises:
+        ValueError: not a zip file, damaged or encrypted, a link, a name that leads out of the folder, or more than
+            `max_bytes` (counted while unpacking, not taken from the header) or `max_files`; nothing is left behind.
+        FileNotFoundError: no such file.
+    """
+    archive, folder = Path(archive), Path(folder)
+    if folder.is_dir():
+        return folder
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive}: no such file.")
+    try:
+        with new_folder(folder) as beside, zipfile.ZipFile(archive) as opened:
+            _extract_members(opened, archive, beside, max_bytes, max_files)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{archive}: not a zip file that can be unpacked ({error}).") from None
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+    return folder
+
+
+def _extract_members(opened: zipfile.ZipFile, archive: Path, folder: Path, max_bytes: int, max_files: int) -> None:
+    members = opened.infolist()
+    if len(members) > max_files:
+        raise ValueError(f"{archive}: {len(members)} files; at most {max_files} are unpacked.")
+    left = max_bytes
+    for member in members:
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"{archive}: {member.filename!r} is a link; only files are unpacked.")
+        if member.flag_bits & 1:
+            raise ValueError(f"{archive}: {member.filename!r} is encrypted; give an archive without a password.")
+        parts = member.filename.replace("\\", "/").split("/")
+        if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in member.filename:
+            raise ValueError(f"{archive}: {member.filename!r} leads out of the folder; names should be relative.")
+        target = folder.joinpath(*parts)
+        if member.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        if target.exists():
+            raise ValueError(f"{archive}: {member.filename!r} stands in it twice.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with opened.open(member) as source, open(target, "xb") as copy:
+            while block := source.read(1 << 20):
+                left -= len(block)
+                if left < 0:
+                    raise ValueError(f"{archive}: more than {max_bytes} bytes unpacked; this is no data set of ours.")
+                copy.write(block)

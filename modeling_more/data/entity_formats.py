@@ -1,0 +1,357 @@
+"""Readers of labelled posts: CoNLL (raw and the authors' archives), JSONL, tables, WikiDiverse; and of posts without
+labels.
+
+A row is {"id", "image_id", "tokens", "ner_tags"} with BIO tags as strings (None where they are hidden), with "text"
+and "offsets" where the post was text, and "knowledge_text" or "knowledge_image" where the file holds knowledge. Bad
+input raises ValueError (or FileNotFoundError) that names file and line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..tagging import Span, spans_to_bio
+from ..words import DEFAULT_STYLE, align_spans
+from .columns import check_text, unlabelled_columns
+from .conll import looks_like_conll, read_conll
+from .rows import (
+    KNOWLEDGE_COLUMNS,
+    Row,
+    are_numbers,
+    check_labelled,
+    check_object,
+    check_string,
+    check_tag,
+    check_tags,
+    clean_label,
+    joined_words,
+    read_image_id,
+    read_knowledge,
+    read_name,
+    read_words,
+    with_equal_columns,
+)
+from .tables import open_table
+from .text_files import BLANK, json_items, read_text, text_lines
+
+logger = logging.getLogger(__name__)
+
+
+_COLUMN_FILES = (".conll", ".conllu", ".conllx", ".iob", ".iob2", ".bio", ".bioes")
+_MARKED = re.compile(r"\s*</?[EO]>[ \t]")  # begins relation data
+
+
+def _character_spans(value: Any, text: str, where: str, types: Sequence[str] | None) -> list[tuple[int, int, str]]:
+    spans = []
+    for span in value if isinstance(value, list) else [value]:
+        if isinstance(span, dict):
+            span = [span.get("start"), span.get("end"), span.get("type", span.get("label"))]
+        if not (isinstance(span, list) and len(span) == 3 and are_numbers(span[:2]) and isinstance(span[2], str)):
+            raise ValueError(
+                f'{where}: a span should be [start, end, type] or {{"start", "end", "type"}}, in characters.'
+            )
+        start, end, type_ = span
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"{where}: span [{start}, {end}] is empty or outside the text of {len(text)} characters.")
+        type_ = clean_label(type_, where)
+        check_tag(f"B-{type_}", where, types)
+        spans.append((start, end, type_))
+    return spans
+
+
+class SpanCounts:
+    """What could not be followed as it was given: mentions and texts; reported once a file."""
+
+    def __init__(self) -> None:
+        self.mentions = self.crossing = self.dropped = self.differing = 0
+        self.posts = self.texts = 0
+
+    def words(self, item: Mapping[str, Any], where: str, style: str, may_be_empty: bool = False) -> Row:
+        """Read the words of an item, see `read_words`."""
+        row = read_words(item, where, style, may_be_empty)
+        self.posts += 1
+        self.texts += item.get("text") is not None and "text" not in row
+        return row
+
+    def align(self, words: Sequence[tuple[str, int, int]], spans: Sequence[tuple[int, int, str]]) -> list[Span]:
+        aligned = align_spans(words, spans)
+        self.mentions += len(spans)
+        self.crossing += aligned.crossing
+        self.dropped += aligned.dropped
+        return aligned.spans
+
+    def report(self, where: str | Path) -> None:
+        for count, what in (
+            (self.crossing, "begin or end inside a word and were widened to it"),
+            (self.dropped, "overlap a longer one or hold no word and were dropped"),
+            (self.differing, "are spelt otherwise than the text at their offsets, which were believed"),
+        ):
+            if count:
+                logger.warning("%s: %d of %d mentions %s.", where, count, self.mentions, what)
+        if self.texts:
+            logger.warning(
+                "%s: %d of %d texts do not hold their tokens one after the other, or not at their offsets, and are "
+                "left out: offsets count the tokens joined by blanks.", where, self.texts, self.posts,
+            )  # fmt: skip
+
+
+def words_with_offsets(row: Row) -> list[tuple[str, int, int]]:
+    """Return (word, start, end) of the words of a row that has a text."""
+    return [(word, start, end) for word, (start, end) in zip(row["tokens"], row["offsets"], strict=True)]
+
+
+def check_post(
+    item: Row,
+    where: str,
+    style: str = DEFAULT_STYLE,
+    types: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    counts: SpanCounts | None = None,
+) -> Row:
+    """Return the row of a labelled post: the check of every source that holds such.
+
+    Args:
+        item: "tokens" with "ner_tags" (or "tags"), or "text" with "spans"; labels may be hidden (-1 or null).
+        where: its place, for the errors.
+        style: how "text" is split into words.
+        types: entity types that may occur; default: any.
+        names: of the class labels that are given by number.
+        counts: of what could not be followed.
+
+    Returns:
+        {"id" (None where the item has none), "image_id", "tokens", "ner_tags" (None where they are hidden)}, "text"
+        and "offsets" where there is a text, and the knowledge columns that the item holds.
+
+    Raises:
+        ValueError: no such item.
+    """
+    counts = counts or SpanCounts()
+    item = check_object(item, where, '"tokens" and "ner_tags", or "text" and "spans"')
+    # where a set has several columns of labels, those of this row are in the one that is not null
+    tags_key = "tags" if item.get("ner_tags") is None and ("ner_tags" not in item or "tags" in item) else "ner_tags"
+    spans_given = item.get("text") is not None and item.get("spans") is not None
+    tags: list[str] | None = None
+    if item.get("tokens") is not None and tags_key in item and (item[tags_key] is not None or not spans_given):
+        words = counts.words(item, where, style)
+        tags = check_tags(item[tags_key], len(words["tokens"]), where, types, names, tags_key)
+    elif item.get("text") is not None and "spans" in item:
+        words = counts.words({"text": item["text"]}, where, style)
+        if item["spans"] is not None:
+            spans = _character_spans(item["spans"], words["text"], where, types)
+            tags = spans_to_bio(counts.align(words_with_offsets(words), spans), len(words["tokens"]))
+    else:
+        given = "tokens" if item.get("tokens") is not None else "text" if item.get("text") is not None else ""
+        missing = {"tokens": "ner_tags", "text": "spans"}.get(given, "tokens")
+        raise ValueError(f'{where}: no "{missing}"; a row has "tokens" and "ner_tags", or "text" and "spans".')
+    tokens = words.pop("tokens")
+    row = {"id": read_name(item, ("id",), where), "image_id": read_image_id(item, where), "tokens": tokens}
+    return {**row, "ner_tags": tags, **words, **read_knowledge(item, where)}
+
+
+def read_items(
+    path: Path,
+    items: Iterator[tuple[str, Any]],
+    types: Sequence[str] | None = None,
+    style: str = DEFAULT_STYLE,
+    id_prefix: str | None = None,
+    names: Sequence[str] | None = None,
+) -> list[Row]:
+    """Read labelled posts from (place, item) pairs, see `check_post`; rows without ids are numbered from 0."""
+    prefix = path.stem if id_prefix is None else id_prefix
+    counts = SpanCounts()
+    rows: list[Row] = []
+    places = []
+    for where, item in items:
+        row = check_post(item, where, style, types, names, counts)
+        rows.append({**row, "id": row["id"] or f"{prefix}-{len(rows)}"})
+        places.append(where)
+    counts.report(path)
+    check_labelled(rows, places, "ner_tags")
+    return with_equal_columns(rows)
+
+
+def read_jsonl(
+    path: str | Path,
+    types: Sequence[str] | None = None,
+    style: str = DEFAULT_STYLE,
+    id_prefix: str | None = None,
+) -> list[Row]:
+    """Read one JSON object a line: "tokens" with "ner_tags" (or "tags"), or "text" with "spans".
+
+    Spans are `[start, end, type]` or {"start", "end", "type" or "label"} in characters, end exclusive; one that begins
+    or ends inside a word is widened to the word, and counted in a warning. Optional: "id", "image_id" (or "image"),
+    "knowledge_text", "knowledge_image" (ranked lists of {"title", "text", "score"}).
+
+    White space around a label is dropped. Where the labels of all rows are hidden (null, or -1 for each word), those
+    of the rows are None. Rows of text keep it, with the offsets of their words.
+
+    Args:
+        path: the file; one JSON list of such objects does as well.
+        types: entity types that may occur; default: any.
+        style: how "text" is split into words, see `words.split_words`.
+        id_prefix: of the ids `<prefix>-<index>` of rows without one; default: the file's name.
+
+    Raises:
+        ValueError: a line that is not JSON, a missing field, an unknown label, one with white space within, not one
+            label for each word, hidden labels beside others, half a surrogate pair, relation data; names file and
+            line.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    return read_items(path, json_items(path), types, style, id_prefix)
+
+
+# --- WikiDiverse
+
+
+def wikidiverse_image(url: str) -> str:
+    """File name of a WikiDiverse image: md5 of the URL's last part and its suffix, .svg as .png."""
+    name = url.split("/")[-1]
+    suffix = Path(name).suffix
+    return hashlib.md5(name.encode()).hexdigest() + {".svg": ".png", ".SVG": ".png"}.get(suffix, suffix)
+
+
+def read_wikidiverse(
+    path: str | Path,
+    types: Sequence[str] | None = None,
+    style: str = DEFAULT_STYLE,
+    id_prefix: str | None = None,
+) -> list[Row]:
+    """Read WikiDiverse: JSON rows [sentence, image_url, topic, [[mention, type, start, end, entity_url], …]].
+
+    Offsets are characters, end exclusive. Mentions that cross word borders are widened, and counted in a warning.
+
+    Raises:
+        ValueError: a row of another form, offsets outside the sentence; names file and row.
+    """
+    path = Path(path)
+    prefix = path.stem if id_prefix is None else id_prefix
+    counts = SpanCounts()
+    rows: list[Row] = []
+    for where, value in json_items(path):
+        item = _wikidiverse_item(value, where)
+        row = check_post(item, where, style, types, None, counts)
+        counts.differing += sum(item["text"][m[2] : m[3]] != m[0] for m in value[3])
+        rows.append({**row, "id": f"{prefix}-{len(rows)}"})
+    counts.report(path)
+    return rows
+
+
+def _wikidiverse_item(value: Any, where: str) -> Row:
+    """A row of WikiDiverse as JSONL has it."""
+    if not (isinstance(value, list) and len(value) >= 4 and isinstance(value[0], str) and isinstance(value[3], list)):
+        raise ValueError(
+            f"{where}: a row should be [sentence, image_url, topic, [[mention, type, start, end, url], …]]."
+        )
+    text, url, mentions = value[0], value[1], value[3]
+    for mention in mentions:
+        if not isinstance(mention, list) or len(mention) < 4:
+            raise ValueError(f"{where}: a mention should be [mention, type, start, end, entity_url].")
+    named = isinstance(url, str) and url
+    return {
+        "text": text,
+        "image_id": wikidiverse_image(check_string(url, where, "the image's address")) if named else None,
+        "spans": [[start, end, type_] for _, type_, start, end, *_ in mentions],
+    }
+
+
+# --- any of them
+
+
+def read_labelled(
+    path: str | Path,
+    types: Sequence[str] | None = None,
+    style: str = DEFAULT_STYLE,
+    knowledge_column: str = "knowledge_text",
+    id_prefix: str | None = None,
+    columns: Sequence[int] | None = None,
+) -> list[Row]:
+    """Read a file of labelled posts in any of the formats above, or a table of them (`open_table`).
+
+    CSV, TSV and Parquet are known by their names, the others by the first characters of their content. `columns` is
+    for CoNLL, see `read_conll`.
+    """
+    path = Path(path)
+    if table := open_table(path):
+        names = table.names.get("ner_tags") or table.names.get("tags")
+        return read_items(path, table.items, types, style, id_prefix, names)
+    text = read_text(path)
+    if not _looks_like_json(path, text):
+        return read_conll(path, types, knowledge_column, id_prefix, columns)
+    if _looks_like_wikidiverse(text):
+        return read_wikidiverse(path, types, style, id_prefix)
+    return read_jsonl(path, types, style, id_prefix)
+
+
+def _looks_like_json(path: Path, text: str) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".jsonl", ".conll"):
+        return suffix != ".conll"
+    return re.match(r"""\s*(\{\s*["']|\[\s*[\[{"])""", text) is not None and not looks_like_conll(text)
+
+
+def _looks_like_wikidiverse(text: str) -> bool:
+    return re.match(r'\s*\[\s*\[|\s*\["', text) is not None
+
+
+def read_posts(
+    path: str | Path,
+    style: str = DEFAULT_STYLE,
+    knowledge_column: str = "knowledge_text",
+    columns: Sequence[int] | None = None,
+) -> list[Row]:
+    """Read posts without labels, to be tagged: whatever `read_labelled` reads, or text with one post a line.
+
+    Rows are {"id", "image_id", "tokens", "text", "offsets"} and the knowledge columns that the file has; offsets are
+    [start, end] of each word in text. Posts given as words get the words joined by spaces as text. Labels are not
+    read, and CoNLL need not have them. A post without a word (empty, or white space only) is a row without tokens; in
+    a file of lines a blank line is no post, and the n-th line has the id `<file>-n`, counted from 1.
+
+    Args:
+        style: how "text" is split into words.
+        knowledge_column: where the knowledge of an archive (label X) goes.
+        columns: of CoNLL, see `read_conll`.
+
+    Raises:
+        ValueError: empty file, a row that is no post, columns of words without labels in a file of another name than
+            .conll and the like (unless `columns` names them), half a surrogate pair; names file and line.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    counts = SpanCounts()
+    rows: list[Row] = []
+    table = open_table(path)
+    content = "" if table else read_text(path)
+    if table or _looks_like_json(path, content):
+        wikidiverse = not table and _looks_like_wikidiverse(content)
+        for where, value in table.items if table else json_items(path):
+            item = _wikidiverse_item(value, where) if wikidiverse else check_object(value, where, '"text" or "tokens"')
+            row = counts.words(item, where, style, may_be_empty=True)
+            name = read_name(item, ("id",), where) or f"{path.stem}-{len(rows)}"
+            row = {"id": name, "image_id": read_image_id(item, where), **joined_words(row["tokens"]), **row}
+            rows.append({**row, **read_knowledge(item, where)})
+        counts.report(path)
+        return rows
+    suffix = path.suffix.lower()
+    if suffix == ".ann":
+        raise ValueError(f"{path}: .ann holds spans without their text; give the .txt that lies beside it.")
+    labelled = looks_like_conll(content, columns) or _MARKED.match(content) is not None
+    if labelled or suffix in _COLUMN_FILES or (columns is not None and unlabelled_columns(content)):
+        for post in read_conll(path, knowledge_column=knowledge_column, columns=columns, labelled=labelled):
+            knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
+            row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}
+            rows.append(row)
+        return rows
+    check_text(path, content)
+    for number, line in text_lines(content):
+        if line.strip(BLANK):
+            words = read_words({"text": line}, f"{path}, line {number}", style, may_be_empty=True)
+            rows.append({"id": f"{path.stem}-{number}", "image_id": None, **words})
+    if not rows:
+        raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
+    return rows

@@ -1,0 +1,110 @@
+"""The experts that `--experts` names: what made them, and what each retrieves for these posts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import hf_hub_download
+
+from ..data.sources import Posts
+from ..naming import loaded_from
+from ..processing_more import MoReProcessor
+from .arguments import DataArguments
+from .expert_outputs import EXPERT_KNOWLEDGE
+from .retrieval import knowledge_column, retrieved
+
+#: options of an expert's run with which its knowledge is retrieved again
+RETRIEVAL_OPTIONS = (
+    *("retrieval", "knowledge", "top_k", "title_in_key", "retriever", "text_model", "query", "captions", "entities"),
+    *("image_dir", "image_model"),
+)
+Options = TypeVar("Options")
+
+
+@dataclass
+class Expert:
+    """An expert and how it was made.
+
+    Attributes:
+        source: folder or Hub id.
+        name: short and unique, for cards and scores: what it retrieves by.
+        options: of its run; empty where they are not known.
+        holdout_ids: training posts that it did not train on; None where that is not known.
+        processor: its own.
+    """
+
+    source: str
+    name: str
+    options: dict[str, Any]
+    holdout_ids: set[str] | None
+    processor: MoReProcessor
+
+    def options_of(self, kind: type[Options], **changes: Any) -> Options:
+        """Its options of one dataclass."""
+        known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+        return kind(**{key: value for key, value in self.options.items() if key in known} | changes)
+
+    def data(self, data: DataArguments) -> DataArguments:
+        """The posts of this run, with this expert's knowledge."""
+        found = {key: self.options[key] for key in RETRIEVAL_OPTIONS if key in self.options}
+        if not found:
+            column = self.processor.knowledge_column
+            found = {"retrieval": "none" if column is None else column.removeprefix("knowledge_")}
+        # files that lie elsewhere now, or belong to other posts; an expert that read none still reads none
+        own = {"knowledge": bool(found.get("knowledge")), "image_dir": True}
+        own |= {"captions": found.get("query") == "caption", "entities": found.get("query") == "entities"}
+        found |= {key: getattr(data, key) for key, wanted in own.items() if wanted and getattr(data, key)}
+        return replace(data, splitter=self.processor.splitter, **found)
+
+
+def load_experts(sources: Sequence[str]) -> list[Expert]:
+    """The experts that `--experts` names.
+
+    Raises:
+        ValueError: none given, or one is no saved expert.
+    """
+    if not sources:
+        raise ValueError("--retrieval moe needs --experts FOLDER_OR_ID …")
+    experts: list[Expert] = []
+    for source in sources:
+        if Path(source).exists() and not (Path(source) / "processor_config.json").is_file():
+            raise ValueError(f"--experts {source}: no saved expert (processor_config.json is missing)")
+        with loaded_from("--experts", source):
+            processor = MoReProcessor.from_pretrained(source)
+        options = _read_json(source, "arguments.json") or {}
+        held_out = _read_json(source, "holdout_ids.json")
+        retrieval = options.get("retrieval") or (processor.knowledge_column or "none").removeprefix("knowledge_")
+        name = re.sub(r"\W", "_", "caption" if options.get("query") == "caption" else retrieval)
+        same = Counter(re.sub(r"_\d+$", "", expert.name) for expert in experts)[name]
+        name = f"{name}_{same + 1}" if same else name
+        experts.append(Expert(source, name, options, None if held_out is None else set(held_out), processor))
+    return experts
+
+
+def _read_json(source: str, name: str) -> Any:
+    path = Path(source) / name
+    if not Path(source).is_dir():
+        try:
+            path = Path(hf_hub_download(source, name))
+        except (OSError, ValueError):  # not there: not every expert was made by our scripts
+            return None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def add_expert_knowledge(posts: Posts, data: DataArguments, sources: Sequence[str]) -> None:
+    """Retrieve for posts without labels as each expert did in its training, into `EXPERT_KNOWLEDGE`; where an expert
+    does not retrieve, it reads what the posts bring along."""
+    columns = []
+    for expert in load_experts(sources):
+        own = expert.data(data)
+        column = knowledge_column(own.retrieval)
+        searched = column is not None and own.knowledge
+        columns.append(retrieved(own, posts) if searched else [post.get(column) if column else None for post in posts])
+    for post, *knowledge in zip(posts, *columns, strict=True):
+        post[EXPERT_KNOWLEDGE] = knowledge

@@ -1,0 +1,123 @@
+"""How a mixture's gate weighs its experts: a table and a plot for the card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..files import new_file
+from .model_card import markdown_table
+
+PLOT = "gate_weights.png"
+COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")
+
+
+def gate_table(
+    weights: Tensor, names: Sequence[str], agree: Sequence[bool], has_image: Sequence[bool] | None
+) -> list[dict[str, Any]]:
+    """Mean weight of each expert over all posts, by agreement of the experts and by presence of an image.
+
+    Args:
+        weights: [P, Z] of each post.
+        agree: whether all experts say the same of it.
+        has_image: whether it has a usable image; None where the gate sees none.
+    """
+    groups: dict[str, list[bool]] = {
+        "all posts": [True] * len(agree),
+        "experts agree": list(agree),
+        "experts disagree": [not one for one in agree],
+    }
+    if has_image is not None:
+        groups |= {"with image": list(has_image), "without image": [not one for one in has_image]}
+    rows = []
+    for group, chosen in groups.items():
+        places = [place for place, one in enumerate(chosen) if one]
+        mean = weights[places].mean(0).tolist() if places else [None] * len(names)
+        rows.append({"test posts": group, "number": len(places), **dict(zip(names, mean, strict=True))})
+    return rows
+
+
+def draw_gate_weights(weights: Tensor, names: Sequence[str], agree: Sequence[bool], path: Path) -> None:
+    """Histograms of each expert's weight over the test posts, where the experts agree and where they do not."""
+    figure = Figure(figsize=(9, 3.2), dpi=130, layout="constrained")
+    for axes, title, wanted in zip(
+        figure.subplots(1, 2), ("experts agree", "experts disagree"), (True, False), strict=True
+    ):
+        places = [place for place, one in enumerate(agree) if one == wanted]
+        values = [weights[places, number].tolist() for number in range(len(names))]
+        axes.hist(
+            values, bins=20, range=(0, 1), label=list(names), color=COLOURS[: len(names)] if len(names) <= 5 else None
+        )
+        axes.set_title(f"{title} ({len(places)} posts)", loc="left", fontsize=11)
+        axes.set_xlabel("weight")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("posts")
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    with new_file(path) as beside:
+        figure.savefig(beside, format="png", facecolor="white")
+
+
+def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[str, Any]:
+    """What a mixture's card says besides: description, usage and sections, as `write_model_card` takes them."""
+    experts = results["experts"]
+    listed = ", ".join(f"`{expert}` ({Path(source).name})" for expert, source in experts.items())
+    description = (
+        "A mixture of experts: every expert reads the post with its own knowledge, a gate weighs their probabilities "
+        f"for each post. Experts: {listed}."
+    )
+    if "gate_posts" in results:
+        description += f" The gate learned from {results['gate_posts']} posts (`{results['gate_data']}`)."
+    split = "test" if "test_f1_minus_average" in results else "dev"
+    gains = [
+        {
+            f"{split} F1 of the mixture minus": label,
+            "difference": row["difference"],
+            "95 % from": row["low"],
+            "to": row["high"],
+        }
+        for key, label in (
+            ("average", "the plain average"),
+            ("best_expert", f"the best expert on dev ({results.get('best_expert')})"),
+        )
+        if (row := results.get(f"{split}_f1_minus_{key}"))
+    ]
+    sections = []
+    if gains:
+        sections.append(
+            (
+                "What the gate adds",
+                f"{markdown_table(gains)}\n\nPaired bootstrap over the {split} posts, 2000 samples.",
+            )
+        )
+    if "gate" in results:
+        plot = f"![Weight of each expert over the test posts]({PLOT})"
+        sections.append(("How the gate weighs", f"{markdown_table(results['gate'])}\n\n{plot}"))
+    auto, asked, shown = (
+        ("AutoModelForTokenClassification", "", 'print(found["entities"], found["expert_weights"])')
+        if pipeline_tag == "token-classification"
+        else (
+            "AutoModelForSequenceClassification",
+            ', "head": [0, 6], "tail": [13, 30]',
+            """\
+for pair in found["relations"]:
+    print(pair["head_text"], pair["relation"], pair["tail_text"], round(pair["score"], 3), pair["expert_weights"])""",
+        )
+    )
+    usage = f"""\
+import modeling_more
+from modeling_more.pipelines import predict
+from transformers import AutoProcessor, {auto}
+
+model = {auto}.from_pretrained({name!r})
+processor = AutoProcessor.from_pretrained({name!r})
+# each expert reads its own knowledge; without it, it reads the post alone
+knowledge = [{{"title": "Northfield United", "text": "Northfield United is a football club.", "score": 1.0}}]
+post = {{"text": "Rivera joins Northfield United", "knowledge_text": knowledge{asked}}}
+found = predict(model, processor, [post])[0]
+{shown}
+"""
+    return {"description": description, "sections": sections, "usage": usage}

@@ -1,0 +1,418 @@
+"""The card of a trained model: scores, exact command, settings, versions and training curve, all from saved values."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from ..files import new_file, write_text
+from ..naming import without_folder
+
+logger = logging.getLogger(__name__)
+
+CURVE = "training_curve.png"
+REDACTED = "<secret>"
+PACKAGES = ("modeling-more", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "bm25s")
+METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "strict_f1": "strict F1",
+           "macro_f1": "macro F1", "accuracy": "accuracy"}  # fmt: skip
+SPLITS = {"test": "test", "dev": "validation"}  # a score's prefix -> the split's name in the published sets
+TASKS = {"token-classification": "Named entity recognition", "text-classification": "Relation extraction"}
+PAPER = "[Named Entity and Relation Extraction with Multi-Modal Retrieval](https://arxiv.org/abs/2212.01612)"
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SCORE = re.compile(rf"(?P<split>test|dev)_(?:(?P<variant>\w+?)_)??(?P<metric>{'|'.join(METRICS)})")
+# the name ends so: --max_tokens_per_batch and --tokenizer_name are no secrets
+_SECRET_NAME = re.compile(r"(^|[_-])(token|api[_-]?key|access[_-]?key|password|passwd|secret|credentials?)$", re.I)
+_SECRET_VALUE = re.compile(
+    r"\b(?:hf|api_org|ghp|gho|ghs|github_pat|glpat|sk|xox[bp])[_-][A-Za-z0-9_-]{8,}\b"  # well-known prefixes
+    r"|\bBearer\s+\S+"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)",  # user:password@host
+)
+
+USAGE = {
+    "token-classification": """\
+import modeling_more
+from modeling_more.pipelines import predict
+from transformers import AutoModelForTokenClassification, AutoProcessor
+
+model = AutoModelForTokenClassification.from_pretrained({model!r})
+processor = AutoProcessor.from_pretrained({model!r})
+post = {{"text": "Rivera joins Northfield United"}}
+{knowledge}for entity in predict(model, processor, [post])[0]["entities"]:
+    print(entity["type"], entity["text"], round(entity["score"], 3))
+""",
+    "text-classification": """\
+import modeling_more
+from modeling_more.pipelines import predict
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+model = AutoModelForSequenceClassification.from_pretrained({model!r})
+processor = AutoProcessor.from_pretrained({model!r})
+# head and tail in characters; or give "entities", a list of spans: all ordered pairs of them are classified
+post = {{"text": "Rivera joins Northfield United", "head": [0, 6], "tail": [13, 30]}}
+{knowledge}for found in predict(model, processor, [post])[0]["relations"]:
+    print(found["head_text"], found["relation"], found["tail_text"], round(found["score"], 3))
+""",
+}
+
+
+def write_model_card(
+    output_dir: str | Path,
+    results: Mapping[str, Any],
+    config: Mapping[str, Any],
+    command: str | Sequence[str],
+    history: Sequence[Mapping[str, Any]] = (),
+    *,
+    task: str = "token-classification",
+    description: str = "",
+    usage: str | None = None,
+    tags: Sequence[str] = (),
+    sections: Sequence[tuple[str, str]] = (),
+    license: str = "apache-2.0",
+    language: str = "en",
+) -> Path:
+    """Write README.md, the training curve and, for a data set of the Hub, `.eval_results/NAME.yaml`.
+
+    Args:
+        output_dir: the model's folder.
+        results: what `all_results.json` holds: `{test,dev}[_VARIANT]_METRIC`, a METRIC of METRICS, in percent, each
+            with an optional `…_std` over seeds, and `test_f1_per_type` {type: {precision, recall, f1, support}}. Any
+            VARIANT becomes a row of its own (`no_knowledge`, an expert of a mixture).
+        config: the run's settings. `dataset`, `retrieval`, `model_name_or_path` and `hub_model_id` also go into the
+            metadata where they are given.
+        command: the exact command line, as a string or as its arguments.
+        history: one row per epoch {epoch, loss?, dev_f1?, seed?}; the curve is left out without rows.
+        task: pipeline tag of the Hub, `"token-classification"` or `"text-classification"`.
+        description: a paragraph on what this model is, in place of the general one.
+        usage: Python code that uses the model, in place of the task's own.
+        tags: more tags for the Hub.
+        sections: more sections (title, Markdown), after the scores.
+
+    Returns:
+        the path of README.md. Tokens, keys and passwords in command and config are replaced by `<secret>`.
+
+    Raises:
+        ValueError: for an unknown task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}, it must be one of {', '.join(TASKS)}")
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    config = without_folder(_scrub_config(config))
+    name = config.get("hub_model_id") or output_dir.resolve().name
+    dataset, retrieval = config.get("dataset"), config.get("retrieval") or "none"
+
+    data = _card_data(results, config, name, task, [*tags], license, language)
+    parts = [
+        f"# {name}",
+        description or _description(task, config, dataset, retrieval),
+        _section("Scores", _scores_table(results), _seeds_note(results)),
+        _section(f"Scores per {'type' if task == 'token-classification' else 'relation'}", _per_type_table(results)),
+        *(_section(title, body) for title, body in sections),
+    ]
+    if history:
+        with new_file(output_dir / CURVE) as beside:
+            draw_training_curve(history, beside)
+        parts.append(_section("Training", f"![Loss and dev F1 after each epoch]({CURVE})"))
+    code = usage if usage is not None else _usage(task, str(name), retrieval)
+    settings = yaml.safe_dump({k: v for k, v in config.items() if v not in (None, [], "")}, sort_keys=False)
+    versions = [{"package": package, "version": version} for package, version in installed_versions().items()]
+    parts += [
+        _section("How to use", code and f"```python\n{code.rstrip()}\n```"),
+        _section("How it was made", f"```bash\n{scrub_command(command)}\n```"),
+        _details("All settings", f"```yaml\n{settings}```"),
+        _details("Versions", markdown_table(versions)),
+        _section("Citation", f"The method is that of {PAPER} (Wang et al., Findings of EMNLP 2022)."),
+    ]
+    text = "\n\n".join(part for part in parts if part)
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_SECRET_VALUE.sub(REDACTED, text)}\n")
+    readme = output_dir / "README.md"
+    write_text(readme, str(card))
+    _write_eval_results(output_dir, results, dataset, retrieval)
+    return readme
+
+
+def scrub_command(command: str | Sequence[str]) -> str:
+    """The command as one shell line, without the values of secret options and variables, known tokens, and folders."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
+    except ValueError:  # unbalanced quotes
+        words = str(command).split()
+    shown, hide_next = [], False
+    for place, word in enumerate(words):
+        option, equals, _ = word.partition("=")
+        if hide_next and not word.startswith("--"):
+            shown.append(REDACTED)
+            hide_next = False
+            continue
+        secret = bool(_SECRET_NAME.search(option))
+        hide_next = secret and not equals and option.startswith("-")
+        before = words[place - 1].lstrip("-") if place else ""
+        shown.append(f"{option}={REDACTED}" if secret and equals else shlex.quote(without_folder(word, before)))
+    return _SECRET_VALUE.sub(REDACTED, " ".join(shown))
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table; numbers right-aligned, floats with two decimals, None as a dash."""
+    if not rows:
+        return ""
+    columns = list(rows[0])
+
+    def cell(value: Any) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return "–"
+        if isinstance(value, float):
+            return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
+        return str(value).replace("|", "\\|").replace("\n", " ")
+
+    numeric = [
+        all(isinstance(row[c], int | float) or row[c] is None or re.match(r"[\d.]+ ±", str(row[c])) for row in rows)
+        for c in columns
+    ]
+    lines = [
+        "| " + " | ".join(cell(column) for column in columns) + " |",
+        "|" + "|".join("---:" if right else "---" for right in numeric) + "|",
+    ]
+    lines += ["| " + " | ".join(cell(row[column]) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def installed_versions() -> dict[str, str]:
+    """Python and the packages that a score depends on, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def draw_training_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw training loss and dev F1 over the epochs as a PNG: one line per seed, the best epoch marked.
+
+    Args:
+        history: rows {epoch, loss?, dev_f1?, seed?}; values that are missing or not finite are left out.
+    """
+    runs: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in history:
+        runs.setdefault(row.get("seed"), []).append(row)
+    figure = Figure(figsize=(9, 3.4), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08))
+    panels = figure.subplots(1, 2)
+    for axes, key, title, color in zip(
+        panels, ("loss", "dev_f1"), ("Training loss", "Dev F1"), ("#4c6a92", "#c8553d"), strict=True
+    ):
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#222222")
+        for number, (seed, rows) in enumerate(runs.items()):
+            points = [(row["epoch"], row[key]) for row in rows if _finite(row.get(key))]
+            if not points:
+                continue
+            xs, ys = zip(*points, strict=True)
+            axes.plot(
+                xs,
+                ys,
+                marker="o",
+                markersize=4.5,
+                linewidth=2,
+                color=color,
+                alpha=1 - 0.65 * number / max(len(runs), 2),
+                label=None if seed is None else f"seed {seed}",
+            )
+            if key == "dev_f1":
+                best = max(range(len(ys)), key=ys.__getitem__)
+                axes.plot(xs[best], ys[best], "o", markersize=10, markerfacecolor="none", markeredgecolor=color)
+                if len(runs) == 1:
+                    axes.annotate(
+                        f"best: {ys[best]:.2f} (epoch {xs[best]})",
+                        (xs[best], ys[best]),
+                        xytext=(0, 10),
+                        textcoords="offset points",
+                        ha="right" if best >= len(ys) / 2 else "left",
+                        fontsize=9,
+                        color="#222222",
+                    )
+        axes.set_xlabel("epoch", fontsize=9.5, color="#444444")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.margins(x=0.06, y=0.18)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors="#444444", labelsize=9, length=0)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color("#bbbbbb")
+    if len(runs) > 1 and panels[1].get_legend_handles_labels()[1]:
+        panels[1].legend(frameon=False, fontsize=8.5, loc="lower right")
+    losses = [row["loss"] for row in history if _finite(row.get("loss"))]
+    if losses and min(losses) >= 0:
+        panels[0].set_ylim(bottom=0)
+    figure.savefig(path, format="png", facecolor="white")
+
+
+def _card_data(
+    results: Mapping[str, Any],
+    config: Mapping[str, Any],
+    name: str,
+    task: str,
+    tags: list[str],
+    license: str,
+    language: str,
+) -> ModelCardData:
+    """The metadata; ids that the Hub could not resolve (local folders) are left out, for it refuses them, and nobody
+    should read there where a folder lies."""
+    dataset, base_model = config.get("dataset"), config.get("model_name_or_path")
+    shown = _shown(dataset or "custom")
+    scores = _scores(results)
+    entries = [
+        EvalResult(
+            task_type=task,
+            task_name=TASKS[task],
+            dataset_type=shown,
+            dataset_name=shown,
+            dataset_config=config.get("retrieval"),
+            dataset_split=SPLITS[split],
+            metric_type=metric,
+            metric_name=f"{split} {METRICS[metric]}" + (f" ({variant.replace('_', ' ')})" if variant else ""),
+            metric_value=round(value, 4),
+        )
+        for (split, variant), row in scores.items()
+        for metric, value in row.items()
+    ]
+    return ModelCardData(
+        license=license,
+        language=language,
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["more", "retrieval", TASKS[task].lower().replace(" ", "-"), *tags],
+        datasets=[str(dataset)] if _is_hub_id(dataset) else None,
+        base_model=base_model if _is_hub_id(base_model) else None,
+        metrics=sorted({metric.removeprefix("strict_") for row in scores.values() for metric in row}) or None,
+        model_name=name if entries else None,
+        eval_results=entries or None,
+    )
+
+
+def _write_eval_results(output_dir: Path, results: Mapping[str, Any], dataset: Any, retrieval: str) -> None:
+    """The Hub's newer form of results; an entry names the data set's repository, so a local set has none."""
+    f1 = _scores(results).get(("test", ""), {}).get("f1")
+    if f1 is None or not _is_hub_id(dataset):
+        return
+    entry = EvalResultEntry(dataset_id=dataset, task_id=retrieval, value=round(f1, 4), notes="micro F1, percent, test")
+    content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    write_text(output_dir / ".eval_results" / f"{dataset.split('/')[1]}.yaml", content)
+
+
+def _scores(results: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
+    """`{("test", ""): {"f1": 83.1, …}, ("test", "no_knowledge"): …}` in the order test first, no variant first."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for key, value in results.items():
+        match = _SCORE.fullmatch(key)
+        if match and _finite(value):
+            found.setdefault((match["split"], match["variant"] or ""), {})[match["metric"]] = float(value)
+    return dict(sorted(found.items(), key=lambda item: (item[0][0] != "test", item[0][1] != "")))
+
+
+def _scores_table(results: Mapping[str, Any]) -> str:
+    scores = _scores(results)
+    used = [metric for metric in METRICS if any(metric in row for row in scores.values())]
+    rows = []
+    for (split, variant), row in scores.items():
+        label = split + (f", {variant.replace('_', ' ')}" if variant else "")
+        line: dict[str, Any] = {"split": label.replace("no knowledge", "without knowledge")}
+        for metric in used:
+            value: Any = row.get(metric)
+            deviation = results.get("_".join(part for part in (split, variant, metric, "std") if part))
+            line[METRICS[metric]] = f"{value:.2f} ± {deviation:.2f}" if value and _finite(deviation) else value
+        rows.append(line)
+    return markdown_table(rows)
+
+
+def _seeds_note(results: Mapping[str, Any]) -> str:
+    seeds = results.get("seeds")
+    if not isinstance(seeds, Sequence | Mapping) or isinstance(seeds, str) or len(seeds) < 2:
+        return ""
+    return f"Mean ± standard deviation over the seeds {', '.join(str(seed) for seed in seeds)}."
+
+
+def _per_type_table(results: Mapping[str, Any]) -> str:
+    columns = ("F1", "precision", "recall", "support")
+    per_type = results.get("test_f1_per_type") or {}
+    return markdown_table([{"type": t, **{c: row.get(c.lower()) for c in columns}} for t, row in per_type.items()])
+
+
+def _description(task: str, config: Mapping[str, Any], dataset: Any, retrieval: str) -> str:
+    base = config.get("model_name_or_path")
+    reads = {
+        "none": "It reads the post alone.",
+        "text": "It reads the post together with knowledge retrieved by the post's text.",
+        "image": "It reads the post together with knowledge retrieved by the post's image.",
+    }.get(retrieval, f"It reads the post together with retrieved knowledge ({retrieval}).")
+    return (
+        f"{TASKS[task]} in social-media posts, by the method of {PAPER}."
+        + (f" Fine-tuned from `{_shown(base)}`" + (f" on `{_shown(dataset)}`." if dataset else ".") if base else "")
+        + f" {reads}"
+    )
+
+
+def scored_parts(model: str, task: str, retrieval: str) -> dict[str, str]:
+    """What `write_model_card` takes for a model that was scored as it is: nothing was trained in its run."""
+    return {
+        "description": f"Scores of `{_shown(model)}` as it is: {TASKS[task].lower()} by the method of {PAPER}.",
+        "usage": _usage(task, _shown(model), retrieval),
+    }
+
+
+def _usage(task: str, name: str, retrieval: str) -> str:
+    column = {"text": "knowledge_text", "image": "knowledge_image"}.get(retrieval)
+    entry = '[{"title": "Northfield United", "text": "Northfield United is a football club.", "score": 1.0}]'
+    knowledge = f'post["{column}"] = {entry}\n' if column else ""
+    return USAGE[task].format(model=name, knowledge=knowledge) if task in USAGE else ""
+
+
+def _scrub_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as YAML can hold them, secrets hidden."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _scrub_config(value)
+        if isinstance(value, list | tuple | set):
+            return [clean(item) for item in value]
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        return _SECRET_VALUE.sub(REDACTED, str(value))
+
+    return {k: REDACTED if value and _SECRET_NAME.search(k) else clean(value) for k, value in config.items()}
+
+
+def _is_hub_id(value: Any) -> bool:
+    return isinstance(value, str) and bool(_HUB_ID.fullmatch(value)) and not Path(value).exists()
+
+
+def _shown(value: Any) -> str:
+    """An id of the Hub whole; of a folder its name, not where it lies."""
+    return str(value) if _is_hub_id(value) else Path(str(value)).name or Path(str(value)).resolve().name
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _section(title: str, *bodies: str) -> str:
+    bodies = tuple(body for body in bodies if body)
+    return "\n\n".join([f"## {title}", *bodies]) if bodies else ""
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"

@@ -1,0 +1,315 @@
+"""Where a run may write: never over a finished run, the record of a training, or what others put there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+
+from ..configuration_mixture import MoReMixtureConfig
+from ..configuration_more import MoReConfig
+from ..files import TEMPORARY, write_json
+
+if TYPE_CHECKING:
+    from .arguments import Arguments  # which imports this module
+
+logger = logging.getLogger(__name__)
+
+OPTIONS, RESULTS, CARD, CONFIG = "arguments.json", "all_results.json", "README.md", "config.json"
+RECORD = (OPTIONS, RESULTS, CARD, CONFIG)  # what tells how a model was made
+PREDICTIONS = ("dev.jsonl", "test.jsonl", "predict.jsonl")
+#: what a run writes, which may be deleted with it
+FILES = (
+    *(OPTIONS, RESULTS, CARD, CONFIG, "holdout_ids.json", "scores-*.json", "made_of.txt", TEMPORARY),
+    *("training_curve.png", "gate_weights*.png", "model*.safetensors", "model.safetensors.index.json"),
+    *("generation_config.json", "*processor_config.json"),
+    *(
+        "tokenizer*.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.*",
+        "merges.txt",
+        "*.model",
+        "*.jinja",
+    ),
+)
+INSIDE = {"predictions": ("*.jsonl", TEMPORARY), ".eval_results": ("*.yaml", TEMPORARY)}
+RUNS = ("crossfit", "experts")  # hold a folder of such files for each expert
+CHECKPOINTS = tuple(f"{name}{more}" for name in ("last", "best") for more in ("", ".incoming", ".outgoing"))
+LOGS = ("events.out.tfevents*", "hparams.yml")  # what trackers write into a run's folder
+#: options that name what a run reads
+INPUTS = (
+    *("model_name_or_path", "experts", "dataset", "data_dir", "train_file", "validation_file", "test_file"),
+    *("predict_file", "knowledge", "captions", "entities", "image_dir", "image_model", "text_model", "cache_dir"),
+)
+
+
+def trains(args: Arguments) -> bool:
+    """Whether this run trains: not where it scores a given model or only predicts."""
+    return args[3].do_train and posts_of(args) is not None
+
+
+def default_output_dir(args: Arguments) -> str:
+    """The folder of a run that was not told where to write: `out` for a training; a scoring or predicting gets one in
+    the current folder that is named after the model, what is done, and the posts (`out-scored-posts`)."""
+    if trains(args):
+        return "out"
+    model, here = args[1].model_name_or_path, Path.cwd()
+    parts = model.split("/")
+    if Path(model).exists():
+        folder = Path(model).resolve()
+        parts = list(folder.relative_to(here).parts) if folder.is_relative_to(here) else []
+        parts = parts or [folder.name]
+    done = "predicted" if posts_of(args) is None else "scored"
+    name = f"{'-'.join(parts)}-{done}-{_name_of_posts(args)}"
+    # called from within a model's folder it would lie there, too
+    runs = [folder for folder in (here, *here.parents) if _has_options(folder) or _is_model(folder)]
+    return os.path.relpath(runs[-1].parent / name) if runs else name
+
+
+def suffix_beside_record(args: Arguments) -> str:
+    """What the files of a scoring are called beside, where its folder keeps the record of a training: `-posts`; empty
+    where they may have the usual names."""
+    folder = Path(args[2].output_dir)
+    if trains(args) or not any((folder / name).exists() for name in RECORD):
+        return ""
+    return "" if _read(folder / OPTIONS).get("do_train") is False else f"-{_name_of_posts(args)}"
+
+
+def check_output_dir(args: Arguments) -> None:
+    """See that the run may write into its folder.
+
+    Raises:
+        ValueError: a training would write over a finished or unfinished run, or over what is not ours; or
+            `--overwrite_output_dir` would delete what this run reads or what is not ours.
+    """
+    _, _, training, run, _ = args
+    folder, resumed = Path(training.output_dir), training.resume_from_checkpoint
+    told = f"--output_dir {folder}"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{told} is a file, it must be a folder")
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(f"{told} is a link to nothing: make its target, or give another folder")
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{told} can't be written: {there} is read-only")
+    if not trains(args):
+        if run.overwrite_output_dir:
+            raise ValueError("--overwrite_output_dir is for training: what is scored or predicted deletes no run")
+        return
+    inside = resumed is not None and (resumed == "latest" or Path(resumed).resolve().is_relative_to(folder.resolve()))
+    if run.overwrite_output_dir:
+        if inside:
+            raise ValueError(
+                f"--overwrite_output_dir would delete what --resume_from_checkpoint {resumed} goes on from: give one"
+            )
+        _check_overwriting(args, folder)
+        return
+    seeds = [folder / f"seed-{seed}" for seed in training.seeds] if len(training.seeds) > 1 else []
+    ways = "give another --output_dir, or --overwrite_output_dir to replace it whole"
+    if inside:
+        lost = next((one for one in seeds or [folder] if _finished(one) and not _goes_on(one)), None)
+        if lost is None and seeds and _finished(folder) and not _of_seeds(folder):
+            lost = folder
+        if lost is not None:
+            raise ValueError(f"{lost} holds a finished run that has no checkpoint to go on from: {ways}")
+        return
+    if _finished(folder):
+        more = ", or --resume_from_checkpoint latest to go on with it" if _goes_on(folder) or _of_seeds(folder) else ""
+        raise ValueError(f"{told} holds a finished run: {ways}{more}")
+    if _begun(folder):
+        raise ValueError(
+            f"{told} holds an unfinished run: give --resume_from_checkpoint latest to go on with it, or "
+            "--overwrite_output_dir to begin anew"
+        )
+    if not _is_ours(folder):
+        for name in (*RECORD, "model.safetensors", "tokenizer.json"):
+            if (folder / name).exists():
+                raise ValueError(f"{told} holds a {name} that is of no run: give another --output_dir")
+    for one in (folder, *seeds):
+        if strange := _strange_checkpoint(one / "checkpoints"):
+            raise ValueError(f"{strange} is of no run, which keeps checkpoints there: give another --output_dir")
+
+
+def begin_training(args: Arguments, options: dict[str, Any]) -> None:
+    """Make the folder of a training ready: emptied where that was asked for, marked by the run's options.
+
+    It is called when all else that may fail has not, so that a mistyped option deletes nothing.
+    """
+    _, _, training, run, _ = args
+    folder = Path(training.output_dir)
+    several = len(training.seeds) > 1  # `folder` is then that of one seed
+    state = PartialState()
+    state.wait_for_everyone()  # until the others have checked it, too
+    if state.is_main_process:
+        if run.overwrite_output_dir and (not several or training.seed == training.seeds[0]):
+            _empty(folder.parent if several else folder)
+        if not training.resume_from_checkpoint:
+            write_json(folder / OPTIONS, options)
+    state.wait_for_everyone()
+
+
+def forget_predictions(folder: Path, trained: bool) -> None:
+    """Delete the predictions of an earlier model, or of other posts, before new ones are written beside them.
+
+    Only of a model that was `trained` here, what another one predicted for posts without labels goes, too.
+    """
+    for name in PREDICTIONS:
+        if trained or name != "predict.jsonl":
+            (folder / "predictions" / name).unlink(missing_ok=True)
+
+
+def published(folder: Path, predictions: bool) -> list[str]:
+    """The files of a run that are uploaded: what a run writes, nothing else that lies in its folder.
+
+    Args:
+        predictions: those of the posts, too.
+    """
+    places = {Path("."): FILES, Path(".eval_results"): INSIDE[".eval_results"]}
+    places |= {one.relative_to(folder): FILES for one in folder.glob("experts/*") if _is_folder(one)}
+    if predictions:
+        places[Path("predictions")] = INSIDE["predictions"]
+    return sorted(
+        str(place / path.name)
+        for place, patterns in places.items()
+        if _is_folder(folder / place) or place == Path(".")
+        for path in (folder / place).iterdir()
+        if _is_file(path, patterns) and not fnmatch(path.name, TEMPORARY)
+    )
+
+
+def _check_overwriting(args: Arguments, folder: Path) -> None:
+    """See that `--overwrite_output_dir` deletes a run, nothing else, and nothing that this run reads."""
+    given = {name: value for part in args for name, value in vars(part).items() if name in INPUTS and value}
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            if Path(one).exists() and Path(one).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"--overwrite_output_dir would delete --{name} {one}: give another --output_dir")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not _is_ours(folder):
+        raise ValueError(f"--output_dir {folder} holds no run, nothing in it is deleted: give another --output_dir")
+    if strange := _strange(folder):
+        raise ValueError(
+            f"--overwrite_output_dir deletes runs only, and {strange} is of none: move it, or give another folder"
+        )
+
+
+def posts_of(args: Arguments) -> str | None:
+    """The posts that are trained on or scored; None where a run only predicts."""
+    data = args[0]
+    return data.dataset or data.test_file or data.validation_file or data.train_file
+
+
+def _name_of_posts(args: Arguments) -> str:
+    posts = posts_of(args) or args[0].predict_file or "posts"
+    path = Path(posts).resolve() if Path(posts).exists() else Path(posts)
+    return re.sub(r"[^\w.+-]+", "_", path.name if posts == args[0].dataset else path.stem)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_model(folder: Path) -> bool:
+    return _read(folder / CONFIG).get("model_type") in (MoReConfig.model_type, MoReMixtureConfig.model_type)
+
+
+def _has_options(folder: Path) -> bool:
+    return {"model_name_or_path", "retrieval", "output_dir"} <= _read(folder / OPTIONS).keys()
+
+
+def _has_predictions(folder: Path) -> bool:
+    return any((folder / "predictions" / name).exists() for name in PREDICTIONS)
+
+
+def _of_seeds(folder: Path) -> bool:
+    return any(_finished(one) or _begun(one) for one in folder.glob("seed-*"))
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a run ended here; predictions and models that were written alone count, too."""
+    if _has_options(folder):
+        return (folder / RESULTS).exists()
+    return _is_model(folder) or (_has_predictions(folder) and not (folder / CONFIG).exists())
+
+
+def _begun(folder: Path) -> bool:
+    return _is_begun(folder) or _of_seeds(folder)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a run left a checkpoint or the model of its best epoch; a crash may leave them under the second name."""
+    return any((folder / "checkpoints" / name).is_dir() for name in CHECKPOINTS if not name.endswith(".incoming"))
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether there is something to go on from: a checkpoint, or the experts of a gate's folds."""
+    last = (folder / "checkpoints" / name / "training_state.json" for name in ("last", "last.outgoing"))
+    return any(file.exists() for file in last) or (folder / "crossfit").is_dir()
+
+
+def _is_ours(folder: Path) -> bool:
+    return _has_options(folder) or _finished(folder) or _begun(folder)
+
+
+def _strange(folder: Path) -> Path | None:
+    """Something in the folder of a run that no run writes."""
+    for path in sorted(folder.iterdir()):
+        found: Path | None = path
+        if not _is_folder(path):
+            found = None if _is_file(path, FILES) else path
+        elif path.name in INSIDE:
+            found = next((one for one in sorted(path.iterdir()) if not _is_file(one, INSIDE[path.name])), None)
+        elif path.name in RUNS:
+            inner = (_strange(one) if _is_folder(one) else one for one in sorted(path.iterdir()))
+            found = next(filter(None, inner), None)
+        elif re.fullmatch(r"seed--?\d+", path.name):
+            found = _strange(path)
+        elif path.name == "checkpoints":
+            found = _strange_checkpoint(path)
+        elif path.name == "logs":
+            found = next(
+                (one for one in sorted(path.rglob("*")) if not (_is_folder(one) or _is_file(one, LOGS))), None
+            )
+        if found is not None:
+            return found
+    return None
+
+
+def _strange_checkpoint(folder: Path) -> Path | None:
+    """What stands in the place of a run's checkpoints and is none of them."""
+    if not _is_folder(folder):
+        return folder if os.path.lexists(folder) else None
+    inner = sorted(folder.iterdir())
+    return next((path for path in inner if path.name not in CHECKPOINTS or not _is_folder(path)), None)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_file(path: Path, patterns: Sequence[str]) -> bool:
+    """Whether this is a file, no link, of a name that a run gives."""
+    return path.is_file() and not path.is_symlink() and any(fnmatch(path.name, pattern) for pattern in patterns)
+
+
+def _empty(folder: Path) -> None:
+    """Delete what a folder holds; the folder stays, it may be a link or a disk."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

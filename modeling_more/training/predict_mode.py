@@ -1,0 +1,74 @@
+"""`--do_predict`: posts without labels, with the knowledge that the expert reads, and what it says of them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import AutoProcessor
+
+from ..data.rows import KNOWLEDGE_COLUMNS
+from ..data.sources import Posts
+from ..files import write_jsonl
+from ..pipelines import predict
+from ..processing_more import MoReProcessor
+from .arguments import Arguments
+from .expert_outputs import EXPERT_KNOWLEDGE
+from .experts import add_expert_knowledge
+from .models import SAVED, load_processor, model_kind
+from .retrieval import knowledge_column, retrieved
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: Accelerator) -> Posts:
+    """The posts of `--predict_file`, split into words as the expert's training posts were, with their knowledge."""
+    data, model, _, _, mixture = args
+    splitter, column = data.splitter, knowledge_column(data.retrieval)  # of an expert that this run trains
+    processor: Any = None
+    if training and data.retrieval == "moe":
+        processor = AutoProcessor.from_pretrained(mixture.experts[0])
+    elif not training or model_kind(model) in SAVED:
+        processor = load_processor(task, model, accelerator)
+    if processor is not None:
+        splitter = processor.splitter
+        read = {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
+        column = read.pop() if len(read) == 1 else None
+    posts = task.read_posts(str(data.predict_file), splitter, column or KNOWLEDGE_COLUMNS[0], data.columns)
+    if data.retrieval == "moe":
+        add_expert_knowledge(posts, data, mixture.experts)
+    elif data.knowledge:
+        for post, entries in zip(posts, retrieved(data, posts), strict=True):
+            post[str(knowledge_column(data.retrieval))] = entries
+    if data.image_dir is not None:
+        from ..knowledge.pictures import find_image, require_images
+
+        require_images(data.image_dir, {"predict": [post["image_id"] for post in posts]})
+        for post in posts:
+            if post["image_id"] and (file := find_image(data.image_dir, post["image_id"])):
+                post["image"] = file
+        if lacking := sum("image" not in post for post in posts):
+            logger.warning("%d of %d posts have no image in %s", lacking, len(posts), data.image_dir)
+    return posts
+
+
+def write_predictions(
+    output: Path, model: Any, processor: MoReProcessor, posts: Posts, training: Any, accelerator: Accelerator
+) -> None:
+    """What the expert or mixture says of these posts, into `predictions/predict.jsonl`."""
+    read = getattr(processor, "processors", [processor])
+    given = len(posts[0].get(EXPERT_KNOWLEDGE) or read)
+    if given != len(read):
+        raise SystemExit(f"error: --experts names {given} experts, the mixture has {len(read)}")
+    columns = {one.knowledge_column for one in read} - {None}
+    lacking = sorted(column for column in columns if not any(post.get(column) for post in posts))
+    if lacking and not any(EXPERT_KNOWLEDGE in post for post in posts):
+        logger.warning("no post has %s: the words alone are read there", ", ".join(lacking))
+    found = predict(model, processor, posts, training.per_device_eval_batch_size, accelerator)
+    if accelerator.is_main_process:
+        path = output / "predictions" / "predict.jsonl"
+        write_jsonl(path, found)
+        logger.info("%d posts read: %s", len(found), path)

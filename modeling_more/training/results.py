@@ -1,0 +1,137 @@
+"""What a run leaves behind: scores, options, predictions, card; and the upload of it all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..files import copy_folder, write_json
+from ..naming import without_folder
+from .arguments import Arguments
+from .model_card import scored_parts, write_model_card
+from .output_folders import OPTIONS, RESULTS, forget_predictions, published
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+NAMING_FOLDERS = (OPTIONS, RESULTS)  # say where a run read; their copies on the Hub don't
+
+
+def options_of(args: Arguments) -> dict[str, Any]:
+    """Every option of a run, as an options file holds them; who repeats the run does not mean to delete it."""
+    return {key: value for part in args for key, value in asdict(part).items()} | {"overwrite_output_dir": False}
+
+
+def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
+    """The model card, of one run or of several seeds."""
+    runs = results.get("runs", [results])
+    best = max(runs, key=_dev_score)
+    history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
+    more = {}
+    if "experts" in best:  # over several seeds: the weights and gains of the one whose model this is
+        from .mixture_report import card_parts
+
+        more = card_parts(best, task.pipeline_tag, args[3].hub_model_id or output.resolve().name)
+    if not args[3].do_train:
+        told = scored_parts(args[3].hub_model_id or args[1].model_name_or_path, task.pipeline_tag, args[0].retrieval)
+        more = told | more | {"description": told["description"]}
+    write_model_card(output, results, options_of(args), command, history, task=task.pipeline_tag, **more)
+
+
+def over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+    """Mean and sample deviation of every score over the seeds, and each seed's own."""
+    merged: dict[str, Any] = {"seeds": seeds}
+    for key, value in results[0].items():
+        if key.endswith("_per_type"):
+            # a type that the reference lacks is there only where a seed predicted it
+            types = {type_: scores for row in results for type_, scores in row[key].items()}
+            merged[key] = {
+                type_: {
+                    name: statistics.mean(row[key].get(type_, {}).get(name, 0.0) for row in results) for name in scores
+                }
+                for type_, scores in types.items()
+            }
+        if isinstance(value, float) and key.startswith(("dev_", "test_")):
+            values = [row[key] for row in results]
+            merged[key] = statistics.mean(values)
+            merged[f"{key}_std"] = statistics.stdev(values)
+    return merged | {"runs": results}
+
+
+def _dev_score(result: dict[str, Any]) -> float:
+    return float(result.get("dev_f1", result.get("test_f1", 0.0)))
+
+
+def adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
+    """The files of the seed with the best dev score also stand in the output folder itself, ready to load."""
+    best = max(results, key=_dev_score)
+    forget_predictions(output, trained=True)
+    copy_folder(output / f"seed-{best['seed']}", output, leave_out=("checkpoints", "logs", "crossfit"))
+
+
+def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
+    """Dev and test F1 and the scores `shown`, with their deviation over the seeds."""
+    for key in ("dev_f1", "test_f1", *shown, "test_no_knowledge_f1"):
+        if key in results:
+            spread = f" ± {results[key + '_std']:.2f}" if key + "_std" in results else ""
+            logger.info("%s %.2f%s", key, results[key], spread)
+
+
+def privacy(private: bool) -> str:
+    """How private a new repository becomes, in words."""
+    return "private" if private else "if it is new, as private as the account or organisation has it by default"
+
+
+def push(folder: Path, repository: str, private: bool, predictions: bool = False) -> None:
+    """Upload what a run writes, but for checkpoints, logs and predictions, and without the folders of this machine.
+
+    A failure loses nothing and says how to try again.
+
+    Args:
+        private: of a repository that is new; False leaves it to the default of the account or organisation.
+        predictions: upload these, too: they hold the posts' own words.
+    """
+    from huggingface_hub import HfApi
+
+    sent = published(folder, predictions)
+    logger.info(
+        "uploading to %s (%s): %s%s", repository, privacy(private), ", ".join(sent),
+        "" if predictions else "; without the predictions, which hold the posts' words: --push_predictions",
+    )  # fmt: skip
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        with TemporaryDirectory() as beside:
+            for name in sent:
+                place = Path(beside) / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if name in NAMING_FOLDERS:
+                    found = json.loads((folder / name).read_text(encoding="utf-8"))
+                    write_json(place, without_folder(found))
+                else:
+                    place.symlink_to((folder / name).resolve())
+            url = api.upload_folder(
+                repo_id=repository,
+                folder_path=beside,
+                delete_patterns="predictions/*",  # of the model that was there before
+                commit_message="Upload a MoRe expert",
+            )
+    except Exception as error:  # of the Hub, of its HTTP library, of the system: the run's files matter more
+        logger.debug("upload failed", exc_info=True)
+        left_out = [*NAMING_FOLDERS, *([] if predictions else ["predictions/*"])]
+        again = f"hf upload {repository} {shlex.quote(str(folder))} . "
+        again += " ".join(f"--include {shlex.quote(name)}" for name in sent if name not in NAMING_FOLDERS)
+        again += "".join(f" --exclude '{pattern}'" for pattern in left_out) + " --private" * private
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise SystemExit(
+            f"error: the upload to {repository} failed ({reason}). "
+            f"Nothing is lost: all files are in {folder}. To push again: {again}"
+        ) from None
+    logger.info("uploaded to %s", url)

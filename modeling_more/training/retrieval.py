@@ -1,0 +1,244 @@
+"""From `--knowledge` and its options to the knowledge column of the posts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, DatasetDict, Features, List, Value
+
+from .arguments import DataArguments
+
+if TYPE_CHECKING:
+    from ..data.sources import Posts  # which imports this module
+    from ..knowledge.attach import TextRetriever
+
+logger = logging.getLogger(__name__)
+
+MILVUS = "milvus:"  # begins the address of a database, where `--knowledge` names one
+Splits = dict[str, Dataset]
+Query = Callable[[dict[str, Any]], str]
+
+
+def knowledge_column(retrieval: str) -> str | None:
+    """The column that a retrieval fills and an expert reads."""
+    return None if retrieval == "none" else f"knowledge_{retrieval}"
+
+
+def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str, Any]]:
+    """Retrieve from `--knowledge` where it is given; else the splits must hold the column already.
+
+    Returns:
+        the splits with their column, and what was done: the options and counts of `AttachReport`, and, as the options
+        have it, of the posts that have no caption or no predictions.
+
+    Raises:
+        ValueError: options that do not go together, a column that is missing.
+        FileNotFoundError: a file or model that is not there.
+    """
+    check_retrieval(args)
+    column = str(knowledge_column(args.retrieval))
+    if args.knowledge:
+        retrieve = _by_image if args.retrieval == "image" else _by_text
+        return retrieve(args, splits, column)
+    for split, data in splits.items():
+        check_column(args, split, data.column_names)
+    return splits, {}
+
+
+def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> None:
+    """Raise ValueError where posts whose knowledge is not retrieved come without it.
+
+    Args:
+        columns: what they have.
+    """
+    check_retrieval(args)
+    column = str(knowledge_column(args.retrieval))
+    if column not in columns:
+        raise ValueError(
+            f"--retrieval {args.retrieval} needs knowledge, but the {split} posts have no column {column}: "
+            "give --knowledge FILE …, or posts published with their knowledge"
+        )
+
+
+def check_retrieval(args: DataArguments) -> None:
+    """Options that would be ignored are errors: they were given for a reason.
+
+    Raises:
+        ValueError: options that do not go together, in one sentence.
+    """
+    if args.retrieval == "none":
+        ignored = {"--knowledge": args.knowledge, "--shuffle_knowledge": args.shuffle_knowledge}
+        for name, value in ignored.items():
+            if value:
+                raise ValueError(f"{name} is given, but no knowledge is retrieved: add --retrieval text or image")
+    changed = {
+        "--query": args.query != "words",
+        "--retriever": args.retriever != "bm25",
+        "--title_in_key": args.title_in_key,
+    }
+    given = [name for name, is_changed in changed.items() if is_changed]
+    if given and (args.retrieval != "text" or not args.knowledge):
+        raise ValueError(f"{given[0]} is for searching texts: it needs --retrieval text and --knowledge FILE …")
+    for option, query, files in (("captions", "caption", args.captions), ("entities", "entities", args.entities)):
+        if args.query == query and not files:
+            raise ValueError(f"--query {query} needs --{option} FILE")
+        if files and args.query != query and args.retrieval != "moe":  # whose experts search as they did
+            raise ValueError(f"--{option} is read with --query {query} only, not with --query {args.query}")
+    if args.query == "entities" and args.retriever != "bm25":
+        raise ValueError(
+            f"--query entities searches titles by their words: use --retriever bm25, not {args.retriever}"
+        )
+    if any(spec.startswith(MILVUS) for spec in args.knowledge):
+        others = [name for name in given if name != "--query" or args.query == "entities"]
+        if others:
+            raise ValueError(f"{others[0]} is for corpora that are searched here, not for {args.knowledge[0]}")
+        if len(args.knowledge) > 1:
+            raise ValueError(f"--knowledge {' '.join(args.knowledge)}: a Milvus database is searched alone")
+
+
+def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
+    # here, because it takes seconds that other runs need not wait
+    from ..knowledge import attach_text_knowledge
+    from ..knowledge.attach import post_text
+
+    query: Query = post_text
+    counts: dict[str, Any] = {"retriever": args.retriever, "query": args.query}
+    if args.query == "caption":
+        query, found = _caption_query(str(args.captions), splits)
+        counts |= found
+    elif args.query == "entities":
+        query, found = _entity_query(args.entities, splits)
+        counts |= found
+    attached, report = attach_text_knowledge(
+        DatasetDict(splits), _text_retriever(args), args.top_k, column, args.cache_dir, query
+    )
+    return dict(attached), counts | asdict(report)
+
+
+def _text_retriever(args: DataArguments) -> TextRetriever:
+    from ..knowledge import load_knowledge
+
+    if args.knowledge[0].startswith(MILVUS):
+        from ..knowledge.milvus import MilvusTextRetriever
+
+        return MilvusTextRetriever(args.knowledge[0])
+    corpus = load_knowledge(args.knowledge, args.cache_dir, args.title_in_key)
+    if args.title_in_key and not corpus.info.title_in_key:
+        raise ValueError(
+            f"--title_in_key: {', '.join(args.knowledge)} was saved with keys without the title; build it from files"
+        )
+    if args.query == "entities":
+        from ..knowledge.entities import EntityRetriever
+
+        return EntityRetriever.from_corpus(corpus)
+    from ..knowledge import BM25Retriever
+
+    if args.retriever == "bm25":
+        return BM25Retriever.from_corpus(corpus)
+    from ..knowledge.dense import DenseRetriever, FusedRetriever
+
+    dense = DenseRetriever.from_corpus(corpus, args.text_model)
+    return dense if args.retriever == "dense" else FusedRetriever([BM25Retriever.from_corpus(corpus), dense])
+
+
+def _by_image(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
+    from ..knowledge import ImageEncoder, ImageRetriever, attach_image_knowledge, load_knowledge
+    from ..knowledge.attach import ImageSearch
+    from ..knowledge.pictures import require_images
+
+    if args.image_dir is not None:  # now: a wrong folder must not show after the corpus is embedded
+        ids = {split: list(data["image_id"]) for split, data in splits.items() if "image_id" in data.column_names}
+        require_images(args.image_dir, ids)
+    encoder = ImageEncoder(args.image_model)
+    retriever: ImageSearch
+    if args.knowledge[0].startswith(MILVUS):
+        from ..knowledge.milvus import MilvusImageRetriever
+
+        retriever = MilvusImageRetriever(args.knowledge[0], encoder)
+    else:
+        retriever = ImageRetriever.from_corpus(load_knowledge(args.knowledge, args.cache_dir), encoder)
+    attached, report = attach_image_knowledge(
+        DatasetDict(splits), retriever, args.top_k, column, args.image_dir, args.cache_dir
+    )
+    return dict(attached), asdict(report)
+
+
+def _caption_query(file: str, splits: Splits) -> tuple[Query, dict[str, int]]:
+    """Search for the caption of the post's image; a post without one searches for nothing and finds nothing."""
+    from ..knowledge.captions import degenerate_captions, image_key, read_captions
+
+    captions = read_captions(file)
+    repeated, shared = degenerate_captions(captions)
+
+    def query(row: dict[str, Any]) -> str:
+        return captions.get(image_key(row["image_id"] or ""), "")
+
+    without = 0
+    for split, data in splits.items():
+        if "image_id" not in data.column_names:
+            raise ValueError(f"--query caption: the {split} posts have no column image_id to find their captions by")
+        without += sum(not query({"image_id": image}) for image in data["image_id"])
+    posts = sum(map(len, splits.values()))
+    if without == posts:
+        raise ValueError(f"--query caption: {file} has no caption for any of the {posts} posts")
+    if without:
+        logger.warning("%d of %d posts have no caption in %s and get no knowledge.", without, posts, file)
+    counts = {"captions": len(captions), "posts_without_caption": without}
+    return query, counts | {"captions_repeating_words": repeated, "captions_shared_by_many": shared}
+
+
+def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, int]]:
+    """Search for the post's words and, among the titles, for the entities predicted in it."""
+    from ..knowledge.attach import post_text
+    from ..knowledge.entities import entity_query, read_predictions
+
+    predictions = read_predictions(files)
+
+    def query(row: dict[str, Any]) -> str:
+        found = predictions.get(row["id"])
+        return entity_query(post_text(row), found.entities if found else [])
+
+    without = entities = 0
+    for split, data in splits.items():
+        if "id" not in data.column_names:
+            raise ValueError(f"--query entities: the {split} posts have no column id to find their predictions by")
+        for post, tokens in zip(data["id"], data["tokens"], strict=True):
+            found = predictions.get(post)
+            if found and found.tokens is not None and found.tokens != tokens:
+                raise ValueError(f"{found.where}: these are not the words of {split} post {post}; whose file is it?")
+            without += found is None
+            entities += len(found.entities) if found else 0
+    for split, data in splits.items():
+        if len(data) and not any(post in predictions for post in data["id"]):
+            raise ValueError(
+                f"--query entities: {', '.join(files)} has predictions for none of the {len(data)} {split} posts; all "
+                "splits need them, those of training by models that did not train on them"
+            )
+    posts = sum(map(len, splits.values()))
+    if without:
+        logger.warning("%d of %d posts have no predicted entities: their words alone are searched.", without, posts)
+    return query, {"predicted_entities": entities, "posts_without_predictions": without}
+
+
+def searchable(posts: Posts, columns: Container[str] | None = None) -> Dataset:
+    """What retrieval sees of rows: their ids and words, never their labels.
+
+    Args:
+        columns: those that the rows came with; ids that were made up are left out. Default: all.
+    """
+    names = [name for name in ("id", "image_id") if columns is None or name in columns]
+    kinds = {name: Value("string") for name in names} | {"tokens": List(Value("string"))}
+    return Dataset.from_dict({name: [post[name] for post in posts] for name in kinds}, Features(kinds))
+
+
+def retrieved(data: DataArguments, posts: Posts) -> list[Any]:
+    """The knowledge of posts without labels, as `--retrieval` and its options say; none for a post without words."""
+    filled = [post for post in posts if post["tokens"]]
+    if not filled:
+        return [[] for _ in posts]
+    attached, _ = add_knowledge(data, {"predict": searchable(filled)})
+    found = iter(attached["predict"][str(knowledge_column(data.retrieval))])
+    return [next(found) if post["tokens"] else [] for post in posts]

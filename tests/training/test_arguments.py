@@ -1,0 +1,65 @@
+"""Options that can't be end in one sentence that names them, from the command line and from a file."""
+
+import json
+
+import pytest
+
+from modeling_more.training.arguments import parse_arguments
+from modeling_more.training.loop import TrainingArguments, check_checkpoint
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(["--dataset", "demo", *arguments], "")
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize("name, values", [
+    ("learning_rate", "nan inf -1"), ("crf_learning_rate", "nan inf -1"), ("gate_learning_rate", "0"),
+    ("weight_decay", "-0.1 nan"), ("warmup_ratio", "-0.1 1.1"), ("max_grad_norm", "-1 inf"),
+    ("max_tokens_per_batch", "0"), ("knowledge_words", "0"), ("top_k", "0 -3"), ("early_stopping_patience", "0"),
+    ("head_dropout", "1 -0.1"), ("word_dropout", "1"), ("image_dropout", "1.5"), ("kl_temperature", "0 nan"),
+    ("nll_weight", "-0.1 1.1"), ("crossfit_folds", "1"), ("gate_batch_size", "0"),
+])  # fmt: skip
+def test_values_that_can_not_be(name, values, capsys):
+    for value in values.split():
+        assert f"--{name} is " in refused(capsys, f"--{name}={value}")
+
+
+def test_a_seed_comes_once(capsys):
+    assert "--seeds holds 2 twice" in refused(capsys, "--seeds", "1", "2", "2")
+
+
+@pytest.mark.parametrize("line", [
+    "per_device_train_batch_size: null", "knowledge: null", "knowledge: [null]", "num_train_epochs: true",
+    "learning_rate: false", "seeds: [1, true]", "dataset: true", "do_train: null", "do_train: 'no'", "bf16: 3",
+    "retrieval: null",
+])  # fmt: skip
+def test_options_files_with_values_of_other_types(line, tmp_path, capsys):
+    (tmp_path / "my.yaml").write_text(line)
+    with pytest.raises(SystemExit):
+        parse_arguments([str(tmp_path / "my.yaml"), "--output_dir", "o"], "")
+    said = capsys.readouterr().err
+    assert said.startswith("error: option ") and line.split(":")[0] in said
+
+
+def test_options_files_with_null_where_that_is_the_default(tmp_path):
+    (tmp_path / "my.yaml").write_text("crf_learning_rate: null\nbf16: true\ndo_train: false\nseeds: [1, 2]")
+    _, _, training, run, _ = parse_arguments([str(tmp_path / "my.yaml"), "--dataset", "demo"], "")
+    assert training.crf_learning_rate is None and training.bf16 and not run.do_train and training.seeds == [1, 2]
+
+
+def test_no_fewer_epochs_than_the_checkpoint_has_behind_it(tmp_path):
+    for name in ("last", "best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    state = {"epoch": 3, "made_of": {}, "history": [], "best_score": 1.0, "best_epoch": 3}
+    (tmp_path / "checkpoints" / "last" / "training_state.json").write_text(json.dumps(state))
+    for epochs in (4, 3):
+        check_checkpoint(
+            TrainingArguments(str(tmp_path), num_train_epochs=epochs, resume_from_checkpoint="latest"), {}
+        )
+    with pytest.raises(ValueError, match="has 3 epochs done, --num_train_epochs 2 is fewer"):
+        check_checkpoint(TrainingArguments(str(tmp_path), num_train_epochs=2, resume_from_checkpoint="latest"), {})
