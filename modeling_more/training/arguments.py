@@ -1,26 +1,18 @@
-"""The scripts' arguments: dataclasses read from the command line, from a recipe of the paper, or from a YAML file."""
+"""The options of a run as dataclasses with named parts; they need no other library, so that `--help` comes at once."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import sys
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from importlib.resources import files
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
-from transformers import HfArgumentParser
-
-from ..naming import NamingParser, nearest, no_choice
-from .loop import TrainingArguments
-from .output_folders import default_output_dir
+from typing import Any
 
 RETRIEVALS = ("none", "text", "image", "moe")
+#: the trackers that accelerate knows, and "all" that are installed
+TRACKERS = [
+    *("all", "aim", "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"),
+]
+
 
 
 @dataclass
@@ -177,6 +169,79 @@ class ModelArguments:
 
 
 @dataclass
+class TrainingArguments:
+    """How to train. The defaults are the paper's; a recipe of the data set sets the rest."""
+
+    output_dir: str = field(
+        default="out",
+        metadata={"help": "folder for model, processor, scores, predictions, card; default: out, of a model that is "
+                  "only scored or predicts a folder named after it, like out-scored-posts"},
+    )  # fmt: skip
+    seed: int = field(default=42, metadata={"help": "of the head's initialisation, the batches and the dropout"})
+    seeds: list[int] = field(
+        default_factory=list, metadata={"help": "train once with each of these seeds; reports mean and deviation"}
+    )
+    num_train_epochs: int = field(default=10, metadata={"help": "epochs"})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "posts of a batch on each device"})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "posts of a batch when not training"})
+    max_tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "batches hold at most so many padded sub-tokens, instead of so many posts"}
+    )
+    group_by_length: bool = field(
+        default=False, metadata={"help": "batch posts of like length together: less padding, less random batches"}
+    )
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "batches of one optimizer step, in which every post weighs the same"}
+    )
+    learning_rate: float = field(default=1e-5, metadata={"help": "of the encoder and the linear layer"})
+    crf_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the CRF's parameters; default: the learning rate"}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "of AdamW"})
+    lr_decay: str = field(
+        default="step",
+        metadata={"help": "linear decay to 0 after every step, or after every epoch as the authors' recipes do",
+                  "choices": ["step", "epoch"]},
+    )  # fmt: skip
+    warmup_ratio: float = field(default=0.0, metadata={"help": "share of the steps in which the rates rise from 0"})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients to this norm; 0: no clipping"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many epochs without a better dev score"}
+    )
+    bf16: bool = field(default=False, metadata={"help": "compute in bfloat16 (weights and CRF stay float32)"})
+    do_train: bool = field(default=True, metadata={"help": "train (with --no_do_train: only score the given model)"})
+    do_predict: bool = field(
+        default=False, metadata={"help": "predict --predict_file; alone, without --dataset, only that"}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "let a training delete the run that its folder holds"}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "stay on the CPU even where a GPU is"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for a third more time"})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "'latest', or the folder of a checkpoint of the same run; with another --num_train_epochs the "
+            "rates are those of the new length from there on"
+        },
+    )
+    save_checkpoints: bool = field(
+        default=True, metadata={"help": "write the optimizer's state after each epoch, so that the run can resume"}
+    )
+    report_to: list[str] = field(
+        default_factory=list,
+        metadata={"help": "trackers, e.g. tensorboard trackio wandb; logs go to OUTPUT_DIR/logs",
+                  "choices": TRACKERS},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
+                     "gradient_accumulation_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}, it must be at least 1")
+
+
+@dataclass
 class MixtureArguments:
     """How experts are mixed (--retrieval moe)."""
 
@@ -221,16 +286,9 @@ class MixtureArguments:
 
 
 @dataclass
-class RunArguments:
-    """What to do, and where to publish it."""
+class HubArguments:
+    """What is published, and where."""
 
-    do_train: bool = field(default=True, metadata={"help": "train (with --no_do_train: only score the given model)"})
-    do_predict: bool = field(
-        default=False, metadata={"help": "predict --predict_file; alone, without --dataset, only that"}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "let a training delete the run that its folder holds"}
-    )
     push_to_hub: bool = field(default=False, metadata={"help": "upload model, processor, scores and card at the end"})
     push_predictions: bool = field(
         default=False, metadata={"help": "upload the predictions, too: they hold the posts' words"}
@@ -241,137 +299,47 @@ class RunArguments:
     )
 
 
-Arguments = tuple[DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
+@dataclass
+class Arguments:
+    """All options of a run.
 
-
-GROUPS: Any = (DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments)
-TYPES = {one.name: str(one.type) for group in GROUPS for one in fields(group)}
-#: values that options may have, by the names of those that are alike; not a number is none of them
-RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("gate_learning_rate kl_temperature", lambda value: value > 0, "above 0"),
-    ("learning_rate crf_learning_rate", lambda value: value >= 0, "at least 0 (0: these parts stay as they are)"),
-    ("weight_decay max_grad_norm", lambda value: value >= 0, "at least 0"),
-    ("warmup_ratio nll_weight", lambda value: 0 <= value <= 1, "between 0 and 1"),
-    ("head_dropout word_dropout image_dropout", lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    (
-        "max_tokens_per_batch knowledge_words top_k early_stopping_patience gate_batch_size max_length",
-        lambda value: value >= 1,
-        "at least 1",
-    ),
-    ("crossfit_folds", lambda value: value >= 2, "at least 2"),
-    ("load_balancing gate_entropy gate_epochs", lambda value: value >= 0, "at least 0"),
-)
-
-
-def check_values(args: Arguments) -> None:
-    """ValueError for an option whose value can't be."""
-    given = {name: value for part in args for name, value in vars(part).items()}
-    for names, fits, said in RANGES:
-        for name in names.split():
-            value = given[name]
-            if value is not None and not (math.isfinite(value) and fits(value)):
-                raise ValueError(f"--{name} is {value}, it must be {said}")
-    if twice := [seed for seed, count in Counter(given["seeds"]).items() if count > 1]:
-        raise ValueError(f"--seeds holds {twice[0]} twice, each must be another one")
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside each option that has one, and the examples of the description line by line."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
-
-
-class _Parser(NamingParser, HfArgumentParser):
-    """Errors in one sentence; no option is abbreviated."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
-def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
-    """Read the arguments: command line over YAML file (`run_ner.py my.yaml --seed 1`) over the recipe of `--dataset`
-    and `--retrieval` over the defaults.
-
-    Raises:
-        SystemExit: with one sentence, for arguments that can't be.
+    Attributes:
+        data: the posts, and the knowledge that they are read with.
+        model: the encoder or expert, its head and loss.
+        training: how to train, what else to do, and where to write.
+        mixture: how experts are mixed.
+        hub: what is published.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(list(GROUPS), description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
-    parser.set_defaults(output_dir=None)  # that it is given shows; the default depends on what is done
-    own: dict[str, Any] = {}
-    try:
-        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-            own = read_options(Path(argv.pop(0)))
-            _set_defaults(parser, own)
-        known, _ = parser.parse_known_args(argv)
-        recipe = read_recipe(known.dataset, known.retrieval)
-        _set_defaults(parser, recipe | own)
-        parsed: Any
-        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-        parser.check_known(unknown)
-        check_values(tuple(parsed))
-        if not parsed[2].output_dir:
-            parsed[2].output_dir = default_output_dir(tuple(parsed))
-        return tuple(parsed)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
 
+    data: DataArguments = field(default_factory=DataArguments)
+    model: ModelArguments = field(default_factory=ModelArguments)
+    training: TrainingArguments = field(default_factory=TrainingArguments)
+    mixture: MixtureArguments = field(default_factory=MixtureArguments)
+    hub: HubArguments = field(default_factory=HubArguments)
 
-def read_recipe(dataset: str | None, retrieval: str) -> dict[str, Any]:
-    """The options of the paper for a data set and a retrieval; empty where the paper has none."""
-    path = files("modeling_more") / "recipes" / f"{dataset}_{retrieval}.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    @property
+    def posts(self) -> str | None:
+        """The posts that are trained on or scored; None where a run only predicts."""
+        return self.data.dataset or self.data.test_file or self.data.validation_file or self.data.train_file
 
+    @property
+    def trains(self) -> bool:
+        """Whether the run trains: it does not where it scores a given model or only predicts."""
+        return self.training.do_train and self.posts is not None
 
-def read_options(path: Path) -> dict[str, Any]:
-    """Options of a YAML (or JSON) file: a mapping of argument names.
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs: a scoring comes out the same with every seed, so it has one."""
+        return (self.training.seeds if self.training.do_train else []) or [self.training.seed]
 
-    Raises:
-        FileNotFoundError: when the file is missing.
-        ValueError: when it is no such mapping.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no options file {path}")
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} must hold a mapping of options, like `learning_rate: 1e-5`")
-    return options
+    def each_seed(self) -> Iterator[Arguments]:
+        """Yield the options of the run with each seed; of several seeds, each has a folder of its own."""
+        for seed in self.seeds:
+            folder = Path(self.training.output_dir)
+            folder = folder / f"seed-{seed}" if len(self.seeds) > 1 else folder
+            yield replace(self, training=replace(self.training, seed=seed, output_dir=str(folder)))
 
-
-def _set_defaults(parser: HfArgumentParser, options: dict[str, Any]) -> None:
-    actions = {action.dest: action for action in parser._actions}
-    for name, value in options.items():
-        if name not in actions:
-            raise ValueError(f"option {name!r} is unknown{nearest(name, actions) or ', see --help for the names'}")
-        parser.set_defaults(**{name: _converted(actions[name], value)})
-
-
-def _converted(action: argparse.Action, value: Any) -> Any:
-    """A value of an options file as the command line would have it: argparse takes defaults as they are."""
-    wanted = TYPES.get(action.dest, "str")
-    if value is None and "None" in wanted:
-        return None
-    if wanted == "bool" and not isinstance(value, bool):
-        raise ValueError(f"option {action.dest!r} is {value!r}, it must be true or false")
-    if wanted == "bool":
-        return value
-    for one in value if isinstance(value, list) else [value]:
-        if one is None or (isinstance(one, bool) and action.choices is None):
-            raise ValueError(f"option {action.dest!r} can't be {json.dumps(one)}: leave it out for its default")
-    read = action.type if callable(action.type) else str
-    several = action.nargs in ("+", "*")
-    if isinstance(value, list) and not several:
-        raise ValueError(f"option {action.dest!r} is a list, it must be one value")
-    found = []
-    for one in value if isinstance(value, list) else [value]:
-        try:
-            found.append(read(str(one)))  # YAML reads 1e-5 as a string
-        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-            raise ValueError(f"option {action.dest!r} is {one!r}: {error}") from None
-        if action.choices is not None and found[-1] not in action.choices:
-            raise ValueError(f"option {action.dest!r} {no_choice(action, one).removeprefix('it ')}")
-    return found if several else found[0]
+    def options(self) -> dict[str, Any]:
+        """Return every option as an options file holds it; who repeats the run does not mean to delete it."""
+        parts = (asdict(part) for part in vars(self).values())
+        return {name: value for part in parts for name, value in part.items()} | {"overwrite_output_dir": False}

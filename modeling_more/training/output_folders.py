@@ -12,14 +12,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
-
-from ..configuration_mixture import MoReMixtureConfig
-from ..configuration_more import MoReConfig
 from ..files import TEMPORARY, write_json
+from .arguments import Arguments
 
 if TYPE_CHECKING:
-    from .arguments import Arguments  # which imports this module
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +39,7 @@ FILES = (
     ),
 )
 INSIDE = {"predictions": ("*.jsonl", TEMPORARY), ".eval_results": ("*.yaml", TEMPORARY)}
+MODEL_TYPES = ("more", "more-mixture")  # those of our configurations, which take seconds to import
 RUNS = ("crossfit", "experts")  # hold a folder of such files for each expert
 CHECKPOINTS = tuple(f"{name}{more}" for name in ("last", "best") for more in ("", ".incoming", ".outgoing"))
 LOGS = ("events.out.tfevents*", "hparams.yml")  # what trackers write into a run's folder
@@ -52,23 +50,18 @@ INPUTS = (
 )
 
 
-def trains(args: Arguments) -> bool:
-    """Whether this run trains: not where it scores a given model or only predicts."""
-    return args[3].do_train and posts_of(args) is not None
-
-
 def default_output_dir(args: Arguments) -> str:
     """The folder of a run that was not told where to write: `out` for a training; a scoring or predicting gets one in
     the current folder that is named after the model, what is done, and the posts (`out-scored-posts`)."""
-    if trains(args):
+    if args.trains:
         return "out"
-    model, here = args[1].model_name_or_path, Path.cwd()
+    model, here = args.model.model_name_or_path, Path.cwd()
     parts = model.split("/")
     if Path(model).exists():
         folder = Path(model).resolve()
         parts = list(folder.relative_to(here).parts) if folder.is_relative_to(here) else []
         parts = parts or [folder.name]
-    done = "predicted" if posts_of(args) is None else "scored"
+    done = "predicted" if args.posts is None else "scored"
     name = f"{'-'.join(parts)}-{done}-{_name_of_posts(args)}"
     # called from within a model's folder it would lie there, too
     runs = [folder for folder in (here, *here.parents) if _has_options(folder) or _is_model(folder)]
@@ -78,8 +71,8 @@ def default_output_dir(args: Arguments) -> str:
 def suffix_beside_record(args: Arguments) -> str:
     """What the files of a scoring are called beside, where its folder keeps the record of a training: `-posts`; empty
     where they may have the usual names."""
-    folder = Path(args[2].output_dir)
-    if trains(args) or not any((folder / name).exists() for name in RECORD):
+    folder = Path(args.training.output_dir)
+    if args.trains or not any((folder / name).exists() for name in RECORD):
         return ""
     return "" if _read(folder / OPTIONS).get("do_train") is False else f"-{_name_of_posts(args)}"
 
@@ -91,7 +84,7 @@ def check_output_dir(args: Arguments) -> None:
         ValueError: a training would write over a finished or unfinished run, or over what is not ours; or
             `--overwrite_output_dir` would delete what this run reads or what is not ours.
     """
-    _, _, training, run, _ = args
+    training = args.training
     folder, resumed = Path(training.output_dir), training.resume_from_checkpoint
     told = f"--output_dir {folder}"
     if folder.exists() and not folder.is_dir():
@@ -101,12 +94,12 @@ def check_output_dir(args: Arguments) -> None:
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not os.access(there, os.W_OK):
         raise ValueError(f"{told} can't be written: {there} is read-only")
-    if not trains(args):
-        if run.overwrite_output_dir:
+    if not args.trains:
+        if training.overwrite_output_dir:
             raise ValueError("--overwrite_output_dir is for training: what is scored or predicted deletes no run")
         return
     inside = resumed is not None and (resumed == "latest" or Path(resumed).resolve().is_relative_to(folder.resolve()))
-    if run.overwrite_output_dir:
+    if training.overwrite_output_dir:
         if inside:
             raise ValueError(
                 f"--overwrite_output_dir would delete what --resume_from_checkpoint {resumed} goes on from: give one"
@@ -139,22 +132,21 @@ def check_output_dir(args: Arguments) -> None:
             raise ValueError(f"{strange} is of no run, which keeps checkpoints there: give another --output_dir")
 
 
-def begin_training(args: Arguments, options: dict[str, Any]) -> None:
+def begin_training(args: Arguments, accelerator: Accelerator) -> None:
     """Make the folder of a training ready: emptied where that was asked for, marked by the run's options.
 
-    It is called when all else that may fail has not, so that a mistyped option deletes nothing.
+    Call it when all else that may fail has not, so that a mistyped option deletes nothing.
     """
-    _, _, training, run, _ = args
+    training = args.training
     folder = Path(training.output_dir)
     several = len(training.seeds) > 1  # `folder` is then that of one seed
-    state = PartialState()
-    state.wait_for_everyone()  # until the others have checked it, too
-    if state.is_main_process:
-        if run.overwrite_output_dir and (not several or training.seed == training.seeds[0]):
+    accelerator.wait_for_everyone()  # until the others have checked it, too
+    if accelerator.is_main_process:
+        if training.overwrite_output_dir and (not several or training.seed == training.seeds[0]):
             _empty(folder.parent if several else folder)
         if not training.resume_from_checkpoint:
-            write_json(folder / OPTIONS, options)
-    state.wait_for_everyone()
+            write_json(folder / OPTIONS, args.options())
+    accelerator.wait_for_everyone()
 
 
 def forget_predictions(folder: Path, trained: bool) -> None:
@@ -188,7 +180,7 @@ def published(folder: Path, predictions: bool) -> list[str]:
 
 def _check_overwriting(args: Arguments, folder: Path) -> None:
     """See that `--overwrite_output_dir` deletes a run, nothing else, and nothing that this run reads."""
-    given = {name: value for part in args for name, value in vars(part).items() if name in INPUTS and value}
+    given = {name: value for part in vars(args).values() for name, value in vars(part).items() if name in INPUTS and value}
     for name, value in given.items():
         for one in value if isinstance(value, list) else [value]:
             if Path(one).exists() and Path(one).resolve().is_relative_to(folder.resolve()):
@@ -203,16 +195,10 @@ def _check_overwriting(args: Arguments, folder: Path) -> None:
         )
 
 
-def posts_of(args: Arguments) -> str | None:
-    """The posts that are trained on or scored; None where a run only predicts."""
-    data = args[0]
-    return data.dataset or data.test_file or data.validation_file or data.train_file
-
-
 def _name_of_posts(args: Arguments) -> str:
-    posts = posts_of(args) or args[0].predict_file or "posts"
+    posts = args.posts or args.data.predict_file or "posts"
     path = Path(posts).resolve() if Path(posts).exists() else Path(posts)
-    return re.sub(r"[^\w.+-]+", "_", path.name if posts == args[0].dataset else path.stem)
+    return re.sub(r"[^\w.+-]+", "_", path.name if posts == args.data.dataset else path.stem)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -224,7 +210,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _is_model(folder: Path) -> bool:
-    return _read(folder / CONFIG).get("model_type") in (MoReConfig.model_type, MoReMixtureConfig.model_type)
+    return _read(folder / CONFIG).get("model_type") in MODEL_TYPES
 
 
 def _has_options(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from .arguments import DataArguments
+from .checks import MILVUS, check_retrieval
 
 if TYPE_CHECKING:
     from ..data.sources import Posts  # which imports this module
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MILVUS = "milvus:"  # begins the address of a database, where `--knowledge` names one
 Splits = dict[str, Dataset]
 Query = Callable[[dict[str, Any]], str]
 
@@ -61,42 +61,6 @@ def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> Non
             f"--retrieval {args.retrieval} needs knowledge, but the {split} posts have no column {column}: "
             "give --knowledge FILE …, or posts published with their knowledge"
         )
-
-
-def check_retrieval(args: DataArguments) -> None:
-    """Options that would be ignored are errors: they were given for a reason.
-
-    Raises:
-        ValueError: options that do not go together, in one sentence.
-    """
-    if args.retrieval == "none":
-        ignored = {"--knowledge": args.knowledge, "--shuffle_knowledge": args.shuffle_knowledge}
-        for name, value in ignored.items():
-            if value:
-                raise ValueError(f"{name} is given, but no knowledge is retrieved: add --retrieval text or image")
-    changed = {
-        "--query": args.query != "words",
-        "--retriever": args.retriever != "bm25",
-        "--title_in_key": args.title_in_key,
-    }
-    given = [name for name, is_changed in changed.items() if is_changed]
-    if given and (args.retrieval != "text" or not args.knowledge):
-        raise ValueError(f"{given[0]} is for searching texts: it needs --retrieval text and --knowledge FILE …")
-    for option, query, files in (("captions", "caption", args.captions), ("entities", "entities", args.entities)):
-        if args.query == query and not files:
-            raise ValueError(f"--query {query} needs --{option} FILE")
-        if files and args.query != query and args.retrieval != "moe":  # whose experts search as they did
-            raise ValueError(f"--{option} is read with --query {query} only, not with --query {args.query}")
-    if args.query == "entities" and args.retriever != "bm25":
-        raise ValueError(
-            f"--query entities searches titles by their words: use --retriever bm25, not {args.retriever}"
-        )
-    if any(spec.startswith(MILVUS) for spec in args.knowledge):
-        others = [name for name in given if name != "--query" or args.query == "entities"]
-        if others:
-            raise ValueError(f"{others[0]} is for corpora that are searched here, not for {args.knowledge[0]}")
-        if len(args.knowledge) > 1:
-            raise ValueError(f"--knowledge {' '.join(args.knowledge)}: a Milvus database is searched alone")
 
 
 def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:

@@ -1,0 +1,128 @@
+"""The checks of the arguments that need neither posts nor a model, so that a wrong option is told at once."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from ..data.columns import check_columns
+from ..naming import check_source
+from .arguments import Arguments, DataArguments
+from .output_folders import check_output_dir
+
+MILVUS = "milvus:"  # begins the address of a database, where `--knowledge` names one
+#: values that options may have, by the names of those that are alike; not a number is none of them
+RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("gate_learning_rate kl_temperature", lambda value: value > 0, "above 0"),
+    ("learning_rate crf_learning_rate", lambda value: value >= 0, "at least 0 (0: these parts stay as they are)"),
+    ("weight_decay max_grad_norm", lambda value: value >= 0, "at least 0"),
+    ("warmup_ratio nll_weight", lambda value: 0 <= value <= 1, "between 0 and 1"),
+    ("head_dropout word_dropout image_dropout", lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    (
+        "max_tokens_per_batch knowledge_words top_k early_stopping_patience gate_batch_size max_length",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    ("crossfit_folds", lambda value: value >= 2, "at least 2"),
+    ("load_balancing gate_entropy gate_epochs", lambda value: value >= 0, "at least 0"),
+)
+
+
+def check_values(args: Arguments) -> None:
+    """Raise ValueError for an option whose value can't be."""
+    given = {name: value for part in vars(args).values() for name, value in vars(part).items()}
+    for names, fits, said in RANGES:
+        for name in names.split():
+            value = given[name]
+            if value is not None and not (math.isfinite(value) and fits(value)):
+                raise ValueError(f"--{name} is {value}, it must be {said}")
+    if twice := [seed for seed, count in Counter(given["seeds"]).items() if count > 1]:
+        raise ValueError(f"--seeds holds {twice[0]} twice, each must be another one")
+
+
+def check_retrieval(args: DataArguments) -> None:
+    """Options that would be ignored are errors: they were given for a reason.
+
+    Raises:
+        ValueError: options that do not go together, in one sentence.
+    """
+    if args.retrieval == "none":
+        ignored = {"--knowledge": args.knowledge, "--shuffle_knowledge": args.shuffle_knowledge}
+        for name, value in ignored.items():
+            if value:
+                raise ValueError(f"{name} is given, but no knowledge is retrieved: add --retrieval text or image")
+    changed = {
+        "--query": args.query != "words",
+        "--retriever": args.retriever != "bm25",
+        "--title_in_key": args.title_in_key,
+    }
+    given = [name for name, is_changed in changed.items() if is_changed]
+    if given and (args.retrieval != "text" or not args.knowledge):
+        raise ValueError(f"{given[0]} is for searching texts: it needs --retrieval text and --knowledge FILE …")
+    for option, query, files in (("captions", "caption", args.captions), ("entities", "entities", args.entities)):
+        if args.query == query and not files:
+            raise ValueError(f"--query {query} needs --{option} FILE")
+        if files and args.query != query and args.retrieval != "moe":  # whose experts search as they did
+            raise ValueError(f"--{option} is read with --query {query} only, not with --query {args.query}")
+    if args.query == "entities" and args.retriever != "bm25":
+        raise ValueError(
+            f"--query entities searches titles by their words: use --retriever bm25, not {args.retriever}"
+        )
+    if any(spec.startswith(MILVUS) for spec in args.knowledge):
+        others = [name for name in given if name != "--query" or args.query == "entities"]
+        if others:
+            raise ValueError(f"{others[0]} is for corpora that are searched here, not for {args.knowledge[0]}")
+        if len(args.knowledge) > 1:
+            raise ValueError(f"--knowledge {' '.join(args.knowledge)}: a Milvus database is searched alone")
+
+
+def check_arguments(args: Arguments) -> None:
+    """See that the options go together, and that the folders they name are there.
+
+    Raises:
+        ValueError, OSError: with one sentence, for options that can't be followed.
+    """
+    data, training, mixture, hub = args.data, args.training, args.mixture, args.hub
+    if args.posts is None and not training.do_predict:
+        raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
+    if training.do_predict and data.predict_file is None:
+        raise ValueError("--do_predict needs --predict_file")
+    if data.columns is not None:
+        check_columns(data.columns)
+        if not (data.train_file or data.validation_file or data.test_file or data.predict_file):
+            raise ValueError("--columns is for files of your own: give --train_file, --predict_file or the like")
+    check_retrieval(data)
+    for name, values in (
+        ("model_name_or_path", [args.model.model_name_or_path]),
+        ("experts", mixture.experts),
+        ("text_model", [data.text_model]),
+        ("image_model", [data.image_model]),
+    ):
+        for value in values:
+            check_source(f"--{name}", value)
+    if data.image_dir is not None and not Path(data.image_dir).is_dir():
+        raise FileNotFoundError(f"--image_dir {data.image_dir}: no such folder")
+    if not 0 <= data.holdout_fraction < 1:
+        raise ValueError(f"--holdout_fraction is {data.holdout_fraction}, it must lie between 0 and 1")
+    if mixture.train_experts and mixture.gate_data == "crossfit":
+        raise ValueError("--train_experts trains the experts along: choose --gate_data holdout or train")
+    for name in ("max_train_samples", "max_eval_samples"):
+        limit = getattr(data, name)
+        if limit is not None and limit < 1:
+            raise ValueError(f"--{name} is {limit}, it must be at least 1")
+    resumed = training.resume_from_checkpoint
+    if resumed and resumed != "latest" and not Path(resumed).is_dir():
+        raise FileNotFoundError(f"--resume_from_checkpoint {resumed}: no such folder")
+    if hub.push_predictions and not hub.push_to_hub:
+        raise ValueError("--push_predictions is for --push_to_hub: it adds the predictions to what is uploaded")
+    if hub.push_to_hub and hub.hub_model_id is None:
+        raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME")
+    if hub.hub_model_id is not None:
+        from huggingface_hub.utils import validate_repo_id  # here, for runs that publish nothing
+
+        validate_repo_id(hub.hub_model_id)  # an HFValidationError is a ValueError
+    if resumed and resumed != "latest" and training.seeds:
+        raise ValueError("with --seeds only --resume_from_checkpoint latest is clear")
+    check_output_dir(args)

@@ -1,0 +1,199 @@
+"""From the command line, an options file and a recipe of the paper to the arguments of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from ..naming import NamingParser, nearest, no_choice
+from .arguments import Arguments, DataArguments, HubArguments, MixtureArguments, ModelArguments, TrainingArguments
+from .checks import check_arguments, check_values
+from .output_folders import default_output_dir
+
+logger = logging.getLogger(__name__)
+
+GROUPS: dict[str, Any] = {
+    "posts and knowledge": DataArguments,
+    "model": ModelArguments,
+    "training": TrainingArguments,
+    "mixture of experts (--retrieval moe)": MixtureArguments,
+    "publishing": HubArguments,
+}
+#: the options that most people need
+FIRST = (
+    *("dataset", "train_file", "validation_file", "test_file", "predict_file", "retrieval", "knowledge", "experts"),
+    *("model_name_or_path", "output_dir"),
+)
+TYPES = {one.name: str(one.type) for group in GROUPS.values() for one in fields(group)}
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """A formatter that shows defaults where there are any, and the examples of the description line by line."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
+class _Parser(NamingParser, HfArgumentParser):
+    """A parser with errors in one sentence, and a help in groups that begins with what most people need."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+    def format_help(self) -> str:
+        actions = {action.dest: action for action in self._actions if action.dest != "help"}
+        shown = [action for action in self._actions if not any(one.startswith("--no_") for one in action.option_strings)]
+        negative = {action.dest: action for action in self._actions if action not in shown}
+        groups = {"what most people need": FIRST}
+        groups |= {title: [one.name for one in fields(part)] for title, part in GROUPS.items()}
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        formatter.add_text(f"{self.prog} [OPTIONS.yaml] [--option value ...]")
+        done: set[str] = set()
+        for title, names in groups.items():
+            formatter.start_section(title)
+            for name in names:
+                if name not in done:
+                    formatter.add_arguments([one for one in (actions.get(name), negative.get(name)) if one is not None])
+            formatter.end_section()
+            done |= set(names)
+        return formatter.format_help()
+
+
+def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
+    """Read the arguments: command line over YAML file (`run_ner.py my.yaml --seed 1`) over the recipe of `--dataset`
+    and `--retrieval` over the defaults.
+
+    Raises:
+        SystemExit: with one sentence, for arguments that can't be.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(list(GROUPS.values()), description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser.set_defaults(output_dir=None)  # that it is given shows; the default depends on what is done
+    own: dict[str, Any] = {}
+    try:
+        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+            own = read_options(Path(argv.pop(0)))
+            _set_defaults(parser, own)
+        known, _ = parser.parse_known_args(argv)
+        recipe = read_recipe(known.dataset, known.retrieval)
+        _set_defaults(parser, recipe | own)
+        *parts, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        parser.check_known(unknown)
+        args = Arguments(*parts)
+        check_values(args)
+        if not args.training.output_dir:
+            args.training.output_dir = default_output_dir(args)
+        return args
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def read_recipe(dataset: str | None, retrieval: str) -> dict[str, Any]:
+    """The options of the paper for a data set and a retrieval; empty where the paper has none."""
+    path = files("modeling_more") / "recipes" / f"{dataset}_{retrieval}.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Options of a YAML (or JSON) file: a mapping of argument names.
+
+    Raises:
+        FileNotFoundError: when the file is missing.
+        ValueError: when it is no such mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no options file {path}")
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold a mapping of options, like `learning_rate: 1e-5`")
+    return options
+
+
+def _set_defaults(parser: HfArgumentParser, options: dict[str, Any]) -> None:
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in options.items():
+        if name not in actions:
+            raise ValueError(f"option {name!r} is unknown{nearest(name, actions) or ', see --help for the names'}")
+        parser.set_defaults(**{name: _converted(actions[name], value)})
+
+
+def _converted(action: argparse.Action, value: Any) -> Any:
+    """A value of an options file as the command line would have it: argparse takes defaults as they are."""
+    wanted = TYPES.get(action.dest, "str")
+    if value is None and "None" in wanted:
+        return None
+    if wanted == "bool" and not isinstance(value, bool):
+        raise ValueError(f"option {action.dest!r} is {value!r}, it must be true or false")
+    if wanted == "bool":
+        return value
+    for one in value if isinstance(value, list) else [value]:
+        if one is None or (isinstance(one, bool) and action.choices is None):
+            raise ValueError(f"option {action.dest!r} can't be {json.dumps(one)}: leave it out for its default")
+    read = action.type if callable(action.type) else str
+    several = action.nargs in ("+", "*")
+    if isinstance(value, list) and not several:
+        raise ValueError(f"option {action.dest!r} is a list, it must be one value")
+    found = []
+    for one in value if isinstance(value, list) else [value]:
+        try:
+            found.append(read(str(one)))  # YAML reads 1e-5 as a string
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"option {action.dest!r} is {one!r}: {error}") from None
+        if action.choices is not None and found[-1] not in action.choices:
+            raise ValueError(f"option {action.dest!r} {no_choice(action, one).removeprefix('it ')}")
+    return found if several else found[0]
+
+
+def read_arguments(
+    argv: list[str] | None, description: str, foreign: Sequence[str] = (), foreign_data: str = ""
+) -> Arguments:
+    """Return the arguments of a script, or end the program with one sentence where they can't be followed.
+
+    Args:
+        argv: the words of the command line, without the script; default: those of this program.
+        description: the text of `--help`.
+        foreign: data sets of the other task, which `foreign_data` sends to its script.
+    """
+    args = parse_arguments(argv, description)
+    with one_sentence_errors():
+        if args.data.dataset in foreign:
+            raise ValueError(f"--dataset {args.data.dataset}: {foreign_data}")
+        check_arguments(args)
+    return args
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """End the program with one sentence where the input is at fault."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        logger.debug("input error", exc_info=True)
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
+
+
+def command_of(script: str, argv: Sequence[str] | None, processes: int, mixed_precision: str) -> str:
+    """Return the command that runs this again, but for what a configuration file of accelerate says of sharding."""
+    words = sys.argv[1:] if argv is None else argv
+    start = ["python", script]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate launch sets it
+        start = ["accelerate", "launch", *(["--num_processes", str(processes)] if processes > 1 else [])]
+        start += ["--mixed_precision", mixed_precision] if mixed_precision != "no" and "--bf16" not in words else []
+        start.append(script)
+    return shlex.join([*start, *words])
