@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
@@ -44,6 +45,11 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy(action)
+        shown.option_strings = [one for one in action.option_strings if "-" not in one[2:]]  # --top-k works, too
+        return super()._format_action_invocation(shown)
 
 
 class _Parser(NamingParser, HfArgumentParser):
