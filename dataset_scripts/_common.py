@@ -18,14 +18,15 @@ from typing import Any, BinaryIO, ClassVar
 import datasets
 from datasets.utils import tqdm
 
-from modeling_more import tagging, words
+from modeling_more import posts, tagging, words
 from modeling_more.data import conll, entity_formats, relation_formats, tables, text_files
 from modeling_more.data import rows as row_checks
 from modeling_more.data.archives import extract_archive
 from modeling_more.data.entity_formats import read_labelled
 from modeling_more.data.relation_formats import read_relations
-from modeling_more.data.rows import HIDDEN, KNOWLEDGE_COLUMNS, Row, with_equal_columns
+from modeling_more.data.rows import HIDDEN, with_equal_columns
 from modeling_more.files import new_file
+from modeling_more.posts import KNOWLEDGE_COLUMNS, Row
 from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ SUFFIXES = (".txt", ".conll", ".json", ".jsonl")
 ARCHIVE_SUFFIX = {"none": "", "text": "-txt", "image": "-img"}
 
 # what the rows depend on besides the builder
-READERS = (conll, entity_formats, relation_formats, row_checks, tables, tagging, text_files, words)
+READERS = (conll, entity_formats, posts, relation_formats, row_checks, tables, tagging, text_files, words)
 
 Files = dict[str, Path]  # split -> file
 

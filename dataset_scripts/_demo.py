@@ -22,9 +22,9 @@ from PIL import Image
 from dataset_scripts import demo_pictures
 from dataset_scripts._common import SPLITS, knowledge_feature
 from dataset_scripts.demo_pictures import CHARGES, COLOURS, LAYOUTS, OUTLINES, Emblem
-from modeling_more.data.rows import Row
 from modeling_more.files import write_text
 from modeling_more.naming import NamingParser
+from modeling_more.posts import Row
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ import datasets
 
 from dataset_scripts import _demo
 from dataset_scripts._demo import Demo, DemoBuilder, Entry, Name, Post
-from modeling_more.data.rows import Row
+from modeling_more.posts import Row
 from modeling_more.tagging import bio_labels
 
 TYPES = ("PER", "LOC", "ORG", "MISC")

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # run by path, the repository is not on the path yet
 from dataset_scripts import _demo
 from dataset_scripts._common import relation_features
 from dataset_scripts._demo import Demo, DemoBuilder, Entry, Name, Post
-from modeling_more.data.rows import Row
+from modeling_more.posts import Row
 
 NONE = "None"
 #: names as in MNRE; all four hold in both directions, so that head and tail may change places

@@ -14,12 +14,18 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .data.entity_formats import words_with_offsets
-from .data.relation_formats import pair_spans
-from .data.rows import KNOWLEDGE_COLUMNS, check_string, given_words, read_knowledge, read_words
 from .data_collator import TEXT_ONLY, MoReDataCollator
 from .modeling_more import MoReForTokenClassification
 from .positions import position_limit
+from .posts import (
+    KNOWLEDGE_COLUMNS,
+    check_string,
+    given_words,
+    pair_spans,
+    read_knowledge,
+    read_words,
+    words_with_offsets,
+)
 from .processing_more import MoReProcessor
 from .tagging import Span, bio_to_bioes, spans_to_bioes, tags_to_spans
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..posts import Row
 from .columns import column_lines, looks_like_conll
-from .rows import Row, archive_entry, as_bio, check_tag
+from .rows import archive_entry, as_bio, check_tag
 from .text_files import RELATION_DATA, read_text
 
 __all__ = ["looks_like_conll", "read_conll"]

@@ -9,38 +9,31 @@ input raises ValueError (or FileNotFoundError) that names file and line.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..tagging import Span, spans_to_bio
-from ..words import DEFAULT_STYLE, align_spans
-from .columns import check_text, unlabelled_columns
-from .conll import looks_like_conll, read_conll
-from .rows import (
+from ..posts import (
     KNOWLEDGE_COLUMNS,
     Row,
+    SpanCounts,
     are_numbers,
-    check_labelled,
-    check_object,
     check_string,
-    check_tag,
-    check_tags,
-    clean_label,
     joined_words,
     read_image_id,
     read_knowledge,
     read_name,
     read_words,
-    with_equal_columns,
+    words_with_offsets,
 )
+from ..tagging import spans_to_bio
+from ..words import DEFAULT_STYLE
+from .columns import check_text, unlabelled_columns
+from .conll import looks_like_conll, read_conll
+from .rows import check_labelled, check_object, check_tag, check_tags, clean_label, with_equal_columns
 from .tables import open_table
 from .text_files import BLANK, json_items, read_text, text_lines
-
-logger = logging.getLogger(__name__)
-
 
 _COLUMN_FILES = (".conll", ".conllu", ".conllx", ".iob", ".iob2", ".bio", ".bioes")
 _MARKED = re.compile(r"\s*</?[EO]>[ \t]")  # begins relation data
@@ -62,47 +55,6 @@ def _character_spans(value: Any, text: str, where: str, types: Sequence[str] | N
         check_tag(f"B-{type_}", where, types)
         spans.append((start, end, type_))
     return spans
-
-
-class SpanCounts:
-    """What could not be followed as it was given: mentions and texts; reported once a file."""
-
-    def __init__(self) -> None:
-        self.mentions = self.crossing = self.dropped = self.differing = 0
-        self.posts = self.texts = 0
-
-    def words(self, item: Mapping[str, Any], where: str, style: str, may_be_empty: bool = False) -> Row:
-        """Read the words of an item, see `read_words`."""
-        row = read_words(item, where, style, may_be_empty)
-        self.posts += 1
-        self.texts += item.get("text") is not None and "text" not in row
-        return row
-
-    def align(self, words: Sequence[tuple[str, int, int]], spans: Sequence[tuple[int, int, str]]) -> list[Span]:
-        aligned = align_spans(words, spans)
-        self.mentions += len(spans)
-        self.crossing += aligned.crossing
-        self.dropped += aligned.dropped
-        return aligned.spans
-
-    def report(self, where: str | Path) -> None:
-        for count, what in (
-            (self.crossing, "begin or end inside a word and were widened to it"),
-            (self.dropped, "overlap a longer one or hold no word and were dropped"),
-            (self.differing, "are spelt otherwise than the text at their offsets, which were believed"),
-        ):
-            if count:
-                logger.warning("%s: %d of %d mentions %s.", where, count, self.mentions, what)
-        if self.texts:
-            logger.warning(
-                "%s: %d of %d texts do not hold their tokens one after the other, or not at their offsets, and are "
-                "left out: offsets count the tokens joined by blanks.", where, self.texts, self.posts,
-            )  # fmt: skip
-
-
-def words_with_offsets(row: Row) -> list[tuple[str, int, int]]:
-    """Return (word, start, end) of the words of a row that has a text."""
-    return [(word, start, end) for word, (start, end) in zip(row["tokens"], row["offsets"], strict=True)]
 
 
 def check_post(

@@ -12,36 +12,32 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from ..naming import nearest
-from ..words import DEFAULT_STYLE
-from .columns import ColumnLine, column_lines, split_columns
-from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
-from .entity_formats import SpanCounts, words_with_offsets
-from .rows import (
+from ..posts import (
+    PAIR_FIELDS,
     Row,
-    archive_entry,
-    are_numbers,
-    check_labelled,
-    clean_label,
+    SpanCounts,
     given_words,
     joined_words,
-    name_of,
+    pair_spans,
     read_image_id,
     read_knowledge,
     read_name,
-    with_equal_columns,
+    words_with_offsets,
 )
+from ..words import DEFAULT_STYLE
+from .columns import ColumnLine, column_lines, split_columns
+from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
+from .rows import archive_entry, check_labelled, clean_label, name_of, with_equal_columns
 from .tables import open_table
 from .text_files import BLANK, json_items, read_text, text_lines
 
 ENTITY_DATA = "this is entity data, use run_ner.py"
 NONE = "None"  # the class of pairs without a relation
 
-_LABELLED = '"tokens" (or "text"), "head", "tail" and "relation"'
 _TAG = re.compile(TAG)
 _ENTITY_COLUMNS = {"ner_tags", "tags", "spans"}
 
@@ -118,7 +114,7 @@ def check_pair(
     """
     item = _check_item(item, where)
     if "relation" not in item:
-        reason = ENTITY_DATA if _ENTITY_COLUMNS & item.keys() else f'no "relation"; a row has {_LABELLED}'
+        reason = ENTITY_DATA if _ENTITY_COLUMNS & item.keys() else f'no "relation"; a row has {PAIR_FIELDS}'
         raise ValueError(f"{where}: {reason}.")
     # entities are those of the whole post: this row is about two of them
     row = _pair({**item, "entities": None}, where, style, counts or SpanCounts())
@@ -168,50 +164,11 @@ def read_pairs(
     return rows
 
 
-def pair_spans(
-    item: Row,
-    words: Sequence[tuple[str, int, int]] | None,
-    length: int,
-    where: str,
-    counts: SpanCounts | None = None,
-) -> Row:
-    """ "head" and "tail", or else "entities", of an item as spans of words.
-
-    Args:
-        words: (word, start, end) where the item's spans are characters; None where they are words already.
-        length: of the post, in words or characters.
-        counts: of the spans that were widened to words.
-
-    Raises:
-        ValueError: spans are missing, malformed, outside the post, equal, or hold no word.
-    """
-    counts = counts or SpanCounts()
-    if item.get("entities") is not None and all(item.get(name) is None for name in ("head", "h", "tail", "t")):
-        given = item["entities"]
-        given = given.tolist() if hasattr(given, "tolist") else given
-        if not isinstance(given, list):
-            raise ValueError(f'{where}: "entities" should be a list of spans.')
-        found = [_span(span, "entities", words, length, where, counts) for span in given]
-        twice = next((span for place, span in enumerate(found) if span in found[:place]), None)
-        if twice is not None:
-            raise ValueError(f'{where}: two of "entities" are the same words {twice}; give each once.')
-        return {"entities": found}
-    spans = {}
-    for name, short in (("head", "h"), ("tail", "t")):
-        value = item.get(short) if item.get(name) is None else item[name]
-        if value is None:
-            raise ValueError(f'{where}: no "{name}"; a row has {_LABELLED}.')
-        spans[name] = _span(value, name, words, length, where, counts)
-    if spans["head"] == spans["tail"]:
-        raise ValueError(f"{where}: head and tail are the same words {spans['head']}.")
-    return spans
-
-
 def _pair(item: Row, where: str, style: str, counts: SpanCounts, may_be_empty: bool = False) -> Row:
     """The row of an item without its relation."""
     given = given_words(item) is not None
     if not given and item.get("text") is None:
-        raise ValueError(f'{where}: no "tokens"; a row has {_LABELLED}.')
+        raise ValueError(f'{where}: no "tokens"; a row has {PAIR_FIELDS}.')
     words = counts.words(item, where, style, may_be_empty)
     if given:
         spans = pair_spans(item, None, len(words["tokens"]), where)
@@ -219,36 +176,6 @@ def _pair(item: Row, where: str, style: str, counts: SpanCounts, may_be_empty: b
         spans = pair_spans(item, words_with_offsets(words), len(words["text"]), where, counts)
     row = {"id": read_name(item, ("id",), where), "image_id": read_image_id(item, where)}
     return {**row, **words, **spans, **read_knowledge(item, where)}
-
-
-def _span(
-    value: Any,
-    name: str,
-    words: Sequence[tuple[str, int, int]] | None,
-    length: int,
-    where: str,
-    counts: SpanCounts,
-) -> list[int]:
-    if isinstance(value, dict):
-        if words is not None and "char_start" in value:  # a predicted entity, whose start and end are words
-            value = [value["char_start"], value.get("char_end")]
-        else:
-            value = value.get("pos", [value.get("start"), value.get("end")])
-    value = value.tolist() if hasattr(value, "tolist") else value  # an array
-    if isinstance(value, list | tuple):
-        value = [int(one) if isinstance(one, Integral) and not isinstance(one, bool) else one for one in value]
-    if not isinstance(value, list | tuple) or len(value) < 2 or not are_numbers(value[:2]):
-        raise ValueError(f'{where}: a span of "{name}" should be [start, end], end exclusive.')
-    start, end = value[:2]
-    unit = "words" if words is None else "characters"
-    if not 0 <= start < end <= length:
-        raise ValueError(f'{where}: "{name}" [{start}, {end}] is empty or outside the post of {length} {unit}.')
-    if words is None:
-        return [start, end]
-    aligned = counts.align(words, [(start, end, name)])
-    if not aligned:
-        raise ValueError(f'{where}: "{name}" [{start}, {end}] holds no word.')
-    return [aligned[0].start, aligned[0].end]
 
 
 def _items(
@@ -269,7 +196,7 @@ def _check_item(item: Any, where: str) -> Row:
     if isinstance(item, list) and len(item) >= 4 and isinstance(item[3], list):  # as WikiDiverse
         raise ValueError(f"{where}: {ENTITY_DATA}.")
     if not isinstance(item, dict):
-        raise ValueError(f"{where}: a {type(item).__name__}; a row is an object with {_LABELLED}.")
+        raise ValueError(f"{where}: a {type(item).__name__}; a row is an object with {PAIR_FIELDS}.")
     return item
 
 

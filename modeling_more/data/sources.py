@@ -18,12 +18,13 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, l
 from datasets.exceptions import DatasetGenerationError
 
 from ..naming import check_source, nearest, nearest_folder
+from ..posts import KNOWLEDGE_COLUMNS, SpanCounts
 from ..tagging import entity_types
 from ..training.arguments import DataArguments
 from ..training.retrieval import add_knowledge, check_column, knowledge_column, searchable
-from .entity_formats import SpanCounts, check_post, read_labelled
+from .entity_formats import check_post, read_labelled
 from .relation_formats import ENTITY_DATA, check_pair, read_relations
-from .rows import HIDDEN, KNOWLEDGE_COLUMNS, check_labelled, check_tag, clean_label, with_equal_columns
+from .rows import HIDDEN, check_labelled, check_tag, clean_label, with_equal_columns
 from .tables import class_names, stored_classes
 from .text_files import RELATION_DATA
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
+from ..posts import Row
 from .conll import looks_like_conll
-from .rows import HIDDEN, Row
+from .rows import HIDDEN
 from .text_files import LINE_END, check_file, read_text, text_lines
 
 WORDS = ("tokens", "token", "ner_tags", "tags")

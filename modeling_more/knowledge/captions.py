@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from modeling_more.data.rows import check_string
+from ..posts import check_string
 
 logger = logging.getLogger(__name__)
 

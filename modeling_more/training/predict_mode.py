@@ -9,10 +9,10 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import AutoProcessor
 
-from ..data.rows import KNOWLEDGE_COLUMNS
 from ..data.sources import Posts
 from ..files import write_jsonl
 from ..pipelines import predict
+from ..posts import KNOWLEDGE_COLUMNS
 from ..processing_more import MoReProcessor
 from .arguments import Arguments
 from .expert_outputs import EXPERT_KNOWLEDGE
