@@ -14,7 +14,7 @@ from pathlib import Path
 from _common import write_result
 from modeling_more.data.conll import read_conll
 from modeling_more.tagging import tags_to_spans
-from modeling_more.words import STYLES, align_spans, split_words
+from modeling_more.words import SPLITTERS, align_spans, split_words
 
 CLOSING = set(".,!?;:)]}%…”’'")  # no space before
 OPENING = set("([{#@$“‘")  # no space after
@@ -34,7 +34,7 @@ def running_text(words: Sequence[str], glue: bool) -> tuple[str, list[tuple[int,
     return text, offsets
 
 
-def measure(files: Sequence[Path], style: str) -> dict[str, int | float]:
+def measure(files: Sequence[Path], splitter: str) -> dict[str, int | float]:
     """Shares of the words found with exactly their offsets, and entities whose borders fall inside a found word."""
     kept = {False: 0, True: 0}
     total = entities = crossing = 0
@@ -43,7 +43,7 @@ def measure(files: Sequence[Path], style: str) -> dict[str, int | float]:
             total += len(row["tokens"])
             for glue in kept:
                 text, offsets = running_text(row["tokens"], glue)
-                found = split_words(text, style)
+                found = split_words(text, splitter)
                 kept[glue] += len(set(offsets) & {(word.start, word.end) for word in found})
             spans = [(offsets[s.start][0], offsets[s.end - 1][1], s.type) for s in tags_to_spans(row["ner_tags"])]
             entities += len(spans)
@@ -64,7 +64,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for name in ("twitter2015", "twitter2017"):
         files = [data_dir / name / f"{split}.txt" for split in ("train", "valid", "test")]
-        rows += [{"set": name, "style": style, **measure(files, style)} for style in STYLES]
+        rows += [{"set": name, "style": splitter, **measure(files, splitter)} for splitter in SPLITTERS]
     for row in rows:
         print(row)
     write_result(

@@ -264,7 +264,7 @@ class NerConfig(datasets.BuilderConfig):
 
     other_as_misc: bool = False
     raw_dir: str | None = None
-    style: str = words.DEFAULT_STYLE
+    style: str = words.DEFAULT_SPLITTER
 
 
 class PostsBuilder(datasets.GeneratorBasedBuilder):
@@ -436,7 +436,7 @@ class NerBuilder(PostsBuilder):
             allowed: list[str] | None = list(dict.fromkeys([*self.TYPES, "OTHER", "MISC"]))
         else:  # no other file may hold a type that the training split lacks
             allowed = self._types_of(self.rows["train"]) if "train" in self.rows else None
-        return read_labelled(path, allowed, options.get("style", words.DEFAULT_STYLE), column, split)
+        return read_labelled(path, allowed, options.get("style", words.DEFAULT_SPLITTER), column, split)
 
     def _types_of(self, rows: Sequence[Row]) -> list[str]:
         return entity_types(tag for row in rows for tag in row["ner_tags"] or [])
@@ -494,7 +494,7 @@ class RelationBuilder(PostsBuilder):
     LABELS: ClassVar[tuple[str, ...]]
 
     def _read_file(self, path: Path, split: str, column: str, options: dict[str, Any]) -> list[Row]:
-        return read_relations(path, None, options.get("style", words.DEFAULT_STYLE), column, split)
+        return read_relations(path, None, options.get("style", words.DEFAULT_SPLITTER), column, split)
 
     def _settle_labels(self, source: Path, options: dict[str, Any]) -> None:
         found = {row["relation"] for rows in self.rows.values() for row in rows} - {None}

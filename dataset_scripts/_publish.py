@@ -25,7 +25,7 @@ from modeling_more.naming import NamingParser, without_folder
 from modeling_more.tagging import tags_to_spans
 from modeling_more.training.model_card import markdown_table, scrub_command
 from modeling_more.training.results import privacy
-from modeling_more.words import STYLES
+from modeling_more.words import SPLITTERS
 
 logger = logging.getLogger(__name__)
 
@@ -405,7 +405,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--cache_dir", help="of downloads, Arrow files, indices and retrieved knowledge")
     made.add_argument("--raw_dir", help="raw files from which posts of an archive take their ids")
     made.add_argument("--other_as_misc", action="store_true", help="write the type OTHER as MISC")
-    made.add_argument("--style", choices=STYLES, help="how raw sentences are split into words")
+    made.add_argument("--style", choices=SPLITTERS, help="how raw sentences are split into words")
     return made
 
 

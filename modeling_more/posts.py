@@ -66,11 +66,11 @@ def read_image_id(item: Mapping[str, Any], where: str) -> str | None:
 # --- words
 
 
-def read_words(item: Mapping[str, Any], where: str, style: str, may_be_empty: bool = False) -> Row:
+def read_words(item: Mapping[str, Any], where: str, splitter: str, may_be_empty: bool = False) -> Row:
     """Return the words of an item and, where it has one, its text with the place of each word.
 
     Args:
-        style: how text is split into words, see `words.split_words`.
+        splitter: how text is split into words, see `words.split_words`.
         may_be_empty: whether a post without a word will do, as it does in prediction.
 
     Returns:
@@ -83,7 +83,7 @@ def read_words(item: Mapping[str, Any], where: str, style: str, may_be_empty: bo
     if tokens is None:
         if text is None:
             raise ValueError(f'{where}: no "text"; a post has "text" or "tokens".')
-        words = split_words(text, style)
+        words = split_words(text, splitter)
         if not words and not may_be_empty:
             raise ValueError(f'{where}: "text" holds no word.')
         return {"tokens": [w.word for w in words], "text": text, "offsets": [[w.start, w.end] for w in words]}
@@ -180,9 +180,9 @@ class SpanCounts:
         self.mentions = self.crossing = self.dropped = self.differing = 0
         self.posts = self.texts = 0
 
-    def words(self, item: Mapping[str, Any], where: str, style: str, may_be_empty: bool = False) -> Row:
+    def words(self, item: Mapping[str, Any], where: str, splitter: str, may_be_empty: bool = False) -> Row:
         """Read the words of an item, see `read_words`."""
-        row = read_words(item, where, style, may_be_empty)
+        row = read_words(item, where, splitter, may_be_empty)
         self.posts += 1
         self.texts += item.get("text") is not None and "text" not in row
         return row

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature,
 
 from .configuration_more import MoReConfig
 from .positions import position_limit_of
-from .words import STYLES, split_words
+from .words import SPLITTERS, split_words
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class MoReProcessor(ProcessorMixin):
         super().__init__(tokenizer)
         if overflow not in ("cut", "skip"):
             raise ValueError(f'overflow is {overflow!r}, it must be "cut" or "skip"')
-        if splitter not in STYLES:
-            raise ValueError(f"splitter is {splitter!r}, it must be one of {', '.join(STYLES)}")
+        if splitter not in SPLITTERS:
+            raise ValueError(f"splitter is {splitter!r}, it must be one of {', '.join(SPLITTERS)}")
         _check_tokenizer(tokenizer)
         self._space = _word_space(tokenizer)
         self.knowledge_column = knowledge_column

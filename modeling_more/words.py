@@ -70,8 +70,8 @@ _PATTERNS = {
     # Only ASCII white space separates words: for text whose words are already apart.
     "whitespace": r"[^\ \t\n\r\f\v]+",
 }
-STYLES = tuple(_PATTERNS)
-DEFAULT_STYLE = "twitter17"
+SPLITTERS = tuple(_PATTERNS)
+DEFAULT_SPLITTER = "twitter17"
 
 
 class Word(NamedTuple):
@@ -91,12 +91,12 @@ class Alignment(NamedTuple):
 
 
 @cache
-def _compiled(style: str) -> re.Pattern[str]:
-    if style not in _PATTERNS:
-        raise ValueError(f"word style {style!r} is unknown: give one of {', '.join(STYLES)}")
+def _compiled(splitter: str) -> re.Pattern[str]:
+    if splitter not in _PATTERNS:
+        raise ValueError(f"splitter {splitter!r} is unknown: give one of {', '.join(SPLITTERS)}")
     letter = rf"[^\W{UNSPACED}]"
     joiner = rf"[\u200c\u200d](?={letter})"  # within words of Persian and of Indic scripts
-    pattern = _PATTERNS[style].format(
+    pattern = _PATTERNS[splitter].format(
         unspaced=f"[{UNSPACED}][{MARKS}{_VARIATIONS}]*",
         word=f"{letter}(?:{letter}|[{MARKS}]|{joiner})*",
         no_link=rf"\s{UNSPACED}\u3000-\u303f\uff01-\uff60",  # text goes on behind a link without a blank
@@ -104,19 +104,19 @@ def _compiled(style: str) -> re.Pattern[str]:
     return re.compile(pattern, re.VERBOSE)
 
 
-def split_words(text: str, style: str = DEFAULT_STYLE) -> list[Word]:
+def split_words(text: str, splitter: str = DEFAULT_SPLITTER) -> list[Word]:
     """The words of `text` with their character offsets: `text[start:end] == word`, in order, without overlap.
 
     Args:
         text: any string; an empty one, or one of white space only, has no words.
-        style: "twitter17" ("#" and "@" are words of their own), "twitter15" (they belong to their word) or
-            "whitespace". Take the style of the data the model was trained on. In scripts that set no blanks between
+        splitter: "twitter17" ("#" and "@" are words of their own), "twitter15" (they belong to their word) or
+            "whitespace". Take that of the data the model was trained on. In scripts that set no blanks between
             words (Chinese, Japanese, Thai …) the first two make each letter, with its marks, a word.
 
     Raises:
-        ValueError: the style is unknown.
+        ValueError: the splitter is unknown.
     """
-    return [Word(match.group(), match.start(), match.end()) for match in _compiled(style).finditer(text)]
+    return [Word(match.group(), match.start(), match.end()) for match in _compiled(splitter).finditer(text)]
 
 
 def align_spans(words: Sequence[tuple[str, int, int]], spans: Iterable[tuple[int, int, str]]) -> Alignment:

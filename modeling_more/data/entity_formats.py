@@ -28,7 +28,7 @@ from ..posts import (
     words_with_offsets,
 )
 from ..tagging import spans_to_bio
-from ..words import DEFAULT_STYLE
+from ..words import DEFAULT_SPLITTER
 from .columns import check_text, unlabelled_columns
 from .conll import looks_like_conll, read_conll
 from .rows import check_labelled, check_object, check_tag, check_tags, clean_label, with_equal_columns
@@ -60,7 +60,7 @@ def _character_spans(value: Any, text: str, where: str, types: Sequence[str] | N
 def check_post(
     item: Row,
     where: str,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     types: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     counts: SpanCounts | None = None,
@@ -70,7 +70,7 @@ def check_post(
     Args:
         item: "tokens" with "ner_tags" (or "tags"), or "text" with "spans"; labels may be hidden (-1 or null).
         where: its place, for the errors.
-        style: how "text" is split into words.
+        splitter: how "text" is split into words.
         types: entity types that may occur; default: any.
         names: of the class labels that are given by number.
         counts: of what could not be followed.
@@ -89,10 +89,10 @@ def check_post(
     spans_given = item.get("text") is not None and item.get("spans") is not None
     tags: list[str] | None = None
     if item.get("tokens") is not None and tags_key in item and (item[tags_key] is not None or not spans_given):
-        words = counts.words(item, where, style)
+        words = counts.words(item, where, splitter)
         tags = check_tags(item[tags_key], len(words["tokens"]), where, types, names, tags_key)
     elif item.get("text") is not None and "spans" in item:
-        words = counts.words({"text": item["text"]}, where, style)
+        words = counts.words({"text": item["text"]}, where, splitter)
         if item["spans"] is not None:
             spans = _character_spans(item["spans"], words["text"], where, types)
             tags = spans_to_bio(counts.align(words_with_offsets(words), spans), len(words["tokens"]))
@@ -109,7 +109,7 @@ def read_items(
     path: Path,
     items: Iterator[tuple[str, Any]],
     types: Sequence[str] | None = None,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     id_prefix: str | None = None,
     names: Sequence[str] | None = None,
 ) -> list[Row]:
@@ -119,7 +119,7 @@ def read_items(
     rows: list[Row] = []
     places = []
     for where, item in items:
-        row = check_post(item, where, style, types, names, counts)
+        row = check_post(item, where, splitter, types, names, counts)
         rows.append({**row, "id": row["id"] or f"{prefix}-{len(rows)}"})
         places.append(where)
     counts.report(path)
@@ -130,7 +130,7 @@ def read_items(
 def read_jsonl(
     path: str | Path,
     types: Sequence[str] | None = None,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     id_prefix: str | None = None,
 ) -> list[Row]:
     """Read one JSON object a line: "tokens" with "ner_tags" (or "tags"), or "text" with "spans".
@@ -145,7 +145,7 @@ def read_jsonl(
     Args:
         path: the file; one JSON list of such objects does as well.
         types: entity types that may occur; default: any.
-        style: how "text" is split into words, see `words.split_words`.
+        splitter: how "text" is split into words, see `words.split_words`.
         id_prefix: of the ids `<prefix>-<index>` of rows without one; default: the file's name.
 
     Raises:
@@ -155,7 +155,7 @@ def read_jsonl(
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    return read_items(path, json_items(path), types, style, id_prefix)
+    return read_items(path, json_items(path), types, splitter, id_prefix)
 
 
 # --- WikiDiverse
@@ -171,7 +171,7 @@ def wikidiverse_image(url: str) -> str:
 def read_wikidiverse(
     path: str | Path,
     types: Sequence[str] | None = None,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     id_prefix: str | None = None,
 ) -> list[Row]:
     """Read WikiDiverse: JSON rows [sentence, image_url, topic, [[mention, type, start, end, entity_url], …]].
@@ -187,7 +187,7 @@ def read_wikidiverse(
     rows: list[Row] = []
     for where, value in json_items(path):
         item = _wikidiverse_item(value, where)
-        row = check_post(item, where, style, types, None, counts)
+        row = check_post(item, where, splitter, types, None, counts)
         counts.differing += sum(item["text"][m[2] : m[3]] != m[0] for m in value[3])
         rows.append({**row, "id": f"{prefix}-{len(rows)}"})
     counts.report(path)
@@ -218,7 +218,7 @@ def _wikidiverse_item(value: Any, where: str) -> Row:
 def read_labelled(
     path: str | Path,
     types: Sequence[str] | None = None,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     knowledge_column: str = "knowledge_text",
     id_prefix: str | None = None,
     columns: Sequence[int] | None = None,
@@ -231,13 +231,13 @@ def read_labelled(
     path = Path(path)
     if table := open_table(path):
         names = table.names.get("ner_tags") or table.names.get("tags")
-        return read_items(path, table.items, types, style, id_prefix, names)
+        return read_items(path, table.items, types, splitter, id_prefix, names)
     text = read_text(path)
     if not _looks_like_json(path, text):
         return read_conll(path, types, knowledge_column, id_prefix, columns)
     if _looks_like_wikidiverse(text):
-        return read_wikidiverse(path, types, style, id_prefix)
-    return read_jsonl(path, types, style, id_prefix)
+        return read_wikidiverse(path, types, splitter, id_prefix)
+    return read_jsonl(path, types, splitter, id_prefix)
 
 
 def _looks_like_json(path: Path, text: str) -> bool:
@@ -253,7 +253,7 @@ def _looks_like_wikidiverse(text: str) -> bool:
 
 def read_posts(
     path: str | Path,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     knowledge_column: str = "knowledge_text",
     columns: Sequence[int] | None = None,
 ) -> list[Row]:
@@ -265,7 +265,7 @@ def read_posts(
     a file of lines a blank line is no post, and the n-th line has the id `<file>-n`, counted from 1.
 
     Args:
-        style: how "text" is split into words.
+        splitter: how "text" is split into words.
         knowledge_column: where the knowledge of an archive (label X) goes.
         columns: of CoNLL, see `read_conll`.
 
@@ -283,7 +283,7 @@ def read_posts(
         wikidiverse = not table and _looks_like_wikidiverse(content)
         for where, value in table.items if table else json_items(path):
             item = _wikidiverse_item(value, where) if wikidiverse else check_object(value, where, '"text" or "tokens"')
-            row = counts.words(item, where, style, may_be_empty=True)
+            row = counts.words(item, where, splitter, may_be_empty=True)
             name = read_name(item, ("id",), where) or f"{path.stem}-{len(rows)}"
             row = {"id": name, "image_id": read_image_id(item, where), **joined_words(row["tokens"]), **row}
             rows.append({**row, **read_knowledge(item, where)})
@@ -302,7 +302,7 @@ def read_posts(
     check_text(path, content)
     for number, line in text_lines(content):
         if line.strip(BLANK):
-            words = read_words({"text": line}, f"{path}, line {number}", style, may_be_empty=True)
+            words = read_words({"text": line}, f"{path}, line {number}", splitter, may_be_empty=True)
             rows.append({"id": f"{path.stem}-{number}", "image_id": None, **words})
     if not rows:
         raise ValueError(f"{path}: the file is empty; it should hold at least one post.")

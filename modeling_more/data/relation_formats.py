@@ -28,7 +28,7 @@ from ..posts import (
     read_name,
     words_with_offsets,
 )
-from ..words import DEFAULT_STYLE
+from ..words import DEFAULT_SPLITTER
 from .columns import ColumnLine, column_lines, split_columns
 from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
 from .rows import archive_entry, check_labelled, clean_label, name_of, with_equal_columns
@@ -45,7 +45,7 @@ _ENTITY_COLUMNS = {"ner_tags", "tags", "spans"}
 def read_relations(
     path: str | Path,
     labels: Sequence[str] | None = None,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     knowledge_column: str = "knowledge_text",
     id_prefix: str | None = None,
     columns: Sequence[int] | None = None,
@@ -65,7 +65,7 @@ def read_relations(
 
     Args:
         labels: relations that may occur; default: any.
-        style: how "text" is split into words.
+        splitter: how "text" is split into words.
         knowledge_column: where the knowledge of the marked form goes.
         id_prefix: of the ids `<prefix>-<index>` of rows without one; default: the file's name.
         columns: of the marked form, see `read_conll`.
@@ -82,7 +82,7 @@ def read_relations(
     counts = SpanCounts()
     items, names = _items(path, knowledge_column, columns)
     for where, item in items:
-        row = check_pair(item, where, style, labels, names, counts)
+        row = check_pair(item, where, splitter, labels, names, counts)
         rows.append({**row, "id": row["id"] or f"{prefix}-{len(rows)}"})
         places.append(where)
     counts.report(path)
@@ -93,7 +93,7 @@ def read_relations(
 def check_pair(
     item: Any,
     where: str,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     labels: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     counts: SpanCounts | None = None,
@@ -102,7 +102,7 @@ def check_pair(
 
     Args:
         item: "tokens" (or "text"), "head", "tail" and "relation", which may be hidden (-1 or null).
-        where, style, names, counts: as of `check_post`.
+        where, splitter, names, counts: as of `check_post`.
         labels: relations that may occur; default: any.
 
     Returns:
@@ -117,7 +117,7 @@ def check_pair(
         reason = ENTITY_DATA if _ENTITY_COLUMNS & item.keys() else f'no "relation"; a row has {PAIR_FIELDS}'
         raise ValueError(f"{where}: {reason}.")
     # entities are those of the whole post: this row is about two of them
-    row = _pair({**item, "entities": None}, where, style, counts or SpanCounts())
+    row = _pair({**item, "entities": None}, where, splitter, counts or SpanCounts())
     relation = name_of(item["relation"], names, where)
     if relation is not None:
         relation = clean_label(relation, where) if isinstance(relation, str) else ""
@@ -131,7 +131,7 @@ def check_pair(
 
 def read_pairs(
     path: str | Path,
-    style: str = DEFAULT_STYLE,
+    splitter: str = DEFAULT_SPLITTER,
     knowledge_column: str = "knowledge_text",
     columns: Sequence[int] | None = None,
 ) -> list[Row]:
@@ -142,7 +142,7 @@ def read_pairs(
     or with "entities", and the knowledge columns that the file holds; spans are words.
 
     Args:
-        style: how "text" is split into words.
+        splitter: how "text" is split into words.
         knowledge_column: where the knowledge of the marked form goes.
         columns: of the marked form, see `read_conll`.
 
@@ -157,19 +157,19 @@ def read_pairs(
         item = {key: one for key, one in _check_item(value, where).items() if one is not None}
         if _ENTITY_COLUMNS & item.keys() and not {"entities", "head", "h"} & item.keys():
             raise ValueError(f"{where}: {ENTITY_DATA}.")
-        row = _pair(item, where, style, counts, may_be_empty=True)
+        row = _pair(item, where, splitter, counts, may_be_empty=True)
         row = {**row, **joined_words(row["tokens"]), **{key: row[key] for key in ("text", "offsets") if key in row}}
         rows.append({**row, "id": row["id"] or f"{path.stem}-{len(rows)}"})
     counts.report(path)
     return rows
 
 
-def _pair(item: Row, where: str, style: str, counts: SpanCounts, may_be_empty: bool = False) -> Row:
+def _pair(item: Row, where: str, splitter: str, counts: SpanCounts, may_be_empty: bool = False) -> Row:
     """The row of an item without its relation."""
     given = given_words(item) is not None
     if not given and item.get("text") is None:
         raise ValueError(f'{where}: no "tokens"; a row has {PAIR_FIELDS}.')
-    words = counts.words(item, where, style, may_be_empty)
+    words = counts.words(item, where, splitter, may_be_empty)
     if given:
         spans = pair_spans(item, None, len(words["tokens"]), where)
     else:

@@ -43,7 +43,7 @@ class Schema:
         columns: sets of columns; rows have all of one set.
         label: the column of rows that holds the labels.
         foreign: columns of the other task; rows that have one are refused with `foreign_data`.
-        read: reader of a labelled file, (path, labels or None, style of words, knowledge column, columns=).
+        read: reader of a labelled file, (path, labels or None, splitter, knowledge column, columns=).
         check: of one row of another source, see `check_post`.
         check_label: (label, place, None) -> the label as it is meant.
         types: entity types, or relations, among labels.
@@ -129,7 +129,7 @@ def load_source(
 
     Args:
         schema: `ENTITIES` or `RELATIONS`.
-        load_named: `load(name, retrieval, data_dir=, cache_dir=, style=)` of the data set scripts.
+        load_named: `load(name, retrieval, data_dir=, cache_dir=, splitter=)` of the data set scripts.
         names: the names that it knows.
 
     Raises:
@@ -251,7 +251,7 @@ def _from_dataset(
     # where knowledge is retrieved here, what the source brings along is not read
     retrieval = "none" if args.knowledge else args.retrieval
     if name in names:
-        options = {"data_dir": args.data_dir, "cache_dir": args.cache_dir, "style": args.splitter}
+        options = {"data_dir": args.data_dir, "cache_dir": args.cache_dir, "splitter": args.splitter}
         splits = dict(load_named(name, retrieval, **options))
     else:
         if not Path(name).is_dir():
@@ -329,13 +329,13 @@ def _warn_of_new_labels(where: str, source: Source, schema: Schema) -> None:
             logger.warning("%s, split %s: %s occur there and not in the training posts.", where, split, ", ".join(new))
 
 
-def _checked(where: str, data: Dataset, schema: Schema, style: str, names: list[str] | None) -> Posts:
+def _checked(where: str, data: Dataset, schema: Schema, splitter: str, names: list[str] | None) -> Posts:
     """The rows of a split, each as the check leaves it; rows without ids are numbered."""
     rows: Posts = []
     places: list[str] = []
     counts = SpanCounts()
     for place, item in _items(data, where):
-        row = schema.check(item, place, style, names=names, counts=counts)
+        row = schema.check(item, place, splitter, names=names, counts=counts)
         rows.append({**row, "id": row["id"] or str(len(rows))})
         places.append(place)
     counts.report(where)

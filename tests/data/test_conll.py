@@ -336,7 +336,7 @@ def test_bad_bytes_are_named_with_their_line_whatever_ends_lines(tmp_path: Path)
 def test_text_stays_text(tmp_path: Path, text: str) -> None:
     assert not looks_like_conll(text)
     if text:
-        posts = read_posts(write(tmp_path, text), style="whitespace")
+        posts = read_posts(write(tmp_path, text), splitter="whitespace")
         assert [post["text"] for post in posts] == [line for line in text.split("\n") if line]
 
 

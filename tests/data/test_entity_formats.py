@@ -71,7 +71,7 @@ def test_text_and_spans(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert rows[0]["ner_tags"] == ["B-PER", "O", "O", "O", "O", "O", "B-LOC", "I-LOC", "O"]
     assert rows[1]["ner_tags"] == ["B-MISC", "O", "O"]
     assert "1 of 3 mentions begin or end inside a word" in caplog.text
-    assert read_jsonl(path, style="twitter15")[1]["ner_tags"] == ["B-MISC"]
+    assert read_jsonl(path, splitter="twitter15")[1]["ner_tags"] == ["B-MISC"]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_posts_from_text_jsonl_and_conll(tmp_path: Path) -> None:
     assert [row["id"] for row in lines] == ["posts-1", "posts-3"] and lines[0]["text"] == "Ada in #Oslo"
     entry = {"title": "Oslo", "text": "A city.", "score": 1.0}
     objects = jsonl(tmp_path, {"text": "Ada in #Oslo", "id": "x"}, {"tokens": ["Ada", "."], "knowledge_text": [entry]})
-    rows = read_posts(objects, style="twitter15")
+    rows = read_posts(objects, splitter="twitter15")
     assert rows[0] == {
         "id": "x",
         "image_id": None,

@@ -1,4 +1,4 @@
-"""The word splitter: offsets, styles, and how far it reproduces the words of the real sets."""
+"""The splitters of text: offsets, words, and how far it reproduces the words of the real sets."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,11 @@ from modeling_more.data.conll import read_conll
 from modeling_more.data.entity_formats import read_jsonl
 from modeling_more.data.relation_formats import read_relations
 from modeling_more.tagging import Span
-from modeling_more.words import STYLES, align_spans, split_words
+from modeling_more.words import SPLITTERS, align_spans, split_words
 
 
-def words(text: str, style: str = "twitter17") -> list[str]:
-    return [word.word for word in split_words(text, style)]
+def words(text: str, splitter: str = "twitter17") -> list[str]:
+    return [word.word for word in split_words(text, splitter)]
 
 
 def test_twitter17_splits_off_hashes_ats_and_punctuation() -> None:
@@ -30,9 +30,9 @@ def test_twitter15_keeps_hashes_ats_hyphens_and_entities() -> None:
     assert words(text, "twitter15") == expected
 
 
-@pytest.mark.parametrize("style", ["twitter17", "twitter15"])
-def test_punctuation_after_a_link_is_no_part_of_it(style: str) -> None:
-    assert words("(see http://t.co/a.b?c=d), http://t.co/e.", style) == (
+@pytest.mark.parametrize("splitter", ["twitter17", "twitter15"])
+def test_punctuation_after_a_link_is_no_part_of_it(splitter: str) -> None:
+    assert words("(see http://t.co/a.b?c=d), http://t.co/e.", splitter) == (
         ["(", "see", "http://t.co/a.b?c=d", ")", ",", "http://t.co/e", "."]
     )
 
@@ -68,12 +68,12 @@ UNSPACED = {
 }
 
 
-@pytest.mark.parametrize("style", ["twitter17", "twitter15"])
+@pytest.mark.parametrize("splitter", ["twitter17", "twitter15"])
 @pytest.mark.parametrize(("text", "expected"), UNSPACED.values(), ids=UNSPACED)
-def test_letters_of_scripts_without_blanks_are_words(text: str, expected: str | None, style: str) -> None:
+def test_letters_of_scripts_without_blanks_are_words(text: str, expected: str | None, splitter: str) -> None:
     if expected is not None:
-        assert words(text, style) == expected.split(" ")
-    assert not any(len(word) > 1 and "京" in word for word in words(text, style))
+        assert words(text, splitter) == expected.split(" ")
+    assert not any(len(word) > 1 and "京" in word for word in words(text, splitter))
 
 
 def test_hashtags_in_scripts_without_blanks() -> None:
@@ -98,15 +98,15 @@ def test_nothing_in_an_empty_text() -> None:
     assert words("") == words(" \n\u00a0") == []
 
 
-def test_unknown_style() -> None:
+def test_unknown_splitter() -> None:
     with pytest.raises(ValueError, match="'moses' is unknown: give one of twitter17, twitter15, whitespace"):
         split_words("a", "moses")
 
 
-@given(st.text(max_size=60), st.sampled_from(STYLES))
-def test_offsets_are_exact_and_no_character_is_lost(text: str, style: str) -> None:
+@given(st.text(max_size=60), st.sampled_from(SPLITTERS))
+def test_offsets_are_exact_and_no_character_is_lost(text: str, splitter: str) -> None:
     end = 0
-    for word in split_words(text, style):
+    for word in split_words(text, splitter):
         assert text[word.start : word.end] == word.word and word.start < word.end
         assert text[end : word.start].isspace() or end == word.start
         end = word.end
@@ -130,7 +130,7 @@ def test_of_overlapping_spans_the_longest_stays_and_white_space_holds_none() -> 
 
 
 @pytest.mark.parametrize(
-    ("folder", "style", "floor"),
+    ("folder", "splitter", "floor"),
     [
         ("twitter2017", "twitter17", 0.999),
         ("twitter2017", "whitespace", 1.0),
@@ -139,11 +139,11 @@ def test_of_overlapping_spans_the_longest_stays_and_white_space_holds_none() -> 
         ("twitter2015", "whitespace", 1.0),
     ],
 )
-def test_words_of_the_real_sets_are_kept(shared_data: Path, folder: str, style: str, floor: float) -> None:
+def test_words_of_the_real_sets_are_kept(shared_data: Path, folder: str, splitter: str, floor: float) -> None:
     kept = total = 0
     for split in ("train", "valid", "test"):
         for row in read_conll(shared_data / folder / f"{split}.txt"):
-            found = {(word.start, word.end) for word in split_words(" ".join(row["tokens"]), style)}
+            found = {(word.start, word.end) for word in split_words(" ".join(row["tokens"]), splitter)}
             start = 0
             for token in row["tokens"]:
                 kept += (start, start + len(token)) in found
