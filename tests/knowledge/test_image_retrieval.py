@@ -16,7 +16,6 @@ import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from test_images import encoded, noise
 from transformers import (
     BitImageProcessorPil,
     CLIPConfig,
@@ -48,6 +47,7 @@ from modeling_more.knowledge import (
     attach_image_knowledge,
 )
 from modeling_more.knowledge import image as image_module
+from pictures import encoded, noise
 
 VISION: dict[str, Any] = {
     "hidden_size": 32,

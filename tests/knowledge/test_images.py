@@ -1,6 +1,5 @@
 """Knowledge by image: opening pictures, the image side of corpora, image towers, retrieval and attaching."""
 
-import io
 import json
 import os
 from collections.abc import Callable
@@ -21,19 +20,7 @@ from modeling_more.knowledge.pictures import ImageError, find_image, open_image,
 from modeling_more.training.arguments import parse_arguments
 from modeling_more.training.mixture_runs import _add_images
 from modeling_more.training.predict_mode import posts_to_predict
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def noise(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A picture of coloured blocks, unlike that of any other seed."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
-
+from pictures import encoded, noise
 
 # ---------------------------------------------------------------- pictures
 

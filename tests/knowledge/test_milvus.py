@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from test_publish import picture, save_tiny_tower
+
+from pictures import picture, save_tiny_tower
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")

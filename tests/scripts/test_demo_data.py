@@ -68,7 +68,7 @@ def chi_square(pairs: Iterable[tuple[object, str]]) -> tuple[float, int]:
 
 def test_the_same_seed_gives_the_same_set_in_another_process(small):
     code = (
-        "import sys; sys.path[:0] = ['tests', '.']\n"
+        "import sys; sys.path[:0] = ['tests/scripts', '.']\n"
         "from test_demo_data import digest, make_demo\n"
         "print(digest(make_demo(5, train_posts=32, validation_posts=16, test_posts=80), True))"
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_images import noise
 
 from dataset_scripts.demo_tower import make_tower, save_tower, train_tower
 from modeling_more.knowledge import ImageEncoder, open_image
+from pictures import noise
 
 
 def recall(encoder: ImageEncoder, queries: list[Image.Image], pictures: list[Image.Image], k: int) -> float:

@@ -5,15 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
-from PIL import Image
 
 from dataset_scripts import load
 from dataset_scripts._publish import check_free, failed_push, main, make_card, without_folder
 from hub_server import LocalHub
+from pictures import picture, save_tiny_tower
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "dataset_scripts" / "twitter17.py")
@@ -34,26 +33,6 @@ RELATIONS = [
     {**MNRE_ROW, "h": {"name": "Ada", "pos": [0, 1]}, "t": {"name": "Oslo", "pos": [3, 4]}, "relation": relation}
     for relation in ("/per/loc/place_of_residence", "None", "None")
 ]
-
-
-def picture(seed: int) -> Image.Image:
-    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-    return Image.fromarray(blocks).resize((32, 32), Image.Resampling.NEAREST)
-
-
-def save_tiny_tower(folder: Path, seed: int = 0) -> str:
-    """A random CLIP image tower of 8 dimensions, and its image processor."""
-    import torch
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = CLIPVisionConfig(**size, projection_dim=8, image_size=32, patch_size=8)
-        CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    square = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size=square, crop_size=square).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
