@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
+from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
 
 TEXT_ONLY = "text_only_"
@@ -41,6 +43,36 @@ class MoReDataCollator:
                 if field in view:
                     batch[TEXT_ONLY + field] = view[field]
         return batch
+
+
+class MixtureCollator:
+    """A collator that pads posts of `encode_for_experts`, with labels and images where they have them."""
+
+    def __init__(self, processor: MoReMixtureProcessor):
+        self.processor = processor
+
+    def __call__(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        padded = self.processor.pad(posts)
+        # plain dictionaries: that is what moves between devices
+        batch: dict[str, Any] = {
+            "index": torch.tensor([post["index"] for post in posts]),
+            "experts": [dict(inputs) for inputs in padded["experts"]],
+            "text_only": dict(padded["text_only"]),
+            "word_mask": padded["word_mask"],
+        }
+        if "labels" in posts[0]:
+            batch["labels"] = pad_rows([torch.tensor(post["labels"]) for post in posts])
+        if "image" in posts[0]:
+            batch["image_features"] = torch.stack([post["image"] for post in posts])
+            batch["image_mask"] = torch.stack([post["has_image"] for post in posts])
+        return batch
+
+
+def pad_rows(rows: Sequence[Tensor]) -> Tensor:
+    """Return rows [n, …] of different n as one tensor, zeros behind; rows of one shape are stacked."""
+    if rows[0].dim() == 0 or len({row.shape for row in rows}) == 1:
+        return torch.stack(list(rows))
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
 class BatchShare(NamedTuple):

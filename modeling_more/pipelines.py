@@ -1,21 +1,19 @@
-"""From a model and posts to entities or relations: the one loop that scoring, predict mode and library call share."""
+"""The one way from posts to predictions, for experts and mixtures: preprocess, forward, postprocess."""
 
 from __future__ import annotations
 
 import logging
-from array import array
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from torch import Tensor
 
-from .data_collator import TEXT_ONLY, MoReDataCollator
-from .modeling_more import MoReForTokenClassification
+from .data_collator import TEXT_ONLY, MixtureCollator, MoReDataCollator
+from .encoding import EXPERT_KNOWLEDGE, EncodedPost, embed_images, encode_for_experts, encode_posts, map_batches
 from .positions import position_limit
 from .posts import (
     KNOWLEDGE_COLUMNS,
@@ -26,187 +24,282 @@ from .posts import (
     read_words,
     words_with_offsets,
 )
+from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
-from .tagging import Span, bio_to_bioes, spans_to_bioes, tags_to_spans
+from .tagging import spans_to_bioes, tags_to_spans
 
 logger = logging.getLogger(__name__)
 
-EncodedPost = dict[str, Any]
-Result = TypeVar("Result")
+Post = Mapping[str, Any]
 
 
-def encode_posts(
-    posts: Sequence[Mapping[str, Any]],
-    processor: MoReProcessor,
-    label2id: Mapping[str, int] | None = None,
-    two_views: bool = False,
-    truncate: bool = False,
-    use_knowledge: bool = True,
-    progress: bool = False,
-) -> list[EncodedPost]:
-    """Rows {tokens, ner_tags (BIO strings)?, knowledge column?} as the collator's input; of relations, rows {tokens,
-    head, tail, relation?, …}.
+@dataclass
+class Prediction:
+    """What a model says of one post, or of one pair of entities.
+
+    Attributes:
+        labels: BIOES tags of the words, or the relation.
+        scores: the probability of each entity that the tags hold, or of each relation in the order of the labels.
+        expert_weights: the weight of each expert of a mixture by its name, the mean over the words where they differ.
+        experts: what each expert of a mixture says by itself.
+    """
+
+    labels: Any
+    scores: list[float]
+    expert_weights: dict[str, float] | None = None
+    experts: dict[str, Prediction] | None = None
+
+
+class MoRePipeline(ABC):
+    """A pipeline from posts to what a model says of them; a call does it all, its three steps are of use alone.
+
+        pipeline = EntityPipeline(model, processor)
+        pipeline([{"text": "Rivera joins Northfield United"}])
+
+    A mixture is just a model whose outputs also hold weights: each of its experts reads its own knowledge column, or
+    its item of `expert_knowledge`.
 
     Args:
-        posts: the rows; those of a training split carry `ner_tags` or `relation`.
-        label2id: BIOES label ids, or those of the relations; None leaves the labels out.
-        two_views: also encode the words alone, for the second view.
-        truncate: cut words that do not fit (training on entities) instead of reading them in windows.
-        use_knowledge: False reads the words alone.
+        model: an expert or a mixture; accelerate may have wrapped it.
+        processor: the one saved with it.
+        accelerator: where several processes share the work, each of which gets all results; default: one process, on
+            the model's own device.
+        batch_size: posts of a batch.
+        image_encoder: an `ImageEncoder`, with which a mixture's gate sees the `image` of the posts; default: the one
+            that the mixture names, loaded where a post has an image.
     """
-    encoded: list[EncodedPost] = []
-    column = processor.knowledge_column if use_knowledge else None
-    for first in tqdm(range(0, len(posts), 1000), desc="tokenise", disable=not progress, unit_scale=1000):
-        chunk = [posts[index] for index in range(first, min(first + 1000, len(posts)))]
-        words = [post["tokens"] for post in chunk]
-        knowledge = [post.get(column) for post in chunk] if column else None
-        pairs = [(post["head"], post["tail"]) for post in chunk] if processor.markers else None
-        views = [processor.encode(words, knowledge, pairs, truncate)]
-        if two_views:
-            views.append(processor.encode(words, None, pairs, truncate))
-        for post, *inputs in zip(chunk, *views, strict=True):
-            row: EncodedPost = {"index": len(encoded)}
-            for prefix, view in zip(("", TEXT_ONLY), inputs, strict=False):
-                row |= {prefix + key: value for key, value in view.items()}
-                # a third of a list's memory
-                row[prefix + "input_ids"] = [array("i", ids) for ids in view["input_ids"]]
-            if label2id is not None and processor.markers:
-                row["label"] = label2id[post["relation"]]
-            elif label2id is not None:
-                tags = bio_to_bioes(post["ner_tags"])
-                row["labels"] = [label2id[tag] for tag in tags[: len(row["word_positions"])]]
-            encoded.append(row)
-    return encoded
+
+    key: str  # of the results
+
+    def __init__(
+        self,
+        model: Any,
+        processor: MoReProcessor | MoReMixtureProcessor,
+        accelerator: Accelerator | None = None,
+        batch_size: int = 16,
+        image_encoder: Any = None,
+    ):
+        self.model = model
+        self.processor: Any = processor
+        # the model stays where the caller put it
+        self.accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+        self.core: Any = self.accelerator.unwrap_model(model)
+        self.batch_size = batch_size
+        self.image_encoder = image_encoder
+        self.mixed = isinstance(processor, MoReMixtureProcessor)
+
+    def __call__(self, posts: Sequence[Post]) -> list[dict[str, Any]]:
+        """Return what the model says of each post, see `predict`."""
+        self._limit_length()
+        prepared = [self._check(post, f"post {number}") for number, post in enumerate(posts)]
+        given = sum(post.get("text") is not None for post in posts)
+        if others := given - sum("text" in post for post in prepared):
+            logger.warning(
+                "%d of %d texts do not hold their tokens one after the other, or not at their offsets: these count "
+                "the tokens joined by blanks",
+                others,
+                given,
+            )
+        results: list[dict[str, Any]] = [
+            {key: post[key] for key in ("id", "text", "tokens") if key in post} | {self.key: []} for post in prepared
+        ]
+        rows = [(number, row) for number, post in enumerate(prepared) for row in self._rows(post)]
+        if rows:
+            encoded = self.preprocess([row for _, row in rows])
+            for (number, row), prediction in zip(rows, self.forward(encoded), strict=True):
+                self._add(results[number], self.postprocess(row, prediction))
+        return results
+
+    def preprocess(self, rows: Sequence[Post], use_knowledge: bool = True) -> list[EncodedPost]:
+        """Return rows {tokens, knowledge columns, head and tail of pairs, image?} as the collator's input.
+
+        Raises:
+            ValueError: rows with images whose tower is not known or gives other features than the gate reads.
+        """
+        if not self.mixed:
+            return encode_posts(rows, self.processor, use_knowledge=use_knowledge)
+        columns = [one.knowledge_column for one in self.processor.processors]
+        knowledge = [row.get(EXPERT_KNOWLEDGE) or [row.get(c) if c else None for c in columns] for row in rows]
+        encoded = encode_for_experts(
+            [{**row, EXPERT_KNOWLEDGE: one} for row, one in zip(rows, knowledge, strict=True)], self.processor
+        )
+        if self.core.config.image_dim:
+            vectors, usable = embed_images(rows, self.core.config, self.image_encoder)
+            for row, vector, one in zip(encoded, vectors, usable, strict=True):
+                row |= {"image": vector, "has_image": one}
+        return encoded
+
+    def forward(self, encoded: Sequence[EncodedPost], description: str = "predict") -> list[Prediction]:
+        """Return what the model says of encoded rows, in their order; every process gets the whole result."""
+
+        def compute(batch: dict[str, Any]) -> list[Prediction]:
+            batch = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(TEXT_ONLY)}
+            return self.read(self.model(**batch), batch["word_mask"])
+
+        self.model.eval()
+        collate = MixtureCollator(self.processor) if self.mixed else MoReDataCollator(self.processor)
+        return map_batches(encoded, collate, compute, self.accelerator, self.batch_size, description)
+
+    @abstractmethod
+    def read(self, output: Any, word_mask: Tensor) -> list[Prediction]:
+        """Return what a model's output says of each post of the batch; `word_mask` [B, N] is True at words."""
+
+    @abstractmethod
+    def decode(self, logits: Tensor, word_mask: Tensor, decoding: str | None = None) -> list[Any]:
+        """Return the labels of each post from the model's logits alone, without probabilities."""
+
+    @abstractmethod
+    def postprocess(self, row: Post, prediction: Prediction) -> dict[str, Any]:
+        """Return a prediction as it is shown: with words, text and places."""
+
+    @abstractmethod
+    def _check(self, post: Post, where: str) -> dict[str, Any]:
+        """Return the post with its words, or raise ValueError where it is none."""
+
+    @abstractmethod
+    def _rows(self, post: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what is predicted of a checked post."""
+
+    @abstractmethod
+    def _add(self, result: dict[str, Any], found: dict[str, Any]) -> None:
+        """Add what was found to the result of a post."""
+
+    def _limit_length(self) -> None:
+        """Lower max_length where the model reads fewer sub-tokens."""
+        pairs = zip(self.processor.processors, self.core.experts, strict=True) if self.mixed else []
+        for processor, expert in pairs or [(self.processor, self.core)]:
+            processor.limit_length(position_limit(expert.encoder))
+
+    def _with_words(self, post: Post, where: str) -> dict[str, Any]:
+        """Return the post with its words and, where it has a text, their offsets: the check of the rows of files."""
+        if not isinstance(post, Mapping):
+            raise ValueError(f'{where} is a {type(post).__name__}, it should be an object with "text" or "tokens"')
+        if given_words(post) is None and post.get("text") is None:
+            raise ValueError(f"{where} has neither text nor tokens")
+        if isinstance(post.get("id"), str):
+            check_string(post["id"], where, '"id"')
+        rest = {key: value for key, value in post.items() if key not in ("tokens", "token", "text", "offsets")}
+        words = read_words(post, where, self.processor.splitter, may_be_empty=True)
+        columns = {one.knowledge_column for one in getattr(self.processor, "processors", [self.processor])} - {None}
+        return {**rest, **words, **read_knowledge(post, where, sorted(columns | set(KNOWLEDGE_COLUMNS)))}
+
+    def _add_experts(
+        self, predictions: list[Prediction], output: Any, word_mask: Tensor, opinions: Sequence[list[Prediction]]
+    ) -> list[Prediction]:
+        """Add the weights and what each expert says to the predictions of a mixture."""
+        names = self.core.config.expert_names
+        for place, prediction in enumerate(predictions):
+            weights = output.expert_weights[place]
+            if weights.dim() == 2:  # of a gate per word
+                weights = weights[word_mask[place]].mean(0)
+            prediction.expert_weights = dict(zip(names, weights.tolist(), strict=True))
+            prediction.experts = {name: said[place] for name, said in zip(names, opinions, strict=True)}
+        return predictions
 
 
-def predict_tags(
-    model: torch.nn.Module,
-    encoded: Sequence[EncodedPost],
-    processor: MoReProcessor,
-    accelerator: Accelerator,
-    batch_size: int = 16,
-    description: str = "predict",
-) -> list[tuple[list[str], list[float]]]:
-    """BIOES tags of every post and the probability of each entity that they hold, in the order of `encoded`.
+class EntityPipeline(MoRePipeline):
+    """A pipeline that finds the entities of posts."""
 
-    `model` may be wrapped by accelerate; every process gets the whole result. Words that no row holds are O.
-    """
-    core: MoReForTokenClassification = accelerator.unwrap_model(model)
+    key = "entities"
 
-    def read(logits: torch.Tensor, mask: torch.Tensor) -> list[tuple[list[str], list[float]]]:
-        tags = [[core.config.id2label[label] for label in path] for path in core.decode(logits, mask)]
-        spans = [tags_to_spans(row) for row in tags]
-        wanted = [[(span.start, span.end, _label_ids(span, core.config.label2id)) for span in row] for row in spans]
-        scores = [row.tolist() for row in core.span_scores(logits, mask, wanted)]
+    def read(self, output: Any, word_mask: Tensor) -> list[Prediction]:
+        model = self.core
+        said = output if self.mixed else output.logits
+        paths = model.decode(output.logits, word_mask)
+        predictions = self._scored(paths, lambda spans: model.span_scores(said, word_mask, spans))
+        if not self.mixed:
+            return predictions
+
+        def opinion(expert: Any, emissions: Tensor) -> list[Prediction]:
+            paths = expert.decode(emissions, word_mask)
+            return self._scored(paths, lambda spans: expert.span_scores(emissions, word_mask, spans))
+
+        opinions = [opinion(*one) for one in zip(model.experts, output.expert_logits.unbind(1), strict=True)]
+        return self._add_experts(predictions, output, word_mask, opinions)
+
+    def decode(self, logits: Tensor, word_mask: Tensor, decoding: str | None = None) -> list[list[str]]:
+        more = (decoding,) if self.mixed else ()
+        return [self._tags(path) for path in self.core.decode(logits, word_mask, *more)]
+
+    def postprocess(self, row: Post, prediction: Prediction) -> dict[str, Any]:
+        place = row["tokens"], row.get("text"), row.get("offsets")
+        shown: dict[str, Any] = {"entities": entities(*place, prediction)}
+        if prediction.experts is not None:
+            experts = {name: entities(*place, said) for name, said in prediction.experts.items()}
+            shown |= {"expert_weights": prediction.expert_weights, "experts": experts}
+        return shown
+
+    def _tags(self, path: Sequence[int]) -> list[str]:
         # an unconstrained path may be no valid BIOES: the tags are written as its spans are read
-        tags = [spans_to_bioes(row, len(path)) for row, path in zip(spans, tags, strict=True)]
-        return list(zip(tags, scores, strict=True))
+        spans = tags_to_spans([self.core.config.id2label[label] for label in path])
+        return spans_to_bioes(spans, len(path))
 
-    found = _read_logits(model, encoded, processor, accelerator, batch_size, description, read)
-    return [(tags + ["O"] * post["cut_words"], scores) for post, (tags, scores) in zip(encoded, found, strict=True)]
+    def _scored(
+        self, paths: Sequence[Sequence[int]], span_scores: Callable[..., Sequence[Tensor]]
+    ) -> list[Prediction]:
+        """Return the predictions of these label ids, `span_scores` being that of who says them."""
+        label2id = self.core.config.label2id
+        tags = [self._tags(path) for path in paths]
+        spans = [
+            [
+                (span.start, span.end, [label2id[tag] for tag in row[span.start : span.end]])
+                for span in tags_to_spans(row)
+            ]
+            for row in tags
+        ]
+        return [Prediction(row, found.tolist()) for row, found in zip(tags, span_scores(spans), strict=True)]
 
+    def _check(self, post: Post, where: str) -> dict[str, Any]:
+        return self._with_words(post, where)
 
-def predict_relations(
-    model: torch.nn.Module,
-    encoded: Sequence[EncodedPost],
-    processor: MoReProcessor,
-    accelerator: Accelerator,
-    batch_size: int = 16,
-    description: str = "predict",
-) -> list[list[float]]:
-    """Probabilities of the relations for every pair, in the order of `encoded` and of the model's labels."""
+    def _rows(self, post: dict[str, Any]) -> list[dict[str, Any]]:
+        return [post] if post["tokens"] else []
 
-    def read(logits: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
-        rows: list[list[float]] = logits.softmax(-1).tolist()
-        return rows
-
-    return _read_logits(model, encoded, processor, accelerator, batch_size, description, read)
-
-
-def _read_logits(
-    model: torch.nn.Module,
-    encoded: Sequence[EncodedPost],
-    processor: MoReProcessor,
-    accelerator: Accelerator,
-    batch_size: int,
-    description: str,
-    read: Callable[[torch.Tensor, torch.Tensor], list[Result]],
-) -> list[Result]:
-    """What `read(logits, word_mask)` makes of each batch, in the order of `encoded`."""
-
-    def compute(batch: dict[str, Any]) -> list[Result]:
-        batch = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(TEXT_ONLY)}
-        return read(model(**batch).logits, batch["word_mask"])
-
-    model.eval()
-    lengths = [sum(map(len, post["input_ids"])) for post in encoded]
-    return map_batches(encoded, lengths, MoReDataCollator(processor), compute, accelerator, batch_size, description)
+    def _add(self, result: dict[str, Any], found: dict[str, Any]) -> None:
+        result |= found
 
 
-def map_batches(
-    encoded: Sequence[EncodedPost],
-    lengths: Sequence[int],
-    collate: Callable[[Sequence[EncodedPost]], dict[str, Any]],
-    compute: Callable[[dict[str, Any]], list[Result]],
-    accelerator: Accelerator,
-    batch_size: int,
-    description: str,
-) -> list[Result]:
-    """What `compute(batch)` makes of each post, without gradients, gathered from all processes.
+class RelationPipeline(MoRePipeline):
+    """A pipeline that classifies pairs of entities."""
 
-    Args:
-        encoded: posts with their `index`.
-        lengths: of each; posts of like length share a batch, the longest come first.
-        collate: makes a batch, which holds `index`; `compute` gets it without.
+    key = "relations"
 
-    Returns:
-        a result for each post, in the order of `encoded`.
-    """
-    by_length = [encoded[row] for row in sorted(range(len(encoded)), key=lambda row: -lengths[row])]
-    # not through the accelerator, whose checkpoints would keep a sampler for every evaluation
-    loader = prepare_data_loader(
-        DataLoader(by_length, batch_size=batch_size, collate_fn=collate),  # type: ignore[arg-type]
-        accelerator.device,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        put_on_device=True,
-    )
-    found: dict[int, Result] = {}
-    for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
-        index = batch.pop("index").tolist()
-        with torch.no_grad():
-            results = compute(batch)
-        rows = list(zip(index, results, strict=True))
-        found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))
-    return [found[post["index"]] for post in encoded]
+    def read(self, output: Any, word_mask: Tensor) -> list[Prediction]:
+        if not self.mixed:
+            return self._best(output.logits.softmax(-1))
+        opinions = [self._best(log_probs.exp()) for log_probs in output.expert_log_probs.unbind(1)]
+        return self._add_experts(self._best(output.logits.exp()), output, word_mask, opinions)
 
+    def decode(self, logits: Tensor, word_mask: Tensor, decoding: str | None = None) -> list[str]:
+        return [prediction.labels for prediction in self._best(logits)]
 
-def _label_ids(span: Span, label2id: Mapping[str, int]) -> list[int]:
-    length = span.end - span.start
-    return [label2id[tag] for tag in spans_to_bioes([(0, length, span.type)], length)]
-
-
-def entities(
-    words: Sequence[str],
-    tags: Sequence[str],
-    scores: Sequence[float],
-    text: str | None = None,
-    offsets: Sequence[tuple[int, int]] | None = None,
-) -> list[dict[str, Any]]:
-    """The entities of one post: word span, character span in `text` (default: the words joined by spaces)."""
-    if text is None or offsets is None:
-        text, offsets = " ".join(words), []
-        for word in words:
-            begin = offsets[-1][1] + 1 if offsets else 0
-            offsets.append((begin, begin + len(word)))
-    found = []
-    for span, score in zip(tags_to_spans(tags), scores, strict=True):
-        begin, end = offsets[span.start][0], offsets[span.end - 1][1]
-        found.append(
-            {"type": span.type, "text": text[begin:end], "start": span.start, "end": span.end,
-             "char_start": begin, "char_end": end, "score": score}
+    def postprocess(self, row: Post, prediction: Prediction) -> dict[str, Any]:
+        shown = relation(
+            row["tokens"], row["head"], row["tail"], prediction, row.get("text"), row.get("offsets")
         )  # fmt: skip
-    return found
+        if prediction.experts is not None:
+            experts = {name: said.labels for name, said in prediction.experts.items()}
+            shown |= {"expert_weights": prediction.expert_weights, "experts": experts}
+        return shown
+
+    def _best(self, scores: Tensor) -> list[Prediction]:
+        id2label = self.core.config.id2label
+        return [Prediction(id2label[max(range(len(row)), key=row.__getitem__)], row) for row in scores.tolist()]
+
+    def _check(self, post: Post, where: str) -> dict[str, Any]:
+        prepared = self._with_words(post, where)
+        characters = given_words(post) is None
+        words = words_with_offsets(prepared) if characters else None
+        spans = pair_spans(prepared, words, len(post["text"] if characters else prepared["tokens"]), where)
+        entities = spans.get("entities")
+        pairs = [(spans["head"], spans["tail"])] if entities is None else list(permutations(entities, 2))
+        return {**prepared, "pairs": pairs}
+
+    def _rows(self, post: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**post, "head": head, "tail": tail} for head, tail in post["pairs"]]
+
+    def _add(self, result: dict[str, Any], found: dict[str, Any]) -> None:
+        result["relations"].append(found)
 
 
 def predict(
@@ -217,7 +310,7 @@ def predict(
     accelerator: Accelerator | None = None,
     image_encoder: Any = None,
 ) -> list[dict[str, Any]]:
-    """Entities of posts {text or tokens, knowledge column?, id?}, or relations of {…, head, tail} or {…, entities}.
+    """Return the entities of posts {text or tokens, knowledge column?, id?}, or the relations of {…, head, tail} or {…, entities}.
 
     `head`, `tail` and each of `entities` are spans [start, end], end exclusive: characters of `text`, or words of
     `tokens`; an entity as this function returns it will do. Of `entities` all ordered pairs are classified.
@@ -225,8 +318,7 @@ def predict(
     Args:
         model: an expert, or a mixture, whose experts each read their own knowledge column.
         processor: the one saved with it; its max_length is lowered where the model reads fewer sub-tokens.
-        image_encoder: an `ImageEncoder`, with which a mixture's gate sees the `image` of the posts; default: the one
-            that the mixture names, loaded where a post has an image.
+        batch_size, accelerator, image_encoder: see `MoRePipeline`.
 
     Returns:
         per post: the post's id and text (if any), tokens, and entities [{type, text, start, end, char_start, char_end,
@@ -242,83 +334,38 @@ def predict(
         ValueError: for a post with neither text nor tokens, tokens that are no list of words, half a surrogate pair;
             or, for relations, without spans or with wrong ones. Names the post by its place.
     """
-    relations = processor.markers
-    mixed = hasattr(processor, "processors")
-    if mixed:
-        from .training.expert_outputs import predict_mixture  # which reads with this module's loop
-    read = _with_pairs if relations else _with_tokens
-    columns = {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
-    columns |= set(KNOWLEDGE_COLUMNS)
-    prepared = [read(post, index, processor.splitter, sorted(columns)) for index, post in enumerate(posts)]
-    given = sum(post.get("text") is not None for post in posts)
-    if others := given - sum("text" in post for post in prepared):
-        logger.warning(
-            "%d of %d texts do not hold their tokens one after the other, or not at their offsets: these count the "
-            "tokens joined by blanks",
-            others,
-            given,
-        )
-    accelerator = accelerator or _plain_accelerator(model)
-    core: Any = accelerator.unwrap_model(model)
-    for own, expert in zip(processor.processors, core.experts, strict=True) if mixed else [(processor, core)]:
-        own.limit_length(position_limit(expert.encoder))
-    results: list[dict[str, Any]] = [
-        {key: post[key] for key in ("id", "text", "tokens") if key in post}
-        | {"relations" if relations else "entities": []}
-        for post in prepared
-    ]
-    if relations:
-        pairs = [(index, *pair) for index, post in enumerate(prepared) for pair in post["pairs"]]
-        if pairs:
-            rows = [{**prepared[index], "head": head, "tail": tail} for index, head, tail in pairs]
-            if mixed:
-                scores, weights, opinions = predict_mixture(
-                    model, processor, rows, accelerator, batch_size, image_encoder
-                )
-            else:
-                scores = predict_relations(model, encode_posts(rows, processor), processor, accelerator, batch_size)
-            for place, ((index, head, tail), row) in enumerate(zip(pairs, scores, strict=True)):
-                post, id2label = prepared[index], model.config.id2label
-                found = relation(post["tokens"], head, tail, row, id2label, post.get("text"), post.get("offsets"))
-                if mixed:
-                    experts = {
-                        name: relation(post["tokens"], head, tail, own, id2label)["relation"]
-                        for name, own in opinions[place].items()
-                    }
-                    found |= {"expert_weights": weights[place], "experts": experts}
-                results[index]["relations"].append(found)
-        return results
-    filled = [index for index, post in enumerate(prepared) if post["tokens"]]
-    if filled:
-        rows = [prepared[index] for index in filled]
-        if mixed:
-            tagged, weights, opinions = predict_mixture(model, processor, rows, accelerator, batch_size, image_encoder)
-        else:
-            tagged = predict_tags(model, encode_posts(rows, processor), processor, accelerator, batch_size)
-        for place, (index, (tags, span_scores)) in enumerate(zip(filled, tagged, strict=True)):
-            post = prepared[index]
-            shown = post.get("text"), post.get("offsets")
-            if mixed:
-                results[index]["expert_weights"] = weights[place]
-                results[index]["experts"] = {
-                    name: entities(post["tokens"], own_tags, own_scores, *shown)
-                    for name, (own_tags, own_scores) in opinions[place].items()
-                }
-            results[index]["entities"] = entities(post["tokens"], tags, span_scores, *shown)
-    return results
+    kind = RelationPipeline if processor.markers else EntityPipeline
+    return kind(model, processor, accelerator, batch_size, image_encoder)(posts)
+
+
+def entities(
+    words: Sequence[str], text: str | None, offsets: Sequence[Sequence[int]] | None, prediction: Prediction
+) -> list[dict[str, Any]]:
+    """Return the entities of one post: word span, character span in `text` (None: the words joined by blanks)."""
+    if text is None or offsets is None:
+        text, offsets = " ".join(words), []
+        for word in words:
+            begin = offsets[-1][1] + 1 if offsets else 0
+            offsets.append((begin, begin + len(word)))
+    found = []
+    for span, score in zip(tags_to_spans(prediction.labels), prediction.scores, strict=True):
+        begin, end = offsets[span.start][0], offsets[span.end - 1][1]
+        found.append(
+            {"type": span.type, "text": text[begin:end], "start": span.start, "end": span.end,
+             "char_start": begin, "char_end": end, "score": score}
+        )  # fmt: skip
+    return found
 
 
 def relation(
     words: Sequence[str],
     head: Sequence[int],
     tail: Sequence[int],
-    scores: Sequence[float],
-    id2label: Mapping[int, str],
+    prediction: Prediction,
     text: str | None = None,
     offsets: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """The most probable relation of a pair of word spans; of a post with a text also their characters in it."""
-    best = max(range(len(scores)), key=scores.__getitem__)
+    """Return the relation of a pair of word spans; of a post with a text also their characters in it."""
     spans = {"head": list(head), "tail": list(tail)}
     found: dict[str, Any] = {**spans}
     if text is None or offsets is None:
@@ -327,34 +374,4 @@ def relation(
         chars = {name: [offsets[start][0], offsets[end - 1][1]] for name, (start, end) in spans.items()}
         found |= {f"{name}_chars": place for name, place in chars.items()}
         found |= {f"{name}_text": text[start:end] for name, (start, end) in chars.items()}
-    return {**found, "relation": id2label[best], "score": scores[best]}
-
-
-def _with_pairs(post: Mapping[str, Any], index: int, splitter: str, columns: Sequence[str]) -> dict[str, Any]:
-    """The post with its words, and under `pairs` the (head, tail) that are asked for."""
-    prepared = _with_tokens(post, index, splitter, columns)
-    characters = given_words(post) is None
-    words = words_with_offsets(prepared) if characters else None
-    spans = pair_spans(prepared, words, len(post["text"] if characters else prepared["tokens"]), f"post {index}")
-    entities = spans.get("entities")
-    pairs = [(spans["head"], spans["tail"])] if entities is None else list(permutations(entities, 2))
-    return {**prepared, "pairs": pairs}
-
-
-def _with_tokens(post: Mapping[str, Any], index: int, splitter: str, columns: Sequence[str]) -> dict[str, Any]:
-    """The post with its words and, where it has a text, their offsets: the check of the rows of files."""
-    where = f"post {index}"
-    if not isinstance(post, Mapping):
-        raise ValueError(f'{where} is a {type(post).__name__}, it should be an object with "text" or "tokens"')
-    if given_words(post) is None and post.get("text") is None:
-        raise ValueError(f"{where} has neither text nor tokens")
-    if isinstance(post.get("id"), str):
-        check_string(post["id"], where, '"id"')
-    rest = {key: value for key, value in post.items() if key not in ("tokens", "token", "text", "offsets")}
-    words = read_words(post, where, splitter, may_be_empty=True)
-    return {**rest, **words, **read_knowledge(post, where, columns)}
-
-
-def _plain_accelerator(model: torch.nn.Module) -> Accelerator:
-    # the model stays where the caller put it
-    return Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    return {**found, "relation": prediction.labels, "score": max(prediction.scores)}

@@ -19,6 +19,7 @@ from .words import align_spans, split_words
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+Posts = list[Row]
 
 KNOWLEDGE_COLUMNS = ("knowledge_text", "knowledge_image")
 PAIR_FIELDS = '"tokens" (or "text"), "head", "tail" and "relation"'

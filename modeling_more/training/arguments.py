@@ -14,7 +14,6 @@ TRACKERS = [
 ]
 
 
-
 @dataclass
 class DataArguments:
     """Which posts, and which knowledge they are read with."""

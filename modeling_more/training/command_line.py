@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import fields
@@ -40,6 +40,7 @@ FIRST = (
 )
 TYPES = {one.name: str(one.type) for group in GROUPS.values() for one in fields(group)}
 
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """A formatter that shows defaults where there are any, and the examples of the description line by line."""
 
@@ -60,7 +61,9 @@ class _Parser(NamingParser, HfArgumentParser):
 
     def format_help(self) -> str:
         actions = {action.dest: action for action in self._actions if action.dest != "help"}
-        shown = [action for action in self._actions if not any(one.startswith("--no_") for one in action.option_strings)]
+        shown = [
+            action for action in self._actions if not any(one.startswith("--no_") for one in action.option_strings)
+        ]
         negative = {action.dest: action for action in self._actions if action not in shown}
         groups = {"what most people need": FIRST}
         groups |= {title: [one.name for one in fields(part)] for title, part in GROUPS.items()}
@@ -72,7 +75,9 @@ class _Parser(NamingParser, HfArgumentParser):
             formatter.start_section(title)
             for name in names:
                 if name not in done:
-                    formatter.add_arguments([one for one in (actions.get(name), negative.get(name)) if one is not None])
+                    formatter.add_arguments(
+                        [one for one in (actions.get(name), negative.get(name)) if one is not None]
+                    )
             formatter.end_section()
             done |= set(names)
         return formatter.format_help()
@@ -86,7 +91,9 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         SystemExit: with one sentence, for arguments that can't be.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(list(GROUPS.values()), description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser = _Parser(
+        list(GROUPS.values()), description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
     parser.set_defaults(output_dir=None)  # that it is given shows; the default depends on what is done
     own: dict[str, Any] = {}
     try:

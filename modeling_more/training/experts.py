@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from huggingface_hub import hf_hub_download
 
-from ..data.sources import Posts
+from ..encoding import EXPERT_KNOWLEDGE
 from ..naming import loaded_from
+from ..posts import Posts
 from ..processing_more import MoReProcessor
 from .arguments import DataArguments
-from .expert_outputs import EXPERT_KNOWLEDGE
 from .retrieval import knowledge_column, retrieved
 
 #: options of an expert's run with which its knowledge is retrieved again
@@ -46,12 +46,12 @@ class Expert:
     processor: MoReProcessor
 
     def options_of(self, kind: type[Options], **changes: Any) -> Options:
-        """Its options of one dataclass."""
+        """Return its options of one dataclass."""
         known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
         return kind(**{key: value for key, value in self.options.items() if key in known} | changes)
 
     def data(self, data: DataArguments) -> DataArguments:
-        """The posts of this run, with this expert's knowledge."""
+        """Return the options by which the posts of this run get this expert's knowledge."""
         found = {key: self.options[key] for key in RETRIEVAL_OPTIONS if key in self.options}
         if not found:
             column = self.processor.knowledge_column
@@ -64,7 +64,7 @@ class Expert:
 
 
 def load_experts(sources: Sequence[str]) -> list[Expert]:
-    """The experts that `--experts` names.
+    """Return the experts that `--experts` names.
 
     Raises:
         ValueError: none given, or one is no saved expert.

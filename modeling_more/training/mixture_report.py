@@ -6,14 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..files import new_file
+from ..pipelines import Prediction
+from ..posts import Posts
 from .model_card import markdown_table
 
 PLOT = "gate_weights.png"
 COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")
+
+
+def report_gate(posts: Posts, found: Sequence[Prediction], plot: Path) -> list[dict[str, Any]]:
+    """Draw how the gate weighs the experts of these posts, and return it as a table.
+
+    Args:
+        posts: with `has_image` where the gate sees images.
+        found: what the mixture says of them, with weights and experts.
+    """
+    names = list(found[0].experts or {})
+    weights = torch.tensor([list((one.expert_weights or {}).values()) for one in found])
+    agree = [len({str(said.labels) for said in (one.experts or {}).values()}) == 1 for one in found]
+    images = [bool(post["has_image"]) for post in posts] if "has_image" in posts[0] else None
+    draw_gate_weights(weights, names, agree, plot)
+    return gate_table(weights, names, agree, images)
 
 
 def gate_table(
@@ -108,8 +126,7 @@ for pair in found["relations"]:
         )
     )
     usage = f"""\
-import modeling_more
-from modeling_more.pipelines import predict
+from modeling_more import predict
 from transformers import AutoProcessor, {auto}
 
 model = {auto}.from_pretrained({name!r})

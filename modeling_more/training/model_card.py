@@ -44,8 +44,7 @@ _SECRET_VALUE = re.compile(
 
 USAGE = {
     "token-classification": """\
-import modeling_more
-from modeling_more.pipelines import predict
+from modeling_more import predict
 from transformers import AutoModelForTokenClassification, AutoProcessor
 
 model = AutoModelForTokenClassification.from_pretrained({model!r})
@@ -55,8 +54,7 @@ post = {{"text": "Rivera joins Northfield United"}}
     print(entity["type"], entity["text"], round(entity["score"], 3))
 """,
     "text-classification": """\
-import modeling_more
-from modeling_more.pipelines import predict
+from modeling_more import predict
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 model = AutoModelForSequenceClassification.from_pretrained({model!r})

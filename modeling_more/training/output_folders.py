@@ -180,7 +180,9 @@ def published(folder: Path, predictions: bool) -> list[str]:
 
 def _check_overwriting(args: Arguments, folder: Path) -> None:
     """See that `--overwrite_output_dir` deletes a run, nothing else, and nothing that this run reads."""
-    given = {name: value for part in vars(args).values() for name, value in vars(part).items() if name in INPUTS and value}
+    given = {
+        name: value for part in vars(args).values() for name, value in vars(part).items() if name in INPUTS and value
+    }
     for name, value in given.items():
         for one in value if isinstance(value, list) else [value]:
             if Path(one).exists() and Path(one).resolve().is_relative_to(folder.resolve()):

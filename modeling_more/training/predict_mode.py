@@ -1,4 +1,4 @@
-"""`--do_predict`: posts without labels, with the knowledge that the expert reads, and what it says of them."""
+"""Predict mode: posts without labels, with the knowledge that the expert reads, and what it says of them."""
 
 from __future__ import annotations
 
@@ -9,37 +9,48 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import AutoProcessor
 
-from ..data.sources import Posts
+from ..data.tasks import Task
+from ..encoding import EXPERT_KNOWLEDGE
 from ..files import write_jsonl
-from ..pipelines import predict
-from ..posts import KNOWLEDGE_COLUMNS
-from ..processing_more import MoReProcessor
+from ..pipelines import MoRePipeline
+from ..posts import KNOWLEDGE_COLUMNS, Posts
 from .arguments import Arguments
-from .expert_outputs import EXPERT_KNOWLEDGE
+from .command_line import one_sentence_errors
 from .experts import add_expert_knowledge
-from .models import SAVED, load_processor, model_kind
+from .models import SAVED, load_expert, load_processor, model_kind
 from .retrieval import knowledge_column, retrieved
-from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
 
+def predict_alone(task: Task, args: Arguments, accelerator: Accelerator) -> dict[str, Any]:
+    """Predict the posts of `--predict_file` with a saved expert or mixture; there are no scores to return."""
+    with one_sentence_errors():
+        posts = posts_to_predict(task, args, False, accelerator)
+        processor = load_processor(task, args.model, accelerator)
+        expert = load_expert(task, args.model, accelerator)
+    batch_size = args.training.per_device_eval_batch_size
+    pipeline = task.pipeline_class(expert, processor, accelerator, batch_size)
+    write_predictions(Path(args.training.output_dir), pipeline, posts)
+    return {}
+
+
 def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: Accelerator) -> Posts:
-    """The posts of `--predict_file`, split into words as the expert's training posts were, with their knowledge."""
-    data, model, _, _, mixture = args
+    """Return the posts of `--predict_file`, split into words as the expert's training posts were, with their knowledge."""
+    data = args.data
     splitter, column = data.splitter, knowledge_column(data.retrieval)  # of an expert that this run trains
     processor: Any = None
     if training and data.retrieval == "moe":
-        processor = AutoProcessor.from_pretrained(mixture.experts[0])
-    elif not training or model_kind(model) in SAVED:
-        processor = load_processor(task, model, accelerator)
+        processor = AutoProcessor.from_pretrained(args.mixture.experts[0])
+    elif not training or model_kind(args.model) in SAVED:
+        processor = load_processor(task, args.model, accelerator)
     if processor is not None:
         splitter = processor.splitter
         read = {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
         column = read.pop() if len(read) == 1 else None
-    posts = task.read_posts(str(data.predict_file), splitter, column or KNOWLEDGE_COLUMNS[0], data.columns)
+    posts = task.read_unlabelled(str(data.predict_file), splitter, column or KNOWLEDGE_COLUMNS[0], data.columns)
     if data.retrieval == "moe":
-        add_expert_knowledge(posts, data, mixture.experts)
+        add_expert_knowledge(posts, data, args.mixture.experts)
     elif data.knowledge:
         for post, entries in zip(posts, retrieved(data, posts), strict=True):
             post[str(knowledge_column(data.retrieval))] = entries
@@ -55,11 +66,9 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
     return posts
 
 
-def write_predictions(
-    output: Path, model: Any, processor: MoReProcessor, posts: Posts, training: Any, accelerator: Accelerator
-) -> None:
-    """What the expert or mixture says of these posts, into `predictions/predict.jsonl`."""
-    read = getattr(processor, "processors", [processor])
+def write_predictions(output: Path, pipeline: MoRePipeline, posts: Posts) -> None:
+    """Write what an expert or mixture says of these posts into `predictions/predict.jsonl`."""
+    read = getattr(pipeline.processor, "processors", [pipeline.processor])
     given = len(posts[0].get(EXPERT_KNOWLEDGE) or read)
     if given != len(read):
         raise SystemExit(f"error: --experts names {given} experts, the mixture has {len(read)}")
@@ -67,8 +76,8 @@ def write_predictions(
     lacking = sorted(column for column in columns if not any(post.get(column) for post in posts))
     if lacking and not any(EXPERT_KNOWLEDGE in post for post in posts):
         logger.warning("no post has %s: the words alone are read there", ", ".join(lacking))
-    found = predict(model, processor, posts, training.per_device_eval_batch_size, accelerator)
-    if accelerator.is_main_process:
+    found = pipeline(posts)
+    if pipeline.accelerator.is_main_process:
         path = output / "predictions" / "predict.jsonl"
         write_jsonl(path, found)
         logger.info("%d posts read: %s", len(found), path)

@@ -7,26 +7,26 @@ import logging
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..files import copy_folder, write_json
+from accelerate import Accelerator
+
+from ..data.tasks import Task
+from ..files import apply_umask, copy_folder, write_json
 from ..naming import without_folder
+from ..pipelines import MoRePipeline
+from ..posts import Posts
 from .arguments import Arguments
+from .mixture_report import card_parts
 from .model_card import scored_parts, write_model_card
-from .output_folders import OPTIONS, RESULTS, forget_predictions, published
-from .tasks import Task
+from .output_folders import OPTIONS, RESULTS, forget_predictions, published, suffix_beside_record
+from .predict_mode import write_predictions
 
 logger = logging.getLogger(__name__)
 
 NAMING_FOLDERS = (OPTIONS, RESULTS)  # say where a run read; their copies on the Hub don't
-
-
-def options_of(args: Arguments) -> dict[str, Any]:
-    """Every option of a run, as an options file holds them; who repeats the run does not mean to delete it."""
-    return {key: value for part in args for key, value in asdict(part).items()} | {"overwrite_output_dir": False}
 
 
 def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
@@ -36,13 +36,60 @@ def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any
     history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
     more = {}
     if "experts" in best:  # over several seeds: the weights and gains of the one whose model this is
-        from .mixture_report import card_parts
-
-        more = card_parts(best, task.pipeline_tag, args[3].hub_model_id or output.resolve().name)
-    if not args[3].do_train:
-        told = scored_parts(args[3].hub_model_id or args[1].model_name_or_path, task.pipeline_tag, args[0].retrieval)
+        more = card_parts(best, task.pipeline_tag, args.hub.hub_model_id or output.resolve().name)
+    if not args.training.do_train:
+        told = scored_parts(
+            args.hub.hub_model_id or args.model.model_name_or_path, task.pipeline_tag, args.data.retrieval
+        )
         more = told | more | {"description": told["description"]}
-    write_model_card(output, results, options_of(args), command, history, task=task.pipeline_tag, **more)
+    write_model_card(output, results, args.options(), command, history, task=task.pipeline_tag, **more)
+
+
+def save_run(
+    task: Task, args: Arguments, pipeline: MoRePipeline, results: dict[str, Any], to_predict: Posts, command: str
+) -> None:
+    """Write model, processor, scores, options and card, and the predictions that were asked for.
+
+    Of a model that was only scored its scores alone, unless they are to be published with it; beside the record of a
+    training they have a name of their own.
+    """
+    accelerator = pipeline.accelerator
+    output = Path(args.training.output_dir)
+    suffix = suffix_beside_record(args)
+    if to_predict:
+        write_predictions(output, pipeline, to_predict)
+    if accelerator.is_main_process and suffix:
+        write_json(output / f"scores{suffix}.json", results)
+        logger.info("%s keeps its record: scores are in scores%s.json, predictions/*%s.jsonl", output, suffix, suffix)
+    elif accelerator.is_main_process:
+        if args.training.do_train or args.hub.push_to_hub:
+            pipeline.core.save_pretrained(output)
+            pipeline.processor.save_pretrained(output)
+            apply_umask(output)
+        write_json(output / "all_results.json", results)
+        write_json(output / "arguments.json", args.options())
+        write_card(task, args, output, results, command)
+        logger.info("written: %s", output)
+    accelerator.wait_for_everyone()
+
+
+def finish(
+    task: Task, args: Arguments, accelerator: Accelerator, all_results: list[dict[str, Any]], command: str
+) -> dict[str, Any]:
+    """Write what several seeds came to, log the scores, publish where that is asked for; return the results."""
+    results, output = all_results[0], Path(args.training.output_dir)
+    if accelerator.is_main_process:
+        if len(all_results) > 1:
+            results = over_seeds(all_results, args.seeds)
+            adopt_best(output, all_results)
+            write_json(output / RESULTS, results)
+            write_json(output / OPTIONS, args.options())
+            write_card(task, args, output, results, command)
+        log_scores(results, task.shown)
+        if args.hub.push_to_hub:
+            push(output, str(args.hub.hub_model_id), args.hub.hub_private, args.hub.push_predictions)
+    accelerator.wait_for_everyone()
+    return results
 
 
 def over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:

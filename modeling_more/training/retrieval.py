@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
+from ..posts import Posts
 from .arguments import DataArguments
 from .checks import MILVUS, check_retrieval
 
 if TYPE_CHECKING:
-    from ..data.sources import Posts  # which imports this module
     from ..knowledge.attach import TextRetriever
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_more.data_collator import LengthBatchSampler, MoReDataCollator
-from modeling_more.pipelines import encode_posts
+from modeling_more.encoding import encode_posts
 from modeling_more.processing_more import MoReProcessor
 from modeling_more.tagging import bioes_labels
 

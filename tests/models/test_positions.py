@@ -17,7 +17,7 @@ from modeling_more import (
     MoReProcessor,
     predict,
 )
-from modeling_more.pipelines import encode_posts
+from modeling_more.encoding import encode_posts
 from modeling_more.positions import position_limit, position_limit_of
 from modeling_more.tagging import bioes_labels
 from modeling_more.training.loop import TrainingArguments, make_accelerator, train

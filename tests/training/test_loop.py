@@ -6,7 +6,7 @@ from transformers import AutoModelForTokenClassification
 
 import run_ner
 from modeling_more import MoReForTokenClassification, MoReProcessor
-from modeling_more.pipelines import encode_posts
+from modeling_more.encoding import encode_posts
 from modeling_more.tagging import bioes_labels
 from modeling_more.training.loop import TrainingArguments, train
 from ner_runs import options, posts, read, read_lines, write_jsonl

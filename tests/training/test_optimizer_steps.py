@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from modeling_more import MoReForRelationExtraction, MoReForTokenClassification, MoReProcessor
 from modeling_more.data_collator import LengthBatchSampler, MoReDataCollator
-from modeling_more.pipelines import encode_posts
+from modeling_more.encoding import encode_posts
 from modeling_more.tagging import bioes_labels
 from modeling_more.training.loop import TrainingArguments, make_accelerator, train
 from ner_runs import ROOT, posts

@@ -1,0 +1,138 @@
+"""What differs between entities and relations: how their rows are read, which models read them, how they are scored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..metrics import entity_counts, entity_scores, relation_counts, relation_scores
+from ..modeling_mixture import MoReMixtureForRelationExtraction, MoReMixtureForTokenClassification
+from ..modeling_more import MoReForRelationExtraction, MoReForTokenClassification
+from ..naming import nearest
+from ..pipelines import EntityPipeline, MoRePipeline, Prediction, RelationPipeline
+from ..posts import Posts, Row
+from ..tagging import bio_to_bioes, bioes_labels, entity_types, spans_to_bio, tags_to_spans
+from .entity_formats import check_post, read_labelled, read_posts
+from .relation_formats import ENTITY_DATA, check_pair, read_pairs, read_relations
+from .rows import check_tag, clean_label
+from .text_files import RELATION_DATA
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What tells one task from the other.
+
+    Attributes:
+        script: the script that trains it.
+        pipeline_tag: the task's name on the Hub.
+        markers: whether entities are marked in the text, as the pairs of relations are.
+        label: the column of rows that holds the labels.
+        columns: sets of columns; rows have all of one set.
+        foreign: columns of the other task; rows that have one are refused with `foreign_data`.
+        read: reader of a labelled file, (path, labels or None, splitter, knowledge column, columns=).
+        read_unlabelled: reader of posts to predict on, (path, splitter, knowledge column, columns).
+        check: of one row of another source, see `check_post`.
+        check_label: (label, place, None) -> the label as it is meant.
+        types: entity types, or relations, among labels.
+        labels: (types, name of the class of no relation) -> the model's labels, in their order.
+        label_ids: (labels of a row, label2id) -> what the mixture learns from.
+        model_class, mixture_class, pipeline_class: what reads the posts.
+        scores: (predicted labels, gold labels, name of the class of no relation) -> scores, "f1" among them.
+        counts: the same -> int [posts, 3], what is right, predicted, and in the reference, for the bootstrap.
+        shown: scores that are logged at the end, besides dev_f1 and test_f1.
+        prediction: (labels) -> fields of a row of the predictions file, besides those that users see.
+    """
+
+    script: str
+    pipeline_tag: str
+    markers: bool
+    label: str
+    columns: tuple[tuple[str, ...], ...]
+    foreign: frozenset[str]
+    foreign_data: str
+    read: Callable[..., Posts]
+    read_unlabelled: Callable[..., Posts]
+    check: Callable[..., Row]
+    check_label: Callable[[str, str, None], str]
+    types: Callable[[Iterable[str]], list[str]]
+    labels: Callable[[Sequence[str], str], list[str]]
+    label_ids: Callable[[Any, dict[str, int]], Any]
+    model_class: Any
+    mixture_class: Any
+    pipeline_class: type[MoRePipeline]
+    scores: Callable[[Sequence[Any], Sequence[Any], str], dict[str, Any]]
+    counts: Callable[[Sequence[Any], Sequence[Any], str], np.ndarray]
+    shown: tuple[str, ...]
+    prediction: Callable[[Any], Row]
+
+    def score(self, found: Sequence[Prediction], posts: Posts, none_relation: str) -> dict[str, Any]:
+        """Return the scores of predictions for these posts."""
+        return self.scores([one.labels for one in found], [post[self.label] for post in posts], none_relation)
+
+    def count(self, found: Sequence[Prediction], posts: Posts, none_relation: str) -> np.ndarray:
+        """Return what is right, predicted, and in the reference of each post, int [posts, 3]."""
+        return self.counts([one.labels for one in found], [post[self.label] for post in posts], none_relation)
+
+
+def relation_labels(types: Sequence[str], none_relation: str) -> list[str]:
+    """Return the relations with the class of no relation first; warn where the data have none."""
+    if none_relation in types:
+        return [none_relation, *(label for label in types if label != none_relation)]
+    if types:  # else all labels are hidden
+        near = nearest(none_relation, types)
+        logger.warning("no pair is labelled %s: F1 counts every label (see --none_relation)%s", none_relation, near)
+    return list(types)
+
+
+ENTITIES = Task(
+    script="run_ner.py",
+    pipeline_tag="token-classification",
+    markers=False,
+    label="ner_tags",
+    columns=(("tokens", "ner_tags"), ("tokens", "tags"), ("text", "spans")),
+    foreign=frozenset({"relation", "h", "head"}),
+    foreign_data=RELATION_DATA,
+    read=read_labelled,
+    read_unlabelled=read_posts,
+    check=check_post,
+    check_label=check_tag,
+    types=entity_types,
+    labels=lambda types, _: bioes_labels(types),
+    label_ids=lambda tags, label2id: [label2id[tag] for tag in bio_to_bioes(tags)],
+    model_class=MoReForTokenClassification,
+    mixture_class=MoReMixtureForTokenClassification,
+    pipeline_class=EntityPipeline,
+    scores=lambda found, gold, _: entity_scores(found, gold),
+    counts=lambda found, gold, _: entity_counts(found, gold),
+    shown=("test_strict_f1",),
+    prediction=lambda tags: {"tags": spans_to_bio(tags_to_spans(tags), len(tags))},  # in BIO, as the gold ones
+)
+RELATIONS = Task(
+    script="run_re.py",
+    pipeline_tag="text-classification",
+    markers=True,
+    label="relation",
+    columns=(("tokens", "head", "tail", "relation"), ("text", "head", "tail", "relation")),
+    foreign=frozenset({"ner_tags"}),
+    foreign_data=ENTITY_DATA,
+    read=read_relations,
+    read_unlabelled=read_pairs,
+    check=check_pair,
+    check_label=lambda label, where, _: clean_label(label, where),
+    types=lambda labels: list(dict.fromkeys(labels)),
+    labels=relation_labels,
+    label_ids=lambda relation, label2id: label2id[relation],
+    model_class=MoReForRelationExtraction,
+    mixture_class=MoReMixtureForRelationExtraction,
+    pipeline_class=RelationPipeline,
+    scores=relation_scores,
+    counts=relation_counts,
+    shown=("test_accuracy", "test_macro_f1"),
+    prediction=lambda relation: {"relation": relation},
+)

@@ -1,0 +1,182 @@
+"""Posts as what a collator reads, and batches of them in which nothing is trained."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .data_collator import TEXT_ONLY
+from .processing_mixture import MoReMixtureProcessor
+from .processing_more import MoReProcessor
+from .tagging import bio_to_bioes
+
+logger = logging.getLogger(__name__)
+
+#: the column of a post's knowledge for each expert of a mixture, in their order
+EXPERT_KNOWLEDGE = "expert_knowledge"
+IMAGES_AT_ONCE = 256  # decoded pictures are large
+
+Post = Mapping[str, Any]
+EncodedPost = dict[str, Any]
+Result = TypeVar("Result")
+
+
+def encode_posts(
+    posts: Sequence[Mapping[str, Any]],
+    processor: MoReProcessor,
+    label2id: Mapping[str, int] | None = None,
+    two_views: bool = False,
+    truncate: bool = False,
+    use_knowledge: bool = True,
+    progress: bool = False,
+) -> list[EncodedPost]:
+    """Return rows {tokens, ner_tags (BIO strings)?, knowledge column?}, or of relations {tokens, head, tail, relation?,
+    …}, as the collator's input.
+
+    Args:
+        posts: the rows; those of a training split carry `ner_tags` or `relation`.
+        label2id: BIOES label ids, or those of the relations; None leaves the labels out.
+        two_views: also encode the words alone, for the second view.
+        truncate: cut words that do not fit (training on entities) instead of reading them in windows.
+        use_knowledge: False reads the words alone.
+    """
+    encoded: list[EncodedPost] = []
+    column = processor.knowledge_column if use_knowledge else None
+    for first in tqdm(range(0, len(posts), 1000), desc="tokenise", disable=not progress, unit_scale=1000):
+        chunk = [posts[index] for index in range(first, min(first + 1000, len(posts)))]
+        words = [post["tokens"] for post in chunk]
+        knowledge = [post.get(column) for post in chunk] if column else None
+        pairs = [(post["head"], post["tail"]) for post in chunk] if processor.markers else None
+        views = [processor.encode(words, knowledge, pairs, truncate)]
+        if two_views:
+            views.append(processor.encode(words, None, pairs, truncate))
+        for post, *inputs in zip(chunk, *views, strict=True):
+            row: EncodedPost = {"index": len(encoded)}
+            for prefix, view in zip(("", TEXT_ONLY), inputs, strict=False):
+                row |= {prefix + key: value for key, value in view.items()}
+                # a third of a list's memory
+                row[prefix + "input_ids"] = [array("i", ids) for ids in view["input_ids"]]
+            if label2id is not None and processor.markers:
+                row["label"] = label2id[post["relation"]]
+            elif label2id is not None:
+                tags = bio_to_bioes(post["ner_tags"])
+                row["labels"] = [label2id[tag] for tag in tags[: len(row["word_positions"])]]
+            encoded.append(row)
+    return encoded
+
+
+def encode_for_experts(posts: Sequence[Post], processor: MoReMixtureProcessor) -> list[dict[str, Any]]:
+    """Return each post as every expert reads it, with its own item of `EXPERT_KNOWLEDGE`, and as words alone."""
+    encoded: list[dict[str, Any]] = []
+    for first in range(0, len(posts), 1000):
+        chunk = posts[first : first + 1000]
+        words = [post["tokens"] for post in chunk]
+        pairs = [(post["head"], post["tail"]) for post in chunk] if processor.markers else None
+        knowledge = list(zip(*(post[EXPERT_KNOWLEDGE] for post in chunk), strict=True))
+        for row in processor.encode(words, knowledge, pairs):
+            encoded.append({"index": len(encoded), **row})
+    return encoded
+
+
+def evaluation_loader(
+    encoded: Sequence[EncodedPost],
+    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    accelerator: Accelerator,
+    batch_size: int,
+) -> DataLoader[Any]:
+    """Return a loader whose batches hold posts of like length, the longest first, and the `index` of each post.
+
+    Args:
+        encoded: posts as `encode_posts` or `encode_for_experts` gives them.
+    """
+
+    def length(post: EncodedPost) -> int:
+        views = post["experts"] if "experts" in post else [post]
+        return sum(len(row) for view in views for row in view["input_ids"])
+
+    by_length = sorted(encoded, key=length, reverse=True)
+    # not through the accelerator, whose checkpoints would keep a sampler for every evaluation
+    return prepare_data_loader(
+        DataLoader(by_length, batch_size=batch_size, collate_fn=collate),  # type: ignore[arg-type]
+        accelerator.device,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        put_on_device=True,
+    )
+
+
+def map_batches(
+    encoded: Sequence[EncodedPost],
+    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    compute: Callable[[dict[str, Any]], list[Result]],
+    accelerator: Accelerator,
+    batch_size: int,
+    description: str,
+) -> list[Result]:
+    """Return what `compute(batch)` makes of each post, without gradients, gathered from all processes.
+
+    Args:
+        encoded, collate: see `evaluation_loader`; `compute` gets the batch without `index`.
+
+    Returns:
+        a result for each post, in the order of `encoded`.
+    """
+    found: dict[int, Result] = {}
+    loader = evaluation_loader(encoded, collate, accelerator, batch_size)
+    for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
+        index = batch.pop("index").tolist()
+        with torch.no_grad():
+            results = compute(batch)
+        rows = list(zip(index, results, strict=True))
+        found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))
+    return [found[post["index"]] for post in encoded]
+
+
+def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tensor, Tensor]:
+    """Return embeddings [P, D] of the `image` that posts carry, and whether each has a usable one [P]."""
+    vectors, usable = torch.zeros(len(posts), config.image_dim), torch.zeros(len(posts), dtype=torch.bool)
+    given = [row for row, post in enumerate(posts) if post.get("image") is not None]
+    if not given:
+        return vectors, usable
+    from modeling_more.knowledge.pictures import ImageError, open_image
+
+    if encoder is None:
+        from modeling_more.knowledge.image import ImageEncoder
+
+        if config.image_model is None:
+            raise ValueError("the mixture does not tell by which tower its gate sees images: give an image_encoder")
+        encoder = ImageEncoder(config.image_model)
+    if encoder.dimension != config.image_dim:
+        raise ValueError(
+            f"the gate reads {config.image_dim} image features, {encoder.label} gives {encoder.dimension}: "
+            f"the tower must be {config.image_model or 'that of the training'}"
+        )
+    # all pairs of a post share its image; of different ones only so many are open at once
+    rows_of: dict[Any, list[int]] = {}
+    for row in given:
+        image = posts[row]["image"]
+        rows_of.setdefault(image if isinstance(image, str | Path) else id(image), []).append(row)
+    same = list(rows_of.values())
+    for first in tqdm(range(0, len(same), IMAGES_AT_ONCE), desc="images", disable=len(same) < IMAGES_AT_ONCE):
+        opened, pictures = [], []
+        for rows in same[first : first + IMAGES_AT_ONCE]:
+            try:
+                pictures.append(open_image(posts[rows[0]]["image"]))
+                opened.append(rows)
+            except ImageError as error:
+                logger.warning("the image of post %s can't be used: %s", posts[rows[0]].get("id", rows[0]), error)
+        if opened:
+            for rows, vector in zip(opened, torch.from_numpy(np.array(encoder.embed(pictures))), strict=True):
+                vectors[rows], usable[rows] = vector, True
+    return vectors, usable

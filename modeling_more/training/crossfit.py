@@ -1,0 +1,117 @@
+"""Crossfit: the gate learns from all training posts, each as experts say it that were trained on the other folds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..encoding import EXPERT_KNOWLEDGE
+from ..posts import Posts
+from .arguments import Arguments, DataArguments, HubArguments, MixtureArguments, ModelArguments, TrainingArguments
+from .expert_outputs import mixed
+from .experts import Expert
+from .posts import post_digest
+
+logger = logging.getLogger(__name__)
+
+MADE_OF = "made_of.txt"  # of a finished fold: a digest of the posts and options that made its expert
+
+
+class Fold(NamedTuple):
+    """An expert to be trained anew on the posts outside a fold: the options, and the splits of posts."""
+
+    args: Arguments
+    posts: dict[str, Posts]
+
+
+def folds_of(posts: Posts, folds: int) -> list[int]:
+    """Return the fold of each post, alike for all rows of one post."""
+    return [post_digest(post) % folds for post in posts]
+
+
+def fold_folder(output_dir: str, expert: Expert, fold: int) -> str:
+    """Return the folder of an expert that was trained without a fold."""
+    return str(Path(output_dir) / "crossfit" / f"{expert.name}-{fold}")
+
+
+def folds_to_train(
+    args: Arguments, experts: Sequence[Expert], splits: dict[str, Posts], accelerator: Accelerator
+) -> Iterator[Fold]:
+    """Yield the experts that are yet to be trained for `--gate_data crossfit`; each counts as trained when the next
+    one is asked for.
+
+    Args:
+        splits: the posts of the mixture, with what each expert reads in `EXPERT_KNOWLEDGE`.
+    """
+    if args.mixture.gate_data != "crossfit" or not args.training.do_train:
+        return
+    training, folds = args.training, folds_of(splits["train"], args.mixture.crossfit_folds)
+    for fold in sorted(set(folds)):
+        for number, expert in enumerate(experts):
+            column = expert.processor.knowledge_column or "knowledge"
+            own = {
+                split: [{**post, column: post[EXPERT_KNOWLEDGE][number]} for post in rows]
+                for split, rows in (
+                    ("train", [post for post, one in zip(splits["train"], folds, strict=True) if one != fold]),
+                    ("validation", splits["validation"]),
+                )
+            }
+            folder = Path(fold_folder(training.output_dir, expert, fold))
+            # the gate's images are tensors, and no expert reads them
+            told = [[{**post, "image": None, "has_image": None} for post in rows] for rows in own.values()]
+            made_of = hashlib.sha256(json.dumps([expert.options, told], default=str).encode()).hexdigest()[:32]
+            if (folder / MADE_OF).is_file() and (folder / MADE_OF).read_text(encoding="utf-8") == made_of:
+                continue  # of a run that was killed
+            logger.info(
+                "crossfit: expert %s without fold %d of %d", expert.name, fold + 1, args.mixture.crossfit_folds
+            )
+            again = expert.options_of(
+                TrainingArguments, output_dir=str(folder), seeds=[], resume_from_checkpoint=None, report_to=[],
+                save_checkpoints=False, use_cpu=training.use_cpu, bf16=training.bf16,
+                do_train=True, do_predict=False, overwrite_output_dir=False,
+            )  # fmt: skip
+            data = expert.options_of(DataArguments, holdout_fraction=0.0)
+            yield Fold(
+                Arguments(data, expert.options_of(ModelArguments), again, MixtureArguments(), HubArguments()), own
+            )
+            if accelerator.is_main_process:
+                (folder / MADE_OF).write_text(made_of, encoding="utf-8")
+
+
+def said_by_folds(
+    args: Arguments, experts: Sequence[Expert], posts: Posts, mixture_class: Any, features_of: Any, model: Any
+) -> list[Tensor]:
+    """Return the log-probabilities [Z, N, L] (or [Z, C]) of each post, by the experts that did not train on it.
+
+    Args:
+        features_of: (posts, description, mixture) -> what these experts say, see `expert_features`.
+        model: the mixture, whose order the labels have.
+    """
+    folds = folds_of(posts, args.mixture.crossfit_folds)
+    said: dict[int, Tensor] = {}
+    for fold in sorted(set(folds)):
+        rows = [row for row, one in enumerate(folds) if one == fold]
+        of_fold = mixture_class.from_experts(
+            [fold_folder(args.training.output_dir, expert, fold) for expert in experts],
+            names=[expert.name for expert in experts],
+            gate=args.mixture.gate,
+        ).to(model.device)
+        features = features_of([posts[row] for row in rows], f"fold {fold + 1}", of_fold)
+        features.images = None  # this mixture's own gate is not asked
+        # the fold's experts speak for themselves: their CRFs are others than those of the final experts
+        labels = [of_fold.config.label2id[label] for _, label in sorted(model.config.id2label.items())]
+        found = [
+            one[:, :length] if one.dim() == 3 else one
+            for output, mask in mixed(of_fold, features)
+            for one, length in zip(output.expert_log_probs.cpu(), mask.sum(1).tolist(), strict=True)
+        ]
+        for row, log_probs in zip(rows, found, strict=True):
+            said[row] = log_probs[..., labels]
+    return [said[row] for row in range(len(posts))]

@@ -1,0 +1,171 @@
+"""The posts of a mixture: joined by id as every expert reads them, with the embedding of each image."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig
+
+from ..configuration_mixture import MoReMixtureConfig
+from ..data.sources import check_trainable
+from ..data.tasks import Task
+from ..encoding import EXPERT_KNOWLEDGE
+from ..naming import loaded_from
+from ..posts import Posts
+from .arguments import Arguments, DataArguments, ModelArguments
+from .expert_outputs import image_features
+from .experts import Expert, load_experts
+from .posts import chosen, load_splits, with_knowledge
+from .retrieval import knowledge_column
+
+logger = logging.getLogger(__name__)
+
+
+def load_mixture_posts(
+    task: Task, args: Arguments, load_named: Callable[..., DatasetDict], names: Sequence[str]
+) -> tuple[dict[str, Posts], list[str], dict[str, Any]]:
+    """Return the splits with what every expert retrieves, joined by id, and the embedding of each post's image.
+
+    Returns:
+        rows with `EXPERT_KNOWLEDGE` (a list over the experts) and, where the gate sees images, `image` and
+        `has_image`; the types; what retrieval did, by expert.
+
+    Raises:
+        ValueError: an id that is missing or double for one of the experts.
+    """
+    data = args.data
+    experts = load_experts(args.mixture.experts)
+    tower = image_model_of(args, experts)  # before anything is searched: a model that is no mixture ends here
+    joined: dict[str, Posts] = {}
+    all_ids: dict[str, set[str]] = {}
+    types: list[str] = []
+    reports: dict[str, Any] = {}
+    for expert in experts:
+        own = expert.data(data)
+        source = load_splits(own, task, load_named, names)
+        if args.training.do_train:
+            check_trainable(source, task)
+        types = source.types
+        if joined and source.rows.keys() != joined.keys():
+            raise ValueError(
+                f"expert {expert.name} has the splits {', '.join(source.rows)}, {experts[0].name} has "
+                f"{', '.join(joined)}"
+            )
+        places = chosen(own, source)
+        for split, rows in source.rows.items():
+            if split in source.columns and "id" not in source.columns[split]:
+                raise ValueError(f"the {split} posts have no column id, by which their knowledge is joined")
+            at = {row["id"]: place for place, row in enumerate(rows)}
+            if len(at) < len(rows):
+                twice = next(id_ for id_, count in Counter(row["id"] for row in rows).items() if count > 1)
+                raise ValueError(f"the {split} posts of expert {expert.name} have the id {twice} twice: ids join them")
+            if expert is experts[0]:
+                all_ids[split] = set(at)
+                continue
+            if differing := sorted(at.keys() ^ all_ids[split]):
+                raise ValueError(
+                    f"the {split} posts of expert {expert.name} are not those of {experts[0].name}: "
+                    f"{len(differing)} ids are in one only, like {differing[0]}"
+                )
+            # experts may read other configurations of a data set, whose rows need not stand in one order
+            places[split] = [at[row["id"]] for row in joined[split]]
+        splits, report = with_knowledge(own, source, places)
+        if report:
+            reports[expert.name] = report
+        column = knowledge_column(own.retrieval)
+        for split, rows in splits.items():
+            if expert is experts[0]:
+                joined[split] = [{**row, EXPERT_KNOWLEDGE: []} for row in rows]
+            for row, own_row in zip(joined[split], rows, strict=True):
+                row[EXPERT_KNOWLEDGE].append(own_row.get(column) if column else None)
+    if tower is not None:
+        _add_images(task, args, experts, joined, load_named, names, tower)
+    return joined, types, reports
+
+
+def cache_of(args: Arguments) -> Path | None:
+    """Return where the experts' outputs and the tower's embeddings are kept; None where they are not."""
+    if not args.mixture.cache_expert_outputs:
+        return None
+    from ..knowledge.corpus import default_cache_dir
+
+    return Path(args.data.cache_dir) if args.data.cache_dir else default_cache_dir()
+
+
+def _add_images(
+    task: Task,
+    args: Arguments,
+    experts: Sequence[Expert],
+    joined: dict[str, Posts],
+    load_named: Callable[..., DatasetDict],
+    names: Sequence[str],
+    tower: str,
+) -> None:
+    """Embed the posts' images where there are any: a column `image`, or `--image_dir`."""
+    data = args.data
+    by_image = _by_image(data, experts)
+    image_dir = data.image_dir or by_image.image_dir
+    source = None
+    if image_dir is None:
+        # a published set may hold the pictures beside the knowledge that they found only
+        published = by_image.retrieval == "image" and not by_image.knowledge
+        own = replace(data, retrieval="image" if published else "none", knowledge=[])
+        source = load_splits(own, task, load_named, names)
+        if source.images.keys() != source.rows.keys():
+            logger.info("the posts come without images: the gate sees their text alone")
+            return
+    from ..knowledge import ImageEncoder
+    from ..knowledge.pictures import require_images
+
+    if data.image_dir is not None:  # that of an expert's training may lie elsewhere now, and is only warned of
+        require_images(data.image_dir, {split: [row["image_id"] for row in rows] for split, rows in joined.items()})
+    encoder = ImageEncoder(tower)
+    for split, rows in joined.items():
+        if source is None:
+            posts = Dataset.from_list([{"image_id": row["image_id"]} for row in rows])
+        else:
+            places = {row["id"]: place for place, row in enumerate(source.rows[split])}
+            if lacking := [row["id"] for row in rows if row["id"] not in places]:
+                raise ValueError(f"the {split} posts with images lack {len(lacking)} ids, like {lacking[0]}")
+            posts = source.images[split].select([places[row["id"]] for row in rows])
+        vectors, usable = image_features(posts, image_dir, encoder, cache_of(args))
+        for row, vector, one in zip(rows, vectors, usable, strict=True):
+            row["image"], row["has_image"] = vector, one
+    if data.image_dir is not None and not any(row["has_image"] for rows in joined.values() for row in rows):
+        raise ValueError(f"no image of the posts in {data.image_dir} can be used")
+
+
+def _by_image(data: DataArguments, experts: Sequence[Expert]) -> DataArguments:
+    """Return the options of the first expert that retrieves by image; without one, those of this run."""
+    return next((own for expert in experts if (own := expert.data(data)).retrieval == "image"), data)
+
+
+def image_model_of(args: Arguments, experts: Sequence[Expert]) -> str | None:
+    """Return the tower by which the gate sees images: the one that this run names, that a saved gate learned with, or that
+    an expert searched with; None for a gate that sees no images."""
+    data, model = args.data, args.model
+    given = data.image_model if data.image_model != DataArguments.image_model else None
+    if not args.training.do_train:
+        saved = _saved_config(model)
+        if saved.image_dim and not (given or saved.image_model):
+            raise ValueError(f"{model.model_name_or_path} does not tell its gate's image tower: give --image_model")
+        return given or saved.image_model if saved.image_dim else None
+    return (given or _by_image(data, experts).image_model) if args.mixture.gate_images else None
+
+
+def _saved_config(args: ModelArguments) -> MoReMixtureConfig:
+    """Return the configuration of the mixture that is to be scored; ValueError where `--model_name_or_path` is none."""
+    with loaded_from("--model_name_or_path", args.model_name_or_path):
+        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    if not isinstance(config, MoReMixtureConfig):
+        raise ValueError(
+            f"--retrieval moe with --no_do_train scores a saved mixture, {args.model_name_or_path} is "
+            f"{config.model_type}: give the mixture's folder or Hub id as --model_name_or_path, or drop --no_do_train"
+        )
+    return config

@@ -1,0 +1,147 @@
+"""What an optimizer step is made of: groups of parameters, their rates, and the loss of an epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..data_collator import TEXT_ONLY, BatchShare, LengthBatchSampler
+from ..positions import position_limit
+from .arguments import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def make_sampler(posts: Sequence[Mapping[str, Any]], args: TrainingArguments, processes: int) -> LengthBatchSampler:
+    """Return the sampler of the training batches, which gives every process as many.
+
+    Args:
+        posts: encoded posts, of an expert or of a mixture.
+    """
+    views = [post.get("experts") or [post] for post in posts]
+    return LengthBatchSampler(
+        [sum(len(ids) for view in one for ids in view["input_ids"]) for one in views],
+        args.per_device_train_batch_size,
+        args.max_tokens_per_batch,
+        seed=args.seed,
+        by_length=args.group_by_length,
+        multiple_of=processes,
+    )
+
+
+def batches_per_step(accelerator: Accelerator) -> int:
+    """Return the number of batches that an optimizer step is made of, over all processes."""
+    # of the accelerator, not of the arguments: `accelerate launch` may have said otherwise
+    return accelerator.num_processes * accelerator.gradient_accumulation_steps
+
+
+def steps_of_epochs(sampler: LengthBatchSampler, epochs: int, accelerator: Accelerator) -> list[int]:
+    """Return the number of optimizer steps of each epoch."""
+    return [math.ceil(batches / batches_per_step(accelerator)) for batches in sampler.batches_in(epochs)]
+
+
+def weights_of_labels(class_weights: Sequence[float] | None, posts: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """Return the weight of each encoded pair in a loss that is a weighted mean; None where it is a plain one."""
+    return None if class_weights is None else [class_weights[post["label"]] for post in posts]
+
+
+def check_lengths(model: Any, posts: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError for the first post with a longer row than the encoder reads: before the training, not amid it."""
+    limit = position_limit(model.encoder)
+    for number, post in enumerate(posts):
+        rows = (row for view in ("", TEXT_ONLY) for row in post.get(f"{view}input_ids", ()))
+        if limit is not None and (longest := max(map(len, rows), default=0)) > limit:
+            raise ValueError(
+                f"post {number} has {longest} sub-tokens, the encoder reads at most {limit}: encode the posts by a "
+                f"processor with max_length={limit}"
+            )
+
+
+def parameter_groups(model: torch.nn.Module, args: TrainingArguments) -> list[dict[str, Any]]:
+    """Return the CRF's parameters with their own learning rate, those of encoder and linear layer with the other."""
+    trained = [(f".{name}", parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    crf = [parameter for name, parameter in trained if ".crf." in name]  # also those of a mixture's experts
+    others = [parameter for name, parameter in trained if ".crf." not in name]
+    groups = [{"params": others, "lr": args.learning_rate}]
+    if crf:
+        rate = args.learning_rate if args.crf_learning_rate is None else args.crf_learning_rate
+        groups.append({"params": crf, "lr": rate})
+    return groups
+
+
+def learning_rate_factor(steps: Sequence[int], args: TrainingArguments) -> Callable[[int], float]:
+    """Return what the learning rates are multiplied with at each optimizer step, for epochs of so many steps.
+
+    Decay `"epoch"` is that of the authors' framework (`LinearLR` stepped once an epoch): epoch e of E, from 0, has the
+    factor 1 - e/E throughout. Training ends with a larger step than under decay `"step"`.
+    """
+    total, ends = sum(steps), list(accumulate(steps))
+    warmup = round(args.warmup_ratio * total)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if args.lr_decay == "epoch":
+            return 1 - min(bisect_right(ends, step), len(steps)) / len(steps)
+        return max(0.0, (total - step) / max(1, total - warmup))
+
+    return factor
+
+
+def follow_schedule(schedule: LambdaLR, step: int, epochs: int) -> None:
+    """Put a schedule at an optimizer step, and give the optimizer the rates that it has there.
+
+    A checkpoint brings the place and rates of its own run, which may have had other epochs or processes.
+    """
+    schedule.last_epoch = step
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    rates = [float(base * factor) for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+    if rates != (old := schedule.get_last_lr()):
+        logger.warning(
+            "the schedule is now that of %d epochs: the next step has the rate %.3g, that of the checkpoint's run was "
+            "%.3g there", epochs, rates[0], old[0],
+        )  # fmt: skip
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+class EpochLoss:
+    """The mean of each loss over the posts of an epoch, of all processes."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+        self.sums: dict[str, torch.Tensor] = {}
+        self.posts = self.batches = 0
+
+    def add(self, output: Any, share: BatchShare) -> float | None:
+        """Add the losses of a batch; return the mean so far every twenty batches, as it waits for the device.
+
+        Raises:
+            FloatingPointError: when that is not finite.
+        """
+        for key in ("loss", "nll_loss", "kl_loss"):
+            if output.get(key) is not None:
+                self.sums[key] = self.sums.get(key, 0) + output[key].detach().float() * share.posts
+        self.posts += share.posts
+        self.batches += 1
+        return self._so_far() if self.batches % 20 == 1 else None
+
+    def _so_far(self) -> float:
+        loss = self.sums["loss"].item()  # not finite as soon as one batch was not
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss became {loss} in epoch {self.epoch + 1}, by batch {self.batches}")
+        return loss / max(self.posts, 1)
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the means over all processes, each of which calls this."""
+        self._so_far()
+        posts = accelerator.reduce(torch.tensor(self.posts, device=accelerator.device), "sum").item()
+        return {key: accelerator.reduce(value, "sum").item() / posts for key, value in self.sums.items()}

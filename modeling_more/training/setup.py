@@ -1,0 +1,74 @@
+"""How a run starts and stops: devices and processes, the log, and what is said when it is interrupted."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs
+from transformers.utils import logging as transformers_logging
+
+from .arguments import Arguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    """Return the Accelerator of these arguments; what `accelerate launch` configured holds where they are silent."""
+    return Accelerator(
+        # LengthBatchSampler gives every process as many batches itself
+        dataloader_config=DataLoaderConfiguration(even_batches=False),
+        cpu=args.use_cpu,
+        mixed_precision="bf16" if args.bf16 else None,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=args.report_to or None,
+        project_dir=str(Path(args.output_dir) / "logs"),
+        # the first process may retrieve for hours while the others wait for it
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
+
+
+def warn_of_slow_cpu(accelerator: Accelerator, predict: bool = False) -> None:
+    """Log what makes a run on a CPU many times slower than it need be; of threads only where it does not `predict`."""
+    if accelerator.device.type != "cpu":
+        return
+    if accelerator.mixed_precision == "bf16" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        logger.warning("this CPU has no bf16 instructions: without --bf16 training is some ten times faster here")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not predict and accelerator.num_processes == 1 and torch.get_num_threads() == 1 < cores:
+        # what accelerate launch sets unless it was told otherwise
+        logger.warning(
+            "computing with one thread on %d cores: accelerate launch --num_cpu_threads_per_process %d uses them all",
+            cores, cores,
+        )  # fmt: skip
+
+
+def start_logging(accelerator: Accelerator) -> None:
+    """Log to the screen, from the main process more than from the others, and without the chatter of libraries."""
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for chatty in ("httpx", "accelerate", "faiss"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of weights, which are there at once
+
+
+@contextmanager
+def running(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
+    """Begin a run, and end it well: with its processes, or when it is interrupted with a sentence on how to go on."""
+    start_logging(accelerator)
+    warn_of_slow_cpu(accelerator, predict=args.posts is None)
+    try:
+        yield
+        accelerator.end_training()
+    except KeyboardInterrupt:
+        raise SystemExit(
+            f"\ninterrupted; the last complete epoch is kept: add --resume_from_checkpoint latest to go on "
+            f"(in {args.training.output_dir})"
+        ) from None
