@@ -11,70 +11,256 @@ accelerate launch run_ner.py --dataset twitter17 --retrieval moe --experts out/t
 python run_ner.py --model_name_or_path out --do_predict --predict_file posts.jsonl --output_dir predicted
 """
 
+# A whole run from top to bottom, to be read and changed: loss, optimizer, schedule and evaluation stand below in the
+# order in which they happen. run_re.py mirrors this file line by line: the repetition is wanted, each is read alone.
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from pathlib import Path
 from typing import Any
 
+from dataset_scripts import NAMES, RELATION_NAMES
+from modeling_more.training.arguments import Arguments
+from modeling_more.training.command_line import command_of, one_sentence_errors, read_arguments
+
+FOREIGN = (RELATION_NAMES, "this is relation data, use run_re.py")
+
+if __name__ == "__main__":  # before what takes seconds to import: help and mistyped options are answered at once
+    read_arguments(None, str(__doc__), *FOREIGN)
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
 import dataset_scripts
-from modeling_more.data.entity_formats import read_posts
-from modeling_more.data.sources import ENTITIES, Posts
-from modeling_more.metrics import entity_counts, entity_scores
-from modeling_more.modeling_mixture import MoReMixtureForTokenClassification
-from modeling_more.modeling_more import MoReForTokenClassification
-from modeling_more.pipelines import entities, predict_tags
-from modeling_more.tagging import bioes_labels, spans_to_bio, tags_to_spans
-from modeling_more.training.arguments import DataArguments, ModelArguments
-from modeling_more.training.runs import run
-from modeling_more.training.tasks import Task
+from modeling_more import MoReDataCollator, MoReForTokenClassification, MoReProcessor
+from modeling_more.data.tasks import ENTITIES
+from modeling_more.encoding import encode_posts, evaluation_loader
+from modeling_more.metrics import EntityF1
+from modeling_more.pipelines import EntityPipeline
+from modeling_more.posts import Posts
+from modeling_more.tagging import bioes_labels, valid_tags
+from modeling_more.training.checkpoints import (
+    check_checkpoint,
+    description,
+    load_best,
+    resume,
+    save_best,
+    save_checkpoint,
+)
+from modeling_more.training.evaluation import score_splits
+from modeling_more.training.mixture_posts import load_mixture_posts
+from modeling_more.training.mixture_runs import prepare_mixture, run_mixture
+from modeling_more.training.models import SAVED, encoder_options, load_saved, model_kind
+from modeling_more.training.optimization import (
+    EpochLoss,
+    batches_per_step,
+    check_lengths,
+    follow_schedule,
+    learning_rate_factor,
+    make_sampler,
+    parameter_groups,
+    steps_of_epochs,
+)
+from modeling_more.training.output_folders import begin_training
+from modeling_more.training.posts import check_splits, hold_out, load_posts
+from modeling_more.training.predict_mode import posts_to_predict, predict_alone
+from modeling_more.training.results import begin_results, count_cut, finish, save_run
+from modeling_more.training.retrieval import knowledge_column
+from modeling_more.training.score_mode import score_alone
+from modeling_more.training.setup import make_accelerator, running, start_trackers, stop_trackers
 
-Tags = tuple[list[str], list[float]]  # of a post, and the probability of each entity that they hold
-
-
-class EntityTask(Task):
-    """Named entities: words tagged in BIOES."""
-
-    script = "run_ner.py"
-    pipeline_tag = "token-classification"
-    schema = ENTITIES
-    model_class = MoReForTokenClassification
-    mixture_class = MoReMixtureForTokenClassification
-    shown = ("test_strict_f1",)
-
-    def labels(self, types: Sequence[str], data: DataArguments) -> list[str]:
-        return bioes_labels(types)
-
-    def model_options(
-        self, args: ModelArguments, data: DataArguments, posts: Posts, labels: list[str]
-    ) -> dict[str, Any]:
-        options = ("head", "kl_target_transitions", "word_dropout")
-        return {name: getattr(args, name) for name in options}
-
-    def read_posts(self, path: str, splitter: str, column: str, columns: Sequence[int] | None = None) -> Posts:
-        return read_posts(path, splitter, column, columns)
-
-    predict = staticmethod(predict_tags)
-
-    def score(self, model: Any, found: Sequence[Tags], posts: Posts, data: DataArguments) -> dict[str, Any]:
-        return entity_scores([tags for tags, _ in found], [post["ner_tags"] for post in posts])
-
-    def counts(self, model: Any, found: Sequence[Tags], posts: Posts, data: DataArguments) -> Any:
-        return entity_counts([tags for tags, _ in found], [post["ner_tags"] for post in posts])
-
-    def record(self, model: Any, found: Tags, post: dict[str, Any]) -> dict[str, Any]:
-        tags, scores = found
-        row: dict[str, Any] = {key: post[key] for key in ("id", "text", "tokens") if key in post}
-        row["tags"] = spans_to_bio(tags_to_spans(tags), len(tags))  # in BIO, as the gold ones
-        if post["ner_tags"] is not None:
-            row["gold"] = post["ner_tags"]
-        return row | {"entities": entities(post["tokens"], tags, scores, post.get("text"), post.get("offsets"))}
+logger = logging.getLogger("run_ner")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run with these arguments (default: the command line's); returns what `all_results.json` holds."""
-    return run(
-        EntityTask(), argv, str(__doc__), dataset_scripts.load, dataset_scripts.NAMES, dataset_scripts.RELATION_NAMES
-    )
+    """Run with these arguments (default: the command line's); return what `all_results.json` holds."""
+    args = read_arguments(argv, str(__doc__), *FOREIGN)
+    accelerator = make_accelerator(args.training)
+    command = command_of(ENTITIES.script, argv, accelerator.num_processes, accelerator.mixed_precision)
+    with running(args, accelerator):
+        if args.posts is None:
+            return predict_alone(ENTITIES, args, accelerator)
+        mixed = args.data.retrieval == "moe"
+        with one_sentence_errors():
+            with accelerator.main_process_first():
+                if mixed:
+                    posts, types, report = load_mixture_posts(ENTITIES, args, dataset_scripts.load, NAMES)
+                else:
+                    posts, types, report = load_posts(args.data, ENTITIES, dataset_scripts.load, NAMES, args.trains)
+            check_splits(posts, types, ENTITIES, args.trains)
+            to_predict = posts_to_predict(ENTITIES, args, True, accelerator) if args.training.do_predict else []
+        results = []
+        for one in args.each_seed():
+            if mixed:
+                mixture = prepare_mixture(ENTITIES, one, posts, types)
+                for fold in mixture.folds():  # experts that --gate_data crossfit wants trained anew
+                    train(fold.args, fold.posts, types, {}, [], command)
+                results.append(run_mixture(mixture, report, to_predict, command))
+            elif args.training.do_train:
+                results.append(train(one, posts, types, report, to_predict, command))
+            else:
+                results.append(score_alone(ENTITIES, one, posts, types, report, to_predict, command))
+        return finish(ENTITIES, args, accelerator, results, command)
+
+
+def train(
+    args: Arguments,
+    posts: dict[str, Posts],
+    types: list[str],
+    report: dict[str, Any],
+    to_predict: Posts,
+    command: str,
+) -> dict[str, Any]:
+    """Train and score an expert with one seed, and write all that is left of it; return its results.
+
+    Args:
+        posts: rows of the splits, with their knowledge.
+        types: entity types.
+        report: what retrieval did.
+        to_predict: posts of `--predict_file`.
+        command: the command line, for the card.
+    """
+    data, training = args.data, args.training
+    accelerator = make_accelerator(training)
+    set_seed(training.seed)
+
+    # processor and model: an encoder with a fresh head, or a saved expert that learns on
+    labels = bioes_labels(types)
+    with one_sentence_errors():
+        if model_kind(args.model) in SAVED:
+            model, processor = load_saved(ENTITIES, args, labels, accelerator)
+        else:
+            with accelerator.main_process_first():
+                processor = MoReProcessor.from_encoder_pretrained(
+                    args.model.model_name_or_path,
+                    tokenizer_options={"revision": args.model.model_revision},
+                    knowledge_column=knowledge_column(data.retrieval),
+                    top_k=data.top_k,
+                    knowledge_words=data.knowledge_words,
+                    max_length=data.max_length,
+                    overflow=data.overflow,
+                    splitter=data.splitter,
+                )
+                model = MoReForTokenClassification.from_encoder_pretrained(
+                    args.model.model_name_or_path,
+                    encoder_options=encoder_options(args.model),
+                    id2label=dict(enumerate(labels)),
+                    head=args.model.head,
+                    # one view is all there is without knowledge
+                    two_views="off" if data.retrieval == "none" else args.model.two_views,
+                    kl_temperature=args.model.kl_temperature,
+                    kl_target_transitions=args.model.kl_target_transitions,
+                    nll_weight=args.model.nll_weight,
+                    head_dropout=args.model.head_dropout,
+                    word_dropout=args.model.word_dropout,
+                )
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+
+    # posts to learn from, those that a gate will learn from later, and the folder of the run
+    learned, held_out, dev = *hold_out(posts["train"], data.holdout_fraction), posts["validation"]
+    made_of = description(args, learned, dev)
+    with one_sentence_errors():
+        check_checkpoint(training, made_of)
+    begin_training(args, accelerator)
+    results = begin_results(args, report, accelerator, learned, held_out)
+
+    # rows of sub-tokens, and batches of them
+    two_views = model.config.two_views != "off" and processor.knowledge_column is not None
+    show = accelerator.is_main_process
+    encoded = encode_posts(learned, processor, model.config.label2id, two_views, truncate=True, progress=show)
+    encoded_dev = encode_posts(dev, processor, progress=show)
+    check_lengths(model, encoded)
+    results |= count_cut(encoded)
+    collate = MoReDataCollator(processor)
+    sampler = make_sampler(encoded, training, accelerator.num_processes)
+    loader: Any = DataLoader(encoded, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+    dev_loader = evaluation_loader(encoded_dev, collate, accelerator, training.per_device_eval_batch_size)
+
+    # optimizer and schedule; fused takes a third of the time of the plain step on a CPU
+    fused = accelerator.device.type in ("cpu", "cuda")
+    groups = parameter_groups(model, training)
+    optimizer: Any = torch.optim.AdamW(groups, weight_decay=training.weight_decay, fused=fused)
+    steps = steps_of_epochs(sampler, training.num_train_epochs, accelerator)
+    schedule = LambdaLR(optimizer, learning_rate_factor(steps, training))
+    # not prepared by accelerate, which would step it once for each process: it steps here, once an optimizer step
+    accelerator.register_for_checkpointing(schedule)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    start_trackers(args, accelerator)
+    set_seed(training.seed, device_specific=True)  # from here on each process draws its own dropout
+    folder = Path(training.output_dir) / "checkpoints"
+    state = resume(accelerator, folder, training.resume_from_checkpoint)
+    if state.epoch:
+        follow_schedule(schedule, sum(steps[: state.epoch]), training.num_train_epochs)
+    metric = EntityF1(keep_in_memory=True)
+
+    for epoch in range(state.epoch, training.num_train_epochs):
+        if state.is_out_of_patience(training.early_stopping_patience):
+            break
+        # the loader counts its own epochs from 0 and would put the sampler back; behind a shard it does not reach it
+        loader.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        shares = sampler.shares(batches_per_step(accelerator))[accelerator.process_index :: accelerator.num_processes]
+        began, losses = time.perf_counter(), EpochLoss(epoch)
+        model.train()
+        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{training.num_train_epochs}", disable=not show)
+        for batch, share in zip(bar, shares, strict=True):
+            share.check(batch.pop("index"))
+            with accelerator.accumulate(model):
+                output = model(**batch)
+                # every post of a step weighs the same; backward divides by the accumulated batches
+                accelerator.backward(output.loss * share.scale)
+                if accelerator.sync_gradients and training.max_grad_norm > 0:
+                    accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    schedule.step()
+            if (mean := losses.add(output, share)) is not None:
+                bar.set_postfix(loss=f"{mean:.3f}")
+        means, seconds = losses.means(accelerator), time.perf_counter() - began
+
+        found = predict_dev(accelerator, model, dev_loader)
+        tags = [found[number] for number in range(len(dev))]
+        scores = metric.compute(predictions=tags, references=[post["ner_tags"] for post in dev])
+        if state.add(means, scores["f1"], seconds):
+            save_best(accelerator, model, folder)
+        accelerator.log({**means, "dev_f1": scores["f1"], "seconds": round(seconds, 1)}, step=state.epoch)
+        if training.save_checkpoints:
+            save_checkpoint(accelerator, folder, state, made_of)
+
+    stop_trackers(accelerator)
+    accelerator.free_memory(model, optimizer, loader)
+    results |= {"best_epoch": state.best_epoch, "history": state.history}
+
+    # the best epoch's model: scores with and without knowledge, predictions, card
+    best = load_best(MoReForTokenClassification, folder, accelerator.device)
+    pipeline = EntityPipeline(best, processor, accelerator, training.per_device_eval_batch_size)
+    results |= score_splits(ENTITIES, args, pipeline, posts)
+    save_run(ENTITIES, args, pipeline, results, to_predict, command)
+    return results
+
+
+def predict_dev(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader[Any]) -> dict[int, list[str]]:
+    """Return the BIOES tags of every post by its number, found by Viterbi and gathered from all processes."""
+    core: Any = accelerator.unwrap_model(model)
+    found: dict[int, list[str]] = {}
+    model.eval()
+    for batch in tqdm(loader, desc="dev", disable=not accelerator.is_main_process, leave=False):
+        numbers = batch.pop("index").tolist()
+        with torch.no_grad():
+            logits = model(**batch).logits
+        paths = core.decode(logits, batch["word_mask"])
+        tags = [valid_tags([core.config.id2label[label] for label in path]) for path in paths]
+        rows = list(zip(numbers, tags, strict=True))
+        found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))
+    return found
 
 
 if __name__ == "__main__":

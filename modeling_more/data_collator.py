@@ -91,6 +91,11 @@ class BatchShare(NamedTuple):
     scale: float
     mean_weight: float | None
 
+    def check(self, index: torch.Tensor) -> None:
+        """Raise RuntimeError where a batch with these rows is another one than was planned."""
+        if len(index) != self.rows:
+            raise RuntimeError("the batches are dealt out in another way than planned: use make_accelerator")
+
 
 class LengthBatchSampler(Sampler[list[int]]):
     """Shuffled batches of rows of like length: the order depends on the seed and the epoch alone.

@@ -26,7 +26,7 @@ from .posts import (
 )
 from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
-from .tagging import spans_to_bioes, tags_to_spans
+from .tagging import tags_to_spans, valid_tags
 
 logger = logging.getLogger(__name__)
 
@@ -230,9 +230,7 @@ class EntityPipeline(MoRePipeline):
         return shown
 
     def _tags(self, path: Sequence[int]) -> list[str]:
-        # an unconstrained path may be no valid BIOES: the tags are written as its spans are read
-        spans = tags_to_spans([self.core.config.id2label[label] for label in path])
-        return spans_to_bioes(spans, len(path))
+        return valid_tags([self.core.config.id2label[label] for label in path])
 
     def _scored(
         self, paths: Sequence[Sequence[int]], span_scores: Callable[..., Sequence[Tensor]]

@@ -73,6 +73,11 @@ def spans_to_bioes(spans: Iterable[tuple[int, int, str]], length: int) -> list[s
     return tags
 
 
+def valid_tags(tags: Sequence[str]) -> list[str]:
+    """Return tags as valid BIOES, with the spans that `tags_to_spans` reads: an unconstrained path may be none."""
+    return spans_to_bioes(tags_to_spans(tags), len(tags))
+
+
 def bio_to_bioes(tags: Sequence[str]) -> list[str]:
     """BIOES tags of a sentence tagged in BIO (or BIOES); a stray I- begins an entity."""
     return spans_to_bioes(tags_to_spans(tags), len(tags))

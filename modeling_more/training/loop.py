@@ -91,8 +91,7 @@ def train(
         wrapped.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_train_epochs}", disable=not accelerator.is_main_process)
         for batch, share in zip(bar, shares, strict=True):
-            if len(batch.pop("index")) != share.rows:
-                raise RuntimeError("the batches are dealt out in another way than planned: use make_accelerator")
+            share.check(batch.pop("index"))
             if share.mean_weight is not None:
                 batch["mean_class_weight"] = share.mean_weight
             with accelerator.accumulate(wrapped):

@@ -36,7 +36,7 @@ from .mixture_posts import cache_of, image_model_of
 from .mixture_report import report_gate
 from .models import load_expert, load_processor
 from .output_folders import begin_training, forget_predictions, suffix_beside_record
-from .results import save_run
+from .results import begin_results, save_run
 from .setup import make_accelerator
 
 logger = logging.getLogger(__name__)
@@ -121,14 +121,8 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
     """
     task, args, accelerator = run.task, run.args, run.accelerator
     names: list[str] = run.model.config.expert_names
-    results: dict[str, Any] = {
-        "seed": args.training.seed,
-        "dataset": args.data.dataset or args.data.train_file or args.data.test_file,
-        "retrieval": "moe",
-        "experts": {name: expert.source for name, expert in zip(names, run.experts, strict=True)},
-    }
-    if report:
-        results["retrieval_report"] = report
+    results = begin_results(args, report, accelerator)
+    results["experts"] = {name: expert.source for name, expert in zip(names, run.experts, strict=True)}
     if args.training.do_train:
         results |= {"gate_data": args.mixture.gate_data, "gate_posts": len(run.gate_posts)}
         trained = train_mixture(run)

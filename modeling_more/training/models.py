@@ -52,6 +52,12 @@ def load_saved(
     return expert, processor
 
 
+def encoder_options(args: ModelArguments) -> dict[str, Any]:
+    """Return the options with which the encoder is loaded."""
+    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    return {"revision": args.model_revision, **attention}
+
+
 def model_kind(args: ModelArguments) -> str:
     """Return the model type: that of an expert, of a mixture, or of an encoder."""
     with loaded_from("--model_name_or_path", args.model_name_or_path):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from ..data.sources import Source, check_trainable, load_source
+from ..data.sources import Source, check_trainable, is_labelled, load_source
 from ..data.tasks import Task
 from ..posts import Posts
 from .arguments import DataArguments
 from .retrieval import add_knowledge, check_column, knowledge_column, searchable
+
+logger = logging.getLogger(__name__)
 
 
 def load_posts(
@@ -113,6 +116,27 @@ def _searched(source: Source, split: str, places: Sequence[int]) -> Dataset:
     posts = searchable([source.rows[split][place] for place in places], source.columns.get(split))
     images = source.images.get(split)
     return posts if images is None else concatenate_datasets([posts, images.select(places)], axis=1)
+
+
+def check_splits(splits: Mapping[str, Posts], types: Sequence[str], task: Task, training: bool) -> None:
+    """Log what the splits hold, and raise ValueError where one is lacking that the run needs."""
+    logger.info("rows: %s; labels: %s", describe(splits), ", ".join(types))
+    for split, posts in splits.items():
+        if not is_labelled(posts, task):
+            logger.warning("the %s posts have no labels: they are predicted, not scored", split)
+    for split in ("train", "validation"):
+        if training and split not in splits:
+            raise ValueError(f"training needs a {split} split; there is {describe(splits)}")
+    if not {"validation", "test"} & splits.keys():
+        raise ValueError(f"there is nothing to score: no validation or test split, but {describe(splits)}")
+
+
+def hold_out(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
+    """Return the posts to train on and those that are held out, or end the program where none is left."""
+    kept, held = split_holdout(posts, fraction)
+    if not kept:
+        raise SystemExit(f"error: all {len(held)} training posts are held out: lower --holdout_fraction")
+    return kept, held
 
 
 def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:

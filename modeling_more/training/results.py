@@ -29,6 +29,43 @@ logger = logging.getLogger(__name__)
 NAMING_FOLDERS = (OPTIONS, RESULTS)  # say where a run read; their copies on the Hub don't
 
 
+def begin_results(
+    args: Arguments,
+    report: dict[str, Any],
+    accelerator: Accelerator,
+    learned: Posts | None = None,
+    held_out: Posts = [],  # noqa: B006
+) -> dict[str, Any]:
+    """Return what is known before anything is scored; of a training, write which posts it holds out.
+
+    Args:
+        report: what retrieval did.
+        learned: the posts that are trained on; None of a scoring.
+    """
+    results: dict[str, Any] = {
+        "seed": args.training.seed,
+        "dataset": args.data.dataset or args.data.train_file or args.data.test_file,
+        "retrieval": args.data.retrieval,
+    }
+    if report:
+        results["retrieval_report"] = report
+    if learned is not None:
+        results |= {"train_posts": len(learned), "held_out_posts": len(held_out)}
+        if accelerator.is_main_process:
+            write_json(Path(args.training.output_dir) / "holdout_ids.json", [post["id"] for post in held_out])
+    return results
+
+
+def count_cut(posts: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return, and log, how much of encoded training posts lies past max_length."""
+    cut = {f"train_{name}": sum(post[name] for post in posts) for name in ("cut_words", "cut_knowledge")}
+    if words := cut["train_cut_words"]:
+        logger.warning("%d words of training posts lie past max_length and are not learned from", words)
+    if knowledge := cut["train_cut_knowledge"]:
+        logger.info("%d sub-tokens of knowledge lie past max_length and are not read", knowledge)
+    return cut
+
+
 def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
     """The model card, of one run or of several seeds."""
     runs = results.get("runs", [results])

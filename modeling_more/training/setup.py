@@ -72,3 +72,17 @@ def running(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
             f"\ninterrupted; the last complete epoch is kept: add --resume_from_checkpoint latest to go on "
             f"(in {args.training.output_dir})"
         ) from None
+
+
+def start_trackers(args: Arguments, accelerator: Accelerator) -> None:
+    """Tell the trackers of `--report_to`, if any, the options of the run."""
+    if args.training.report_to:
+        options = args.options().items()
+        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}
+        accelerator.init_trackers("more", plain)
+
+
+def stop_trackers(accelerator: Accelerator) -> None:
+    """Finish the trackers of this training; `end_training` would also end the group of processes."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
