@@ -181,3 +181,40 @@ def files(tmp_path: Path) -> dict[str, str]:
         "cache": str(tmp_path / "cache"),
         "out": str(tmp_path / "out"),
     }
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of tiny image towers, by name."""
+    from image_knowledge import save_towers
+
+    return save_towers(tmp_path_factory.mktemp("towers"))
+
+
+@pytest.fixture(scope="session")
+def encoder(towers: dict[str, str]) -> Any:
+    """The tiny CLIP as an `ImageEncoder`."""
+    from modeling_more.knowledge import ImageEncoder
+
+    return ImageEncoder(towers["clip"], batch_size=4)
+
+
+@pytest.fixture
+def wiki(tmp_path: Path) -> Path:
+    """A small copy of Wikipedia's articles."""
+    from wikipedia_rows import save_wiki
+
+    return save_wiki(tmp_path / "wiki")
+
+
+@pytest.fixture
+def wit(tmp_path: Path) -> Path:
+    """A small copy of WIT, images with the articles that show them."""
+    from wikipedia_rows import save_wit
+
+    return save_wit(tmp_path / "wit")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MORE_CACHE", str(tmp_path / "more"))
