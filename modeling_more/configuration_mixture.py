@@ -1,4 +1,4 @@
-"""Configuration of the mixture: its experts' configurations and the gate that weighs them."""
+"""Configure a mixture: its experts' configurations and the gate that weighs them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class MoReMixtureConfig(PreTrainedConfig):
-    """Several experts, each a whole MoRe model, and a gate over the post's text and image.
+    """The configuration of several experts, each a whole MoRe model, and of a gate that weighs them.
 
     Args:
         experts: the experts' configurations, `MoReConfig.to_dict()` of each; the gate reads the first one's states.
         expert_names: short and unique, in the same order; the processor's folders are named after them.
         expert_sources: where each expert comes from: a Hub id or a folder (of copied experts its name only).
-        expert_digests: of experts only referred to: `weights_digest` of each, so that loading notices a change.
-        copy_experts: the checkpoint holds the experts' weights; off: it refers to `expert_sources`.
-        gate: one weight an expert for a whole `"post"` (the paper), or for each `"word"` (entities only).
-        gate_hidden: width of a hidden layer of the gate; 0: the gate is linear.
-        image_dim: dimension of the image features; 0: the gate sees no image.
+        expert_digests: `weights_digest` of each expert that is only referred to, so that loading notices a change.
+        copy_experts: whether a checkpoint holds the experts' weights; if not, it refers to `expert_sources`.
+        gate: whether an expert has one weight for a whole `"post"` (the paper) or for each `"word"` (entities only).
+        gate_hidden: width of the gate's hidden layer; 0 makes the gate linear.
+        image_dim: dimension of the image features; 0 shows the gate no image.
         image_model: the image tower that makes these features, a folder or a Hub id.
         image_dropout: probability with which a post's image is hidden from the gate in training, so that the vector
             that stands for a missing image is learned.
         load_balancing: weight of Z · Σ_z (mean over the batch of g_z)², which is 1 where all experts are used alike.
         entropy: weight of the mean entropy of g, in nats: above 0 the gate decides sooner, below 0 later.
-        train_experts: train the experts with the gate; off: they are frozen and stay in eval mode.
-        decoding: of entities, `"viterbi"` (under the BIOES constraints, over the mixture's log-probabilities) or
-            `"word"` (argmax, the paper).
+        train_experts: whether to train the experts with the gate; if not, they are frozen and in eval mode.
+        decoding: how entities are decoded, by `"viterbi"` over the mixture's log-probabilities under the BIOES
+            constraints, or by the best label of each `"word"` (the paper).
         id2label: BIOES labels or relations, the same for all experts; default: the first expert's.
 
     Raises:
@@ -91,7 +91,7 @@ class MoReMixtureConfig(PreTrainedConfig):
 
 
 def check_names(names: Sequence[str], number: int) -> None:
-    """ValueError unless these are names of so many experts: unique, and fit to be a folder's."""
+    """Raise ValueError unless these are unique names of so many experts, each fit to name a folder."""
     if len(names) != number:
         raise ValueError(f"{len(names)} names ({', '.join(names)}) for {number} experts")
     if len(set(names)) != number:
@@ -102,14 +102,14 @@ def check_names(names: Sequence[str], number: int) -> None:
 
 
 def label_list(config: Mapping[str, Any]) -> list[str]:
-    """The labels of an expert's configuration in the order of their ids."""
+    """Return the labels of an expert's configuration in the order of their ids."""
     return [
         label for _, label in sorted((int(index), label) for index, label in (config.get("id2label") or {}).items())
     ]
 
 
 def check_labels(labels: Sequence[str], wanted: Sequence[str], name: str, first: str) -> None:
-    """ValueError that names the labels which only one of two experts has."""
+    """Raise ValueError with the labels that only one of two experts has, where there are any."""
     surplus, lacking = sorted(set(labels) - set(wanted)), sorted(set(wanted) - set(labels))
     if surplus or lacking:
         parts = [f"{who} alone has {', '.join(which)}" for who, which in ((name, surplus), (first, lacking)) if which]

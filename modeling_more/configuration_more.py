@@ -1,4 +1,4 @@
-"""Configuration of one MoRe expert: an encoder and a task head."""
+"""Configure one MoRe expert: an encoder and a task head."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ TWO_VIEWS = ("off", "crf_kl", "kl")
 
 
 class MoReConfig(PreTrainedConfig):
-    """One expert: any `AutoModel` encoder that reads `[words ; separator ; knowledge]`, and a head over the words.
+    """The configuration of one expert: an encoder that reads `[words ; separator ; knowledge]`, and a task head.
 
     Args:
         encoder_config: configuration of the encoder (an object or its dictionary).
-        head: of entities, `"crf"` (linear-chain CRF over the words) or `"softmax"` (every word on its own); a
-            relation's head is a softmax whatever this says.
+        head: how entities are scored, by a `"crf"` over the words or a `"softmax"` of each word; relations always
+            have a softmax.
         two_views: loss between the view with knowledge and the view without: `"crf_kl"` (KL of the CRF's
             marginals), `"kl"` (KL of the softmax of the emissions) or `"off"`. Paper, section 3.4.
-        kl_temperature: T, softens both distributions of the KL term.
-        nll_weight: lambda, weight of the likelihood terms; the KL term weighs 1 - lambda.
-        kl_target_transitions: let the KL term move the CRF's transitions through its target too, as the authors'
-            code does; off: the target has no gradient at all.
+        kl_temperature: T, which softens both distributions of the KL term.
+        nll_weight: lambda, the weight of the likelihood terms; the KL term weighs 1 - lambda.
+        kl_target_transitions: whether the KL term moves the transitions through its target too (authors' code).
         head_dropout: dropout on the word representations.
         word_dropout: probability with which a word's whole representation is zeroed in training.
-        constrained_decoding: exclude tag sequences that BIOES forbids when decoding.
-        class_weights: of the relations in the loss, one a label; None: all alike.
+        constrained_decoding: whether decoding excludes the tag sequences that BIOES forbids.
+        class_weights: weight of each relation in the loss; default: all alike.
         id2label: BIOES labels `{0: "O", 1: "B-PER", …}`, or relations `{0: "None", …}`.
 
     Raises:
@@ -66,7 +65,7 @@ class MoReConfig(PreTrainedConfig):
             self.label2id = {str(label): int(index) for index, label in self.id2label.items()}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What `config.json` holds: not the folders that model and encoder were loaded from."""
+        """Return what `config.json` holds, without the folders that model and encoder were loaded from."""
         found: dict[str, Any] = super().to_diff_dict()
         for part in (found, found.get("encoder_config") or {}):
             part.pop("_name_or_path", None)

@@ -1,7 +1,7 @@
-"""A linear-chain conditional random field whose marginals can be trained through.
+"""Implement a linear-chain conditional random field whose marginals can be trained through.
 
-Every gradient is written by hand: one sweep over the words for the values, one for the gradients, batched over the
-sentences and over both directions of the chain, and no autograd graph over time.
+Its gradients are written by hand: one sweep over the words for the values and one for the gradients, batched over the
+sentences and over both directions of the chain, without an autograd graph over time.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Allowed = tuple[Tensor, Tensor, Tensor]
 
 
 class _Sweep(NamedTuple):
-    """Messages of the D directions (0: from the left, 1: from the right), position by position, each up to a shift.
+    """The messages of the D directions (0: from the left, 1: from the right) at each position, up to a shift.
 
     `states` [N, B, D, L]: log-sum over the paths that end here, this position's emission included, its maximum 0.
     `messages` [N, B, D, L]: the same without the emission of this position.
@@ -33,7 +33,7 @@ class _Sweep(NamedTuple):
 
 
 def _matmul_is_exact(transitions: Tensor) -> bool:
-    """Whether the recursions may run as matrix products of exponentials: faster, but not for any scores or device."""
+    """Return whether the recursions may run as matrix products of exponentials: faster, but not always exact."""
     if transitions.device.type != "cpu":
         return False
     lowered = getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", "none") not in ("none", "ieee")
@@ -43,12 +43,12 @@ def _matmul_is_exact(transitions: Tensor) -> bool:
 
 
 def _block_diagonal(matrices: Tensor) -> Tensor:
-    """[D, L, L] -> [D * L, D * L]: one matrix product serves all directions."""
+    """Turn [D, L, L] into [D * L, D * L], so that one matrix product serves all directions."""
     return matrices[0] if len(matrices) == 1 else torch.block_diag(*matrices)
 
 
 def _sweep(emissions: Tensor, first: Tensor, transitions: Tensor, matmul: bool) -> _Sweep:
-    """Runs the D recursions over emissions [N, B, D, L], from `first` [D, L], through `transitions` [D, L, L]."""
+    """Run the D recursions over emissions [N, B, D, L], from `first` [D, L], through `transitions` [D, L, L]."""
     length, batch, directions, tags = emissions.shape
     peaks = emissions.amax(-1, keepdim=True)
     steps = (emissions - peaks).unbind()
@@ -73,7 +73,7 @@ def _sweep(emissions: Tensor, first: Tensor, transitions: Tensor, matmul: bool) 
 
 
 def _sweep_back(grad: Tensor, sweep: _Sweep, transitions: Tensor, matmul: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The reverse of `_sweep`: from the gradient of the messages to that of emissions, first and transitions.
+    """Reverse `_sweep`: from the gradient of the messages to that of emissions, first and transitions.
 
     What flows are the conditional probabilities of the step before given this one, which lie in [0, 1], never 1 / q.
     """
@@ -107,7 +107,7 @@ def _sweep_back(grad: Tensor, sweep: _Sweep, transitions: Tensor, matmul: bool) 
 
 
 def _flip(values: Tensor, lengths: Tensor) -> Tensor:
-    """Turns every sentence of values [N, B, ...] around, the padding staying behind; its own inverse."""
+    """Turn every sentence of values [N, B, ...] around and leave the padding behind; this is its own inverse."""
     positions = torch.arange(len(values), device=values.device).unsqueeze(1)
     index = torch.where(positions < lengths, lengths - 1 - positions, positions)
     return values[index, torch.arange(values.shape[1], device=values.device)]
@@ -116,7 +116,7 @@ def _flip(values: Tensor, lengths: Tensor) -> Tensor:
 def _both_directions(
     emissions: Tensor, start: Tensor, transitions: Tensor, end: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of `_sweep` for emissions [N, B, L]: from the left, and from the right on flipped sentences."""
+    """Return the arguments of `_sweep` for emissions [N, B, L], read from the left and, flipped, from the right."""
     stacked = torch.stack([emissions, _flip(emissions, lengths)], dim=2)
     return stacked, torch.stack([start, end]), torch.stack([transitions, transitions.T])
 
@@ -126,7 +126,7 @@ def _log_marginals(sweep: _Sweep, lengths: Tensor) -> Tensor:
 
 
 def _expected_transitions(sweep: _Sweep, transitions: Tensor, lengths: Tensor, weight: Tensor, matmul: bool) -> Tensor:
-    """Sum over batch and words of weight [B] times the marginal probability of each pair of tags: [L, L]."""
+    """Sum weight [B] times the marginal probability of each pair of tags over batch and words: [L, L]."""
     left, right = sweep.states[:-1, :, 0], _flip(sweep.states[:, :, 1], lengths)[1:]
     positions = torch.arange(1, len(left) + 1, device=left.device).unsqueeze(1)
     weights = torch.where(positions < lengths, weight, 0.0)
@@ -141,7 +141,7 @@ def _expected_transitions(sweep: _Sweep, transitions: Tensor, lengths: Tensor, w
 
 
 def _log_partition_terms(sweep: _Sweep, end: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """log Z as its parts: the shift of each position [N, B] (0 in the padding) and what is left at the end [B]."""
+    """Return the parts of log Z: the shift of each position [N, B] (0 in the padding) and the rest at the end [B]."""
     positions = torch.arange(len(sweep.states), device=end.device).unsqueeze(1)
     last = sweep.states[lengths - 1, torch.arange(len(lengths), device=end.device), 0]
     return torch.where(positions < lengths, sweep.shifts[:, :, 0], 0.0), torch.logsumexp(last + end, dim=-1)
@@ -158,7 +158,7 @@ def _needs_grad(tensors: Sequence[Tensor]) -> bool:
 def _best_paths(
     emissions: Tensor, start: Tensor, transitions: Tensor, end: Tensor, mask: Tensor, n: int
 ) -> tuple[Tensor, Tensor]:
-    """The n best paths [B, n, N] (0 in the padding) and their scores [B, n], -inf where there are fewer than n."""
+    """Return the n best paths [B, n, N] (0 in the padding) and their scores [B, n], -inf where there are fewer."""
     batch, length, tags = emissions.shape
     lengths, rows = mask.sum(1), torch.arange(batch, device=mask.device)
     into = transitions.T.repeat(1, n)  # [to, n * from]
@@ -183,7 +183,7 @@ def _best_paths(
 
 
 class _LogLikelihood(torch.autograd.Function):
-    """log p(tags) of each sentence, or -log Z where tags is None. Gradient: gold counts minus expected counts."""
+    """The function log p(tags), or -log Z where tags is None, whose gradient is gold minus expected counts."""
 
     @staticmethod
     def forward(
@@ -236,7 +236,7 @@ class _LogLikelihood(torch.autograd.Function):
 
 
 class _LogMarginals(torch.autograd.Function):
-    """log q(y_i) [B, N, L], -log L in the padding."""
+    """The function log q(y_i) [B, N, L], which is -log L in the padding."""
 
     @staticmethod
     def forward(ctx: Any, emissions: Tensor, start: Tensor, transitions: Tensor, end: Tensor, mask: Tensor) -> Tensor:
@@ -268,12 +268,14 @@ class _LogMarginals(torch.autograd.Function):
 
 
 class LinearChainCRF(nn.Module):
-    """p(y) = exp(start[y_1] + sum_i emissions[i, y_i] + sum_i transitions[y_{i-1}, y_i] + end[y_n]) / Z.
+    """A linear-chain conditional random field over the tags of a sentence's words.
+
+    p(y) = exp(start[y_1] + sum_i emissions[i, y_i] + sum_i transitions[y_{i-1}, y_i] + end[y_n]) / Z.
 
     Every method takes emissions [B, N, L] and a boolean mask [B, N] whose rows are a run of at least one True, then
-    False; what stands in the padding is never read. Scores must be finite (forbid a transition by -1e4, or at decoding
-    by `allowed`). Computed in float32 under any autocast, in float64 where the emissions or parameters are. ValueError
-    for shapes that do not fit, a row of length 0 or one that is not a prefix.
+    False; the padding is never read. Scores must be finite (forbid a transition by -1e4, or at decoding by `allowed`).
+    All is computed in float32 under any autocast, in float64 where emissions or parameters are. Shapes that do not
+    fit, and rows of the mask that are empty or no prefix, raise ValueError.
     """
 
     def __init__(self, num_tags: int) -> None:
@@ -287,7 +289,7 @@ class LinearChainCRF(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform within ±0.1, except for parameters already loaded from a checkpoint."""
+        """Draw the parameters uniformly within ±0.1, except for those that a checkpoint gave."""
         for parameter in (self.start_transitions, self.transitions, self.end_transitions):
             init.uniform_(parameter, -0.1, 0.1)
 
@@ -295,7 +297,7 @@ class LinearChainCRF(nn.Module):
         return f"num_tags={self.num_tags}"
 
     def _prepare(self, emissions: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Checks the input; ((emissions, start, transitions, end) in the dtype to compute in, boolean mask)."""
+        """Check the input and return (emissions, start, transitions, end) in the dtype to compute in, and the mask."""
         if emissions.dim() != 3 or emissions.shape[2] != self.num_tags or emissions.shape[:2] != mask.shape:
             raise ValueError(
                 f"emissions must be [batch, words, {self.num_tags}] and mask [batch, words], "
@@ -314,7 +316,7 @@ class LinearChainCRF(nn.Module):
         ), mask
 
     def log_likelihood(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
-        """log p(tags | emissions) of each sentence: [B]. tags [B, N]; any value may stand in the padding."""
+        """Return log p(tags | emissions) [B]; tags [B, N] may hold anything in the padding."""
         with _no_autocast(emissions.device):
             arguments, mask = self._prepare(emissions, mask)
             if tags.shape != mask.shape:
@@ -325,15 +327,15 @@ class LinearChainCRF(nn.Module):
             return _LogLikelihood.apply(*arguments, tags, mask, _needs_grad(arguments))
 
     def log_partition(self, emissions: Tensor, mask: Tensor) -> Tensor:
-        """log Z of each sentence: [B]."""
+        """Return log Z [B] of each sentence."""
         with _no_autocast(emissions.device):
             arguments, mask = self._prepare(emissions, mask)
             return -_LogLikelihood.apply(*arguments, None, mask, _needs_grad(arguments))
 
     def log_marginals(self, emissions: Tensor, mask: Tensor, transitions_grad: bool = True) -> Tensor:
-        """log q(y_i), differentiable in emissions and parameters (`transitions_grad=False`: in emissions only).
+        """Return log q(y_i) [B, N, L], differentiable in emissions and, with `transitions_grad`, in the parameters.
 
-        [B, N, L]; in the padding the uniform distribution, without gradient.
+        The padding holds the uniform distribution, without gradient.
         """
         with _no_autocast(emissions.device):
             (scores, *parameters), mask = self._prepare(emissions, mask)
@@ -342,15 +344,15 @@ class LinearChainCRF(nn.Module):
             return _LogMarginals.apply(scores, *parameters, mask)
 
     def marginals(self, emissions: Tensor, mask: Tensor, transitions_grad: bool = True) -> Tensor:
-        """q(y_i) = exp(log_marginals(...)): [B, N, L]."""
+        """Return q(y_i) [B, N, L], the exponential of `log_marginals`."""
         return self.log_marginals(emissions, mask, transitions_grad).exp()
 
     @torch.no_grad()
     def span_scores(self, emissions: Tensor, mask: Tensor, spans: Sequence[Spans]) -> list[Tensor]:
-        """p(y_start..y_{end-1} = tag_ids) of (start, end exclusive, tag_ids) spans, a list of them per sentence.
+        """Return the probability that the words of each (start, end exclusive, tag_ids) span have these tags.
 
-        A tensor of probabilities per sentence, in the order of its spans; no gradient. ValueError for a span outside
-        its sentence or with a tag id too many or too few.
+        Each sentence has a list of spans and gets a tensor of as many probabilities, without gradient. A span outside
+        its sentence, or with a tag id too many or too few, raises ValueError.
         """
         with _no_autocast(emissions.device):
             arguments, mask = self._prepare(emissions, mask)
@@ -406,10 +408,10 @@ class LinearChainCRF(nn.Module):
 
     @torch.no_grad()
     def viterbi(self, emissions: Tensor, mask: Tensor, allowed: Allowed | None = None) -> tuple[Tensor, Tensor]:
-        """The best path of each sentence [B, N] (0 in the padding) and its score [B].
+        """Return the best path of each sentence [B, N] (0 in the padding) and its score [B].
 
-        `allowed` = (start [L], transitions [L, L] as [from, to], end [L]), boolean: False is excluded; as
-        `tagging.allowed_transitions` gives them. ValueError when a sentence has no path left.
+        `allowed` = (start [L], transitions [L, L] as [from, to], end [L]) holds False for what is excluded, see
+        `tagging.allowed_transitions`. A sentence that has no path left raises ValueError.
         """
         paths, scores = self._decode(emissions, mask, 1, allowed)
         return paths[:, 0], scores[:, 0]
@@ -418,7 +420,7 @@ class LinearChainCRF(nn.Module):
     def n_best(
         self, emissions: Tensor, mask: Tensor, n: int, allowed: Allowed | None = None
     ) -> list[list[tuple[list[int], float]]]:
-        """The n best (path, score) of each sentence, best first; fewer where a sentence has fewer paths."""
+        """Return the n best (path, score) of each sentence, best first; fewer where it has fewer paths."""
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
         paths, scores = self._decode(emissions, mask, n, allowed)

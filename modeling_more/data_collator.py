@@ -1,4 +1,4 @@
-"""Batches: encoded posts padded to tensors, and a sampler that puts posts of like length together."""
+"""Make batches: a collator that pads encoded posts, and a sampler of posts of like length."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ TEXT_ONLY = "text_only_"
 
 
 class MoReDataCollator:
-    """Pads a list of encoded posts; adds `labels` and the second view (`text_only_*`) where the posts have them.
+    """A collator that pads encoded posts, with `labels` and a second view (`text_only_*`) where they have them.
 
-    A post's `labels` are one a word; its `label` is the one of a relation.
-
-    `index` [B], the row of each post in its data set, travels along so that results can be put in order again.
+    A post has `labels`, one a word, or the `label` of its relation. `index` [B], the row of each post in its data set,
+    travels along, so that results can be put in order again.
     """
 
     def __init__(self, processor: MoReProcessor):
@@ -76,14 +75,13 @@ def pad_rows(rows: Sequence[Tensor]) -> Tensor:
 
 
 class BatchShare(NamedTuple):
-    """What a batch counts for in its optimizer step.
+    """A batch's share in its optimizer step.
 
     Attributes:
-        rows: of the batch.
-        posts: of these that count: none, where the batch is repeated only so that every process has as many.
-        scale: what the batch's mean loss is multiplied with, so that the mean over the batches of the step is the mean
-            over its posts.
-        mean_weight: of the step's posts, where these have weights and the step has several batches.
+        rows: number of rows in the batch.
+        posts: number of rows that count: none, where the batch only evens out the processes.
+        scale: factor of the batch's mean loss, with which the mean over the step's batches is that over its posts.
+        mean_weight: mean weight of the step's posts, where these have weights and the step has several batches.
     """
 
     rows: int
@@ -98,19 +96,18 @@ class BatchShare(NamedTuple):
 
 
 class LengthBatchSampler(Sampler[list[int]]):
-    """Shuffled batches of rows of like length: the order depends on the seed and the epoch alone.
+    """A batch sampler that puts rows of like length together, in an order that depends on seed and epoch alone.
 
     The rows are shuffled, sorted by length inside pools of `pool` batches, cut in batches, and the batches shuffled.
-    Without `by_length` they are shuffled and cut.
 
     Args:
-        lengths: sub-tokens of each row.
+        lengths: number of sub-tokens of each row.
         batch_size: rows of a batch, unless `max_tokens` is given.
         max_tokens: padded sub-tokens of a batch (rows × longest row); a longer row is a batch of its own.
-        seed: of the order.
-        by_length: False gives plain shuffled batches.
-        pool: batches that are sorted together.
-        multiple_of: batches are repeated until their number is a multiple of this (one for each process).
+        seed: seed of the order.
+        by_length: whether to sort by length at all; if not, rows are shuffled and cut.
+        pool: number of batches that are sorted together.
+        multiple_of: number of processes: batches are repeated until each has as many.
     """
 
     # what accelerate asks of a batch sampler. No fixed size: it would hold back, and lose, a short batch that stands
@@ -140,7 +137,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """The batches of this epoch."""
+        """Make the batches of this epoch."""
         self.epoch = epoch
         self.batches = self._make_batches(epoch)
 
@@ -151,16 +148,16 @@ class LengthBatchSampler(Sampler[list[int]]):
         return len(self.batches)
 
     def batches_in(self, epochs: int) -> list[int]:
-        """The number of batches of each of the first `epochs` epochs (they differ under a token budget)."""
+        """Return the number of batches of each of the first `epochs` epochs, which differ under a token budget."""
         if self.max_tokens is None:
             return [len(self)] * epochs
         return [len(self._make_batches(epoch)) for epoch in range(epochs)]
 
     def shares(self, per_step: int, weights: Sequence[float] | None = None) -> list[BatchShare]:
-        """What each batch of this epoch counts for, where `per_step` batches in a row make an optimizer step.
+        """Return the share of each batch of this epoch, where `per_step` batches in a row make an optimizer step.
 
         Args:
-            weights: of each row, in a loss that is a weighted mean.
+            weights: weight of each row, in a loss that is a weighted mean.
         """
         once = len(self.batches) - self.repeated
         found = []

@@ -1,4 +1,4 @@
-"""Write files and folders that appear whole: beside their place first, then renamed, with the umask's modes."""
+"""Write files and folders that appear whole: beside their place first, then renamed."""
 
 from __future__ import annotations
 
@@ -112,5 +112,5 @@ def apply_umask(folder: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A new name in the same folder, for a rename must not leave the disk; cut, for names end at 255 bytes."""
+    """Return a new name in the same folder, for a rename must not leave the disk; names end at 255 bytes."""
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")

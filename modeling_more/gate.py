@@ -1,4 +1,4 @@
-"""The gate of the mixture, and the mixing: how much each expert counts for a post, or for a word of it."""
+"""Weigh the experts of a mixture by a gate, and mix what they say."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class Gate(nn.Module):
-    """log g(x, I) over the experts: normalised text and image features, side by side, through a linear layer.
+    """A gate that gives log g(x, I) over the experts, from normalised text and image features side by side.
 
-    The last layer begins at 0, so that training begins at the plain average of the experts. Encoder states share most
-    of their mean: `standardise` takes it away, else every step would push all posts towards the same expert.
+    Its last layer begins at 0, so that training begins at the plain average of the experts. Encoder states share most
+    of their mean, which would push all posts towards the same expert at every step: `standardise` takes it away.
     """
 
     center: Tensor
@@ -30,9 +30,9 @@ class Gate(nn.Module):
         self.output = nn.Linear(hidden or width, num_experts)
 
     def forward(self, text: Tensor, image: Tensor | None = None, image_mask: Tensor | None = None) -> Tensor:
-        """[B, Z] from text [B, H], or [B, N, Z] from [B, N, H]; image [B, D], image_mask [B], True where there is one.
+        """Return log-weights [B, Z] for text [B, H], or [B, N, Z] for [B, N, H], in the parameters' precision.
 
-        Without `image` every post's is missing. Computed in the parameters' precision under any autocast.
+        `image` is [B, D], and `image_mask` [B] is True where a post has one; without `image` no post has.
         """
         dtype = self.output.weight.dtype
         with torch.autocast(device_type=text.device.type, enabled=False):
@@ -51,10 +51,11 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def standardise(self, text: Tensor, image: Tensor | None = None) -> None:
-        """From now on subtract the mean of these features and divide by their deviation; both are saved.
+        """From now on, subtract the mean of these features and divide by their deviation; both are saved.
 
         Args:
-            text: [P, H] of posts, or of their words; image: [I, D] of the posts that have one.
+            text: features [P, H] of posts or of their words.
+            image: features [I, D] of the posts that have an image.
         """
         parts = [self.text_norm(text.to(self.center))]
         if self.image_norm is not None:
@@ -67,7 +68,7 @@ class Gate(nn.Module):
         self.scale.copy_(torch.cat([one.masked_fill(one < 1e-6, 1.0) for one in deviations]))
 
     def _image(self, image: Tensor | None, mask: Tensor | None, batch: int, like: Tensor) -> Tensor:
-        """[B, D]: the normalised features, or the learned vector where the image is missing or dropped."""
+        """Return normalised features [B, D], or the learned vector where the image is missing or dropped."""
         assert self.image_norm is not None and self.missing_image is not None
         if image is None:
             image = like.new_zeros(batch, self.image_dim)
@@ -84,7 +85,7 @@ class Gate(nn.Module):
 
 
 def mix(log_probs: Tensor, log_weights: Tensor) -> Tensor:
-    """log Σ_z g_z p_z: [B, N, L] or [B, C] from log_probs [B, Z, …] and log_weights [B, Z] or, per word, [B, N, Z].
+    """Return log Σ_z g_z p_z [B, …] for log_probs [B, Z, …] and log_weights [B, Z] or, per word, [B, N, Z].
 
     A weight of 0 is -inf; with all the weight on one expert its log-probabilities come back bit for bit.
     """

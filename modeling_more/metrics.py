@@ -1,4 +1,4 @@
-"""Scores of the field as `evaluate.Metric` modules: micro F1 over exact entities, micro F1 over relations."""
+"""Score entities and relations by micro F1, as `evaluate.Metric` modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tagging import Span, tags_to_spans
 
 
 def entity_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Entity scores of tagged sentences (BIO or BIOES), computed by seqeval.
+    """Score the entities of tagged sentences (BIO or BIOES) with seqeval.
 
     Gold is read as seqeval reads it (a stray I- opens an entity); `strict_f1` takes only those that a B- opens.
 
@@ -63,7 +63,7 @@ def _numbered(sentences: Sequence[Sequence[Span]]) -> set[tuple[int, Span]]:
 
 
 class EntityF1(evaluate.Metric):
-    """`EntityF1().compute(predictions=[["B-PER", "O"]], references=[["B-PER", "O"]])`, see `entity_scores`."""
+    """The metric `EntityF1().compute(predictions=[["B-PER"]], references=[["B-PER"]])`, see `entity_scores`."""
 
     def _info(self) -> evaluate.MetricInfo:
         tags = datasets.Sequence(datasets.Value("string"))
@@ -78,7 +78,7 @@ class EntityF1(evaluate.Metric):
 
 
 def relation_scores(predictions: Sequence[str], references: Sequence[str], none: str = "None") -> dict[str, Any]:
-    """Scores of classified pairs; `none` names the class of pairs without a relation.
+    """Score classified pairs; `none` names the class of pairs without a relation.
 
     Returns:
         f1, precision, recall: micro, over all relations except `none`, as MNRE's published systems print them; a
@@ -114,7 +114,7 @@ def _f1(right: int, found: int, gold: int) -> dict[str, float]:
 
 
 class RelationF1(evaluate.Metric):
-    """`RelationF1().compute(predictions=["None"], references=["/per/org/member_of"])`, see `relation_scores`."""
+    """The metric `RelationF1().compute(predictions=["None"], references=["/a"])`, see `relation_scores`."""
 
     def _info(self) -> evaluate.MetricInfo:
         name = datasets.Value("string")
@@ -129,13 +129,13 @@ class RelationF1(evaluate.Metric):
 
 
 def entity_counts(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """int [posts, 3]: entities of each post that are right, that are predicted, that are in the reference."""
+    """Count each post's entities [posts, 3]: those that are right, predicted, and in the reference."""
     spans = [(set(tags_to_spans(p)), set(tags_to_spans(r))) for p, r in zip(predictions, references, strict=True)]
     return np.array([(len(found & gold), len(found), len(gold)) for found, gold in spans]).reshape(-1, 3)
 
 
 def relation_counts(predictions: Sequence[str], references: Sequence[str], none: str = "None") -> np.ndarray:
-    """int [pairs, 3]: whether a relation other than `none` is right, is predicted, is in the reference."""
+    """Count each pair's relations other than `none` [pairs, 3]: right, predicted, in the reference."""
     pairs = zip(predictions, references, strict=True)
     return np.array([(p == r != none, p != none, r != none) for p, r in pairs], dtype=int).reshape(-1, 3)
 
@@ -143,12 +143,12 @@ def relation_counts(predictions: Sequence[str], references: Sequence[str], none:
 def paired_bootstrap(
     counts: np.ndarray, other: np.ndarray, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Micro F1 (percent) of one system minus that of another on the same posts, with its 95 % interval.
+    """Return micro F1 (percent) of one system minus that of another on the same posts, with its 95 % interval.
 
     Posts are drawn with replacement, the same ones for both systems (Koehn, EMNLP 2004).
 
     Args:
-        counts, other: int [posts, 3], as `entity_counts` gives them.
+        counts, other: counts [posts, 3] of both systems, see `entity_counts`.
 
     Returns:
         the difference on all posts, and the 2.5 and 97.5 percentiles over the samples.

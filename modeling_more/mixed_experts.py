@@ -1,4 +1,4 @@
-"""What a mixture asks of the experts that it is made of: names, configurations, labels, sizes, digests."""
+"""Read from a mixture's experts what it needs: names, configurations, labels, sizes, digests."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def align_labels(expert: Any, first: Any, name: str, first_name: str) -> None:
-    """Put the expert's labels in the first one's order; ValueError where the sets differ."""
+    """Put the expert's labels in the first one's order; raise ValueError where the sets differ."""
     labels, wanted = label_list(plain_config(expert.config)), label_list(plain_config(first.config))
     check_labels(labels, wanted, name, first_name)
     if labels == wanted:

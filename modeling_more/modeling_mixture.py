@@ -1,4 +1,4 @@
-"""The mixture of experts: a gate over a post's text and image weighs what each expert says of it."""
+"""Define the mixtures, in which a gate over a post's text and image weighs what each expert says of it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SHARED_OPTIONS = ("dtype", "attn_implementation", "token", "cache_dir", "local_
 
 @dataclass
 class MoReMixtureOutput(ModelOutput):
-    """What the mixtures return. B posts, Z experts, N words, L labels, C relations.
+    """The output of a mixture for B posts, Z experts, N words, L labels, C relations.
 
     Attributes:
         loss: scalar, when labels are given.
@@ -62,7 +62,7 @@ class MoReMixtureOutput(ModelOutput):
 
 
 class MoReMixturePreTrainedModel(PreTrainedModel):
-    """What both mixtures share: the experts, the gate over them, and how both are saved and loaded."""
+    """The base of both mixtures: it holds the experts and the gate over them, and saves and loads both."""
 
     config: Any  # a MoReMixtureConfig
     experts: Any  # a ModuleList of `expert_class`
@@ -77,7 +77,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ["crf", r"^gate\."]
 
     def __init__(self, config: MoReMixtureConfig, experts: Sequence[nn.Module] | None = None):
-        """`experts`: already loaded, instead of new ones built from the configuration."""
+        """Take `experts` that are already loaded, or build new ones from the configuration."""
         if not config.experts:
             raise ValueError("a mixture needs at least one expert")
         attention = config._attn_implementation
@@ -121,11 +121,11 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         expert_options: dict[str, Any] | None = None,
         **config: Any,
     ) -> Self:
-        """A mixture of saved experts with a fresh gate, which weighs them all alike.
+        """Return a mixture of saved experts with a fresh gate, which weighs them all alike.
 
         Args:
             names_or_paths: folders or Hub ids of saved experts.
-            names: short unique names; default: the last parts of the folders' names.
+            names: short unique names; default: the last parts of the sources.
             expert_options: passed to the experts' `from_pretrained` (`dtype`, `attn_implementation`, `token` …).
             config: fields of `MoReMixtureConfig` (`gate`, `image_dim`, `copy_experts` …).
 
@@ -152,7 +152,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load_experts(cls, sources: Sequence[str], names: Sequence[str], options: dict[str, Any]) -> list[Any]:
-        """The experts in order, all with the labels of the first one in its order."""
+        """Return the experts, all with the labels of the first one in its order."""
         experts: list[Any] = []
         for source, name in zip(sources, names, strict=True):
             shared = {key: value for key, value in options.items() if key not in ("dtype", "attn_implementation")}
@@ -175,8 +175,9 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As everywhere in transformers. Afterwards the experts are frozen and in eval mode again (unless
-        `train_experts`), and those that were only referred to are loaded from their sources.
+        """Load a mixture, with experts that are only referred to from their sources.
+
+        The experts are frozen and in eval mode again, unless `train_experts`.
 
         Raises:
             FileNotFoundError: when an expert that is referred to is gone.
@@ -207,7 +208,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, state_dict: dict | None = None, **kwargs: Any
     ) -> None:
-        """As everywhere in transformers; without `copy_experts` the gate alone is written.
+        """Save the mixture; without `copy_experts` the gate alone is written.
 
         Raises:
             ValueError: for experts that are only referred to, but whose embeddings were resized.
@@ -219,7 +220,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Resize those of every expert; returns the first one's.
+        """Resize the embeddings of every expert and return the first one's.
 
         Raises:
             ValueError: for experts with vocabularies of different sizes, and for those that are only referred to.
@@ -239,7 +240,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Frozen experts stay in eval mode."""
+        """Set the mode; frozen experts stay in eval mode."""
         super().train(mode)
         if not self.config.train_experts:
             self.experts.eval()
@@ -257,19 +258,18 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         text_features: Tensor | None = None,
         expert_log_probs: Tensor | None = None,
     ) -> MoReMixtureOutput:
-        """The mixture's log-probabilities and, with labels, the loss; MoReMixtureProcessor makes the inputs.
+        """Return the mixture's log-probabilities and, with labels, the loss; MoReMixtureProcessor makes the inputs.
 
         Args:
-            experts: of each expert the inputs that its `MoReProcessor.pad` makes; all of the same posts and words.
-            text_only: the posts' words without knowledge, for the first expert: what the gate reads.
+            experts: each expert's inputs, as its `MoReProcessor.pad` makes them, of the same posts and words.
+            text_only: the words without knowledge, for the first expert: what the gate reads.
             word_mask: [B, N] True where there is a word; default: that of the first expert's inputs.
-            image_features: [B, D]; None: no post has an image.
+            image_features: [B, D]; default: no post has an image.
             image_mask: [B], False where the image is missing; default: every post has one.
             labels: [B, N] label ids (values under `word_mask` False are ignored), or [B] relations.
             expert_logits: [B, Z, N, L] or [B, Z, C] of `expert_outputs`, instead of `experts`.
             text_features: [B, H] or, with a gate per word, [B, N, H] of `text_features()`, instead of `text_only`.
-            expert_log_probs: of the shape of `expert_logits`, where other models than these experts said them
-                (crossfit); default: what the experts make of their logits.
+            expert_log_probs: of the shape of `expert_logits`, of other models (crossfit); default: made of the logits.
 
         Raises:
             ValueError: when inputs are missing or do not fit each other.
@@ -301,7 +301,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         return MoReMixtureOutput(loss, logits, weights, expert_logits, log_probs)
 
     def expert_outputs(self, experts: Sequence[Inputs]) -> Tensor:
-        """What every expert says: emissions [B, Z, N, L] or logits [B, Z, C], in float32."""
+        """Return what every expert says, in float32: emissions [B, Z, N, L] or logits [B, Z, C]."""
         if len(experts) != len(self.experts):
             raise ValueError(f"inputs for {len(experts)} experts, the mixture has {len(self.experts)}")
         first = experts[0]["word_mask"]
@@ -314,8 +314,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
             )
 
     def text_features(self, text_only: Inputs) -> Tensor:
-        """What the gate reads of the text, float32: the first expert's states at the first sub-tokens of x's words,
-        [B, N, H] with a gate per word, else their mean [B, H]."""
+        """Return the first expert's states at the words, [B, N, H] with a gate per word, else their mean [B, H]."""
         with torch.set_grad_enabled(self.config.train_experts and torch.is_grad_enabled()):
             inputs = {key: text_only.get(key) for key in ("input_ids", "attention_mask")}
             states = self.experts[0].encode(
@@ -328,15 +327,15 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
             return states.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)
 
     def expert_log_probs(self, expert_logits: Tensor, word_mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities of each expert, of the shape of its logits."""
+        """Return log-probabilities of each expert, of the shape of its logits."""
         raise NotImplementedError
 
     def _log_likelihood(self, logits: Tensor, labels: Tensor, word_mask: Tensor | None) -> Tensor:
-        """[B]"""
+        """Return log p(y|x) [B]."""
         raise NotImplementedError
 
     def _gate_loss(self, weights: Tensor, word_mask: Tensor | None) -> Tensor:
-        """The optional terms: load_balancing · Z Σ_z (mean g_z)² + entropy · mean H(g), means over posts or words."""
+        """Return load_balancing · Z Σ_z (mean g_z)² + entropy · mean H(g), means over posts or words."""
         if weights.dim() == 3:
             weights = weights[word_mask]
         balance = weights.shape[-1] * weights.mean(0).square().sum()
@@ -345,7 +344,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
 
 
 class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
-    """Named entities by several experts.
+    """A mixture of experts on named entities.
 
         mixture = MoReMixtureForTokenClassification.from_experts(["runs/text", "runs/image"], image_dim=512)
         mixture.save_pretrained("mixture")
@@ -358,7 +357,7 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
     expert_class = MoReForTokenClassification
 
     def expert_log_probs(self, expert_logits: Tensor, word_mask: Tensor | None = None) -> Tensor:
-        """Log-marginals [B, Z, N, L] from emissions [B, Z, N, L]."""
+        """Return log-marginals [B, Z, N, L] from emissions [B, Z, N, L]."""
         if word_mask is None:
             raise ValueError("word_mask is needed with expert_logits of entities")
         marginals = [
@@ -374,8 +373,10 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
 
     @torch.no_grad()
     def decode(self, logits: Tensor, word_mask: Tensor, decoding: str | None = None) -> list[list[int]]:
-        """Label ids of each post from log-probabilities [B, N, L]: `"word"`: the best of each word; `"viterbi"`: the
-        sequence that BIOES allows with the best product. Default: `config.decoding`."""
+        """Return the label ids of each post from log-probabilities [B, N, L].
+
+        `"word"` takes the best of each word, `"viterbi"` the best sequence under BIOES. Default: `config.decoding`.
+        """
         decoding = decoding or self.config.decoding
         if decoding == "word":
             paths = logits.argmax(-1)
@@ -398,9 +399,9 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
         word_mask: Tensor,
         spans: Sequence[Sequence[tuple[int, int, Sequence[int]]]],
     ) -> list[Tensor]:
-        """Probability of each span (start word, end word exclusive, label ids of its words), one tensor a post.
+        """Return the probability of each span (start, end exclusive, label ids of its words), one tensor a post.
 
-        Σ_z g_z p_z(span) with a gate per post; with one per word the product of the words' mixed probabilities.
+        It is Σ_z g_z p_z(span) with a gate per post, and the product of the words' probabilities with one per word.
         """
         if self.config.gate == "word":
             scores = []
@@ -422,11 +423,11 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
 
 
 class MoReMixtureForRelationExtraction(MoReMixturePreTrainedModel):
-    """Relations by several experts: p(y) = Σ_z g_z p_z(y), p_z the softmax of expert z, L = − mean log p(y*).
+    """A mixture of experts on relations: p(y) = Σ_z g_z p_z(y), p_z the softmax of expert z.
 
         mixture = MoReMixtureForRelationExtraction.from_experts(["runs/text", "runs/image"], image_dim=512)
 
-    Source: Wang et al. 2022, section 3.5; METHOD, section 4.
+    The loss is L = − mean log p(y*). Source: Wang et al. 2022, section 3.5; METHOD, section 4.
     """
 
     expert_class = MoReForRelationExtraction
@@ -437,7 +438,7 @@ class MoReMixtureForRelationExtraction(MoReMixturePreTrainedModel):
         super().__init__(config, experts)
 
     def expert_log_probs(self, expert_logits: Tensor, word_mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities [B, Z, C] from logits [B, Z, C]."""
+        """Return log-probabilities [B, Z, C] from logits [B, Z, C]."""
         return expert_logits.to(torch.promote_types(expert_logits.dtype, torch.float32)).log_softmax(-1)
 
     def _log_likelihood(self, logits: Tensor, labels: Tensor, word_mask: Tensor | None) -> Tensor:

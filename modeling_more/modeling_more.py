@@ -1,4 +1,4 @@
-"""The task models of MoRe: an encoder that reads a post with its knowledge, and a head over the post's words."""
+"""Define the task models: an encoder that reads a post with its knowledge, and a head over its words."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from .tagging import allowed_transitions
 
 @dataclass
 class MoReTokenClassifierOutput(ModelOutput):
-    """What `MoReForTokenClassification` returns. B posts, N words, L labels.
+    """The output of `MoReForTokenClassification` for B posts of N words and L labels.
 
     Attributes:
         loss: scalar, when labels are given.
         logits: emissions [B, N, L] of the view that `input_ids` holds.
-        text_only_logits: emissions [B, N, L] of the words read alone, when `text_only_input_ids` is given.
-        nll_loss: scalar, the likelihood terms (of both views, where there are two).
+        text_only_logits: emissions [B, N, L] of the words alone, when `text_only_input_ids` is given.
+        nll_loss: scalar, the likelihood terms of the one or two views.
         kl_loss: scalar, the KL term between the views, before its weight.
     """
 
@@ -46,7 +46,7 @@ class MoReTokenClassifierOutput(ModelOutput):
 
 
 class MoRePreTrainedModel(PreTrainedModel):
-    """Base of the task models: builds the encoder, loads it from a plain encoder checkpoint, initialises the head."""
+    """The base of the task models: it builds the encoder, loads it from a checkpoint, initialises the head."""
 
     config: Any  # a MoReConfig; its fields are optional in transformers' own annotations
     config_class = MoReConfig
@@ -86,17 +86,16 @@ class MoRePreTrainedModel(PreTrainedModel):
         num_tokens: int = 0,
         **config: Any,
     ) -> Self:
-        """A task model with a fresh head on a pretrained encoder (a folder or a Hub id).
+        """Return a task model with a fresh head on a pretrained encoder (a folder or a Hub id).
 
         Args:
-            name_or_path: checkpoint of any `AutoModel` encoder, with or without a task head of its own.
-            encoder_options: passed to `AutoModel.from_pretrained` (`attn_implementation`, `revision`, `token`,
-                `dtype` (default float32) …).
-            num_tokens: size of the tokenizer, where tokens were added to it: the embeddings grow to it.
+            name_or_path: checkpoint of any `AutoModel` encoder, with or without a task head.
+            encoder_options: passed to `AutoModel.from_pretrained` (`revision`, `token`, `dtype` (default float32) …).
+            num_tokens: size of a tokenizer to which tokens were added: the embeddings grow to it.
             config: fields of `MoReConfig` (`id2label`, `two_views` …).
 
         Raises:
-            ValueError: when the checkpoint lacks weights of the encoder, which would stay random.
+            ValueError: when the checkpoint lacks weights of the encoder.
         """
         options: dict[str, Any] = {"dtype": torch.float32} | (encoder_options or {})
         encoder_config = AutoConfig.from_pretrained(
@@ -127,8 +126,10 @@ class MoRePreTrainedModel(PreTrainedModel):
         positions: Tensor,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """Encoder states [B, N, H] at the sub-tokens `positions` [B, N] of the rows `rows` [B, N] of `input_ids`
-        [R, T]. Without `rows`, post b is row b; a post cut in windows names the row of each of its words."""
+        """Return encoder states [B, N, H] at the sub-tokens `positions` [B, N] of `rows` [B, N] of `input_ids` [R, T].
+
+        Without `rows`, post b is row b; a post cut in windows names the row of each of its words.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         self._check_width(input_ids)
@@ -138,8 +139,7 @@ class MoRePreTrainedModel(PreTrainedModel):
         return states[rows, positions]
 
     def _check_width(self, input_ids: Tensor) -> None:
-        """ValueError for rows with more sub-tokens than the encoder has positions: on a GPU the look-up would end the
-        process without a word about it."""
+        """Raise ValueError for rows with more sub-tokens than the encoder reads: they end the process on a GPU."""
         if torch.compiler.is_compiling():  # a graph may have any width
             return
         if self._limited[0] is not self.encoder:  # looked up once: it takes a walk through all modules
@@ -152,13 +152,13 @@ class MoRePreTrainedModel(PreTrainedModel):
             )
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As everywhere in transformers; the encoder's configuration gets the new size too."""
+        """Resize the embeddings, and write the size into the encoder's configuration too."""
         embeddings: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
         self._keep_vocabulary_size()
         return embeddings
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As everywhere in transformers, also where the encoder was resized by itself."""
+        """Save the model, also where the encoder was resized by itself."""
         self._keep_vocabulary_size()
         super().save_pretrained(*args, **kwargs)
 
@@ -169,7 +169,7 @@ class MoRePreTrainedModel(PreTrainedModel):
 
 
 class MoReForTokenClassification(MoRePreTrainedModel):
-    """Named entities: the words of a post, read together with its knowledge, tagged by a CRF (or a softmax).
+    """A model of named entities that tags a post's words, read with its knowledge, by a CRF (or a softmax).
 
         processor = MoReProcessor.from_pretrained("ORG/NAME")
         model = MoReForTokenClassification.from_pretrained("ORG/NAME")
@@ -198,19 +198,18 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         text_only_word_positions: Tensor | None = None,
         text_only_word_rows: Tensor | None = None,
     ) -> MoReTokenClassifierOutput:
-        """Emissions of every word and, with labels, the loss.
+        """Return emissions of every word and, with labels, the loss.
 
         Args:
             input_ids, attention_mask: [R, T] sub-tokens; R = B unless posts are cut in windows.
             word_positions: [B, N] position of each word's first sub-token in its row.
-            word_mask: [B, N] True where there is a word (a prefix of each row).
+            word_mask: [B, N] True where there is a word, a prefix of each row.
             word_rows: [B, N] row of each word; default: post b is row b.
             labels: [B, N] label ids; values under `word_mask` False are ignored.
-            text_only_…: the same posts without knowledge (view o). With labels, a model whose config has two views on
-                adds the terms of this view.
+            text_only_…: the same posts without knowledge (view o); a model with two views adds its terms to the loss.
 
         Raises:
-            ValueError: when word positions or mask are missing, or the second view is missing in training.
+            ValueError: when word positions, the mask or, in training, the second view is missing.
         """
         if word_positions is None or word_mask is None:
             raise ValueError("word_positions and word_mask are needed: MoReProcessor makes them with the input ids")
@@ -250,14 +249,14 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         return _float32(self.classifier(words))
 
     def _log_likelihood(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """log p(y|x) [B]."""
+        """Return log p(y|x) [B]."""
         if self.crf is not None:
             return self.crf.log_likelihood(emissions, labels, mask)
         scores = _log_softmax(emissions).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         return (scores * mask).sum(1)
 
     def _kl_loss(self, target_emissions: Tensor, emissions: Tensor, mask: Tensor) -> Tensor:
-        """KL(q_r || q_o) · T², summed over words, mean over posts; the target gives no gradient (METHOD, L_KL)."""
+        """Return KL(q_r || q_o) · T², summed over words, mean over posts (METHOD, L_KL)."""
         if self.crf is not None and self.config.two_views == "crf_kl":
             with torch.set_grad_enabled(self.config.kl_target_transitions and torch.is_grad_enabled()):
                 target = self.crf.log_marginals(target_emissions.detach(), mask)
@@ -268,13 +267,15 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         return divergence.masked_fill(~mask, 0.0).sum(1).mean()
 
     def log_marginals(self, logits: Tensor, word_mask: Tensor) -> Tensor:
-        """log q(y_i) [B, N, L] of each word, from emissions [B, N, L]."""
+        """Return log q(y_i) [B, N, L] of each word, from emissions [B, N, L]."""
         return self.crf.log_marginals(logits, word_mask) if self.crf is not None else _log_softmax(logits)
 
     @torch.no_grad()
     def decode(self, logits: Tensor, word_mask: Tensor, constrained: bool | None = None) -> list[list[int]]:
-        """Best label ids of each post: Viterbi over emissions [B, N, L], under the BIOES constraints when
-        `constrained` (default: `config.constrained_decoding`)."""
+        """Return the best label ids of each post by Viterbi over emissions [B, N, L].
+
+        BIOES constrains them where `constrained` (default: `config.constrained_decoding`).
+        """
         constrained = self.config.constrained_decoding if constrained is None else constrained
         allowed: Any = None
         if constrained:
@@ -288,11 +289,11 @@ class MoReForTokenClassification(MoRePreTrainedModel):
     def span_scores(
         self, logits: Tensor, word_mask: Tensor, spans: Sequence[Sequence[tuple[int, int, Sequence[int]]]]
     ) -> list[Tensor]:
-        """Probability of each span (start word, end word exclusive, label ids of its words), one tensor a post."""
+        """Return the probability of each span (start, end exclusive, label ids of its words), one tensor a post."""
         return self._chain().span_scores(logits, word_mask, spans)
 
     def _chain(self) -> LinearChainCRF:
-        """The CRF to decode with; a softmax head is one whose transitions are all 0."""
+        """Return the CRF to decode with; a softmax head is one whose transitions are all 0."""
         if self.crf is not None:
             return self.crf
         chain = LinearChainCRF(self.config.num_labels).to(self.device).requires_grad_(False)
@@ -303,13 +304,13 @@ class MoReForTokenClassification(MoRePreTrainedModel):
 
 @dataclass
 class MoReRelationOutput(ModelOutput):
-    """What `MoReForRelationExtraction` returns. B pairs of entities, C relations.
+    """The output of `MoReForRelationExtraction` for B pairs of entities and C relations.
 
     Attributes:
         loss: scalar, when labels are given.
         logits: [B, C] of the view that `input_ids` holds.
-        text_only_logits: [B, C] of the words read alone, when `text_only_input_ids` is given.
-        nll_loss: scalar, the cross-entropy (of both views, where there are two).
+        text_only_logits: [B, C] of the words alone, when `text_only_input_ids` is given.
+        nll_loss: scalar, the cross-entropy of the one or two views.
         kl_loss: scalar, the KL term between the views.
     """
 
@@ -321,14 +322,14 @@ class MoReRelationOutput(ModelOutput):
 
 
 class MoReForRelationExtraction(MoRePreTrainedModel):
-    """Relations: which one holds between two marked entities of a post, read together with its knowledge.
+    """A model of relations that tells which one holds between two marked entities of a post.
 
         processor = MoReProcessor.from_pretrained("ORG/NAME")
         model = MoReForRelationExtraction.from_pretrained("ORG/NAME")
         predict(model, processor, [{"text": "Ada in Paris", "head": [0, 3], "tail": [7, 12]}])
 
-    The pair is represented by the states at the opening markers, `[h(<E>) ; h(<O>)]`, the subject first whatever their
-    order in the post. Source: Wang et al. 2022, section 3.3; METHOD, section 3.
+    A pair is read from the states at the opening markers, `[h(<E>) ; h(<O>)]`, the subject first whatever their order
+    in the post. Source: Wang et al. 2022, section 3.3; METHOD, section 3.
     """
 
     def __init__(self, config: MoReConfig):
@@ -355,7 +356,7 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
         text_only_word_rows: Tensor | None = None,
         mean_class_weight: float | None = None,
     ) -> MoReRelationOutput:
-        """Logits of every relation and, with labels, the loss.
+        """Return logits of every relation and, with labels, the loss.
 
         Args:
             input_ids, attention_mask: [R, T] sub-tokens; R = B unless posts are cut in windows.
@@ -363,13 +364,11 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
             word_mask: not read; the processor's batches hold it.
             word_rows: [B, 2] row of each marker; default: pair b is row b.
             labels: [B] relation ids.
-            text_only_…: the same posts without knowledge (view o). With labels, a model whose config has two views on
-                adds the terms of this view.
-            mean_class_weight: what `config.class_weights` are divided by; default: their mean over the batch. A batch
-                that is a part of an optimizer step gets the mean over the posts of the whole step.
+            text_only_…: the same posts without knowledge (view o); a model with two views adds its terms to the loss.
+            mean_class_weight: mean of `config.class_weights` over the posts of the step; default: over the batch.
 
         Raises:
-            ValueError: when the positions are missing, or the second view is missing in training.
+            ValueError: when the positions or, in training, the second view is missing.
         """
         if word_positions is None:
             raise ValueError("word_positions are needed: MoReProcessor makes them from pairs")
@@ -402,7 +401,7 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
         return output
 
     def _classify(self, markers: Tensor) -> Tensor:
-        """Logits [B, C] from the states [B, 2, H] at the markers."""
+        """Return logits [B, C] from the states [B, 2, H] at the markers."""
         return _float32(self.classifier(self.dropout(self.norm(markers.flatten(1)))))
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, mean_class_weight: float | None) -> Tensor:
@@ -416,19 +415,19 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
 
 
 def softened_kl(log_target: Tensor, log_q: Tensor, temperature: float) -> Tensor:
-    """KL(target || q) · T² over the last dimension, both softened by softmax(log p / T)."""
+    """Return KL(target || q) · T² over the last dimension, both softened by softmax(log p / T)."""
     target, log_q = _log_softmax(log_target / temperature), _log_softmax(log_q / temperature)
     return (target.exp() * (target - log_q)).sum(-1) * temperature**2
 
 
 def _no_pooler(encoder_config: Any) -> dict[str, bool]:
-    """`add_pooling_layer=False` for the encoders that take it: the pooler is never used, and DDP trips over it."""
+    """Return `add_pooling_layer=False` for encoders that take it: the pooler is never used and breaks DDP."""
     model_class: Any = MODEL_MAPPING[type(encoder_config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 
 
 def _float32(scores: Tensor) -> Tensor:
-    """At least float32; float64 stays."""
+    """Return scores in at least float32; float64 stays."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 

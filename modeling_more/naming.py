@@ -1,4 +1,4 @@
-"""What users name: folders and Hub ids that are not there, misspelt options, data sets and labels."""
+"""Check what users name: folders and Hub ids, options, data sets and labels that may be misspelt."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NamingParser(argparse.ArgumentParser):
         return parsed
 
     def check_known(self, words: Sequence[str]) -> None:
-        """ValueError for words that belong to no option."""
+        """Raise ValueError for words that belong to no option."""
         known = [option for action in self._actions for option in action.option_strings]
         for word in words:
             option = word.split("=")[0]
@@ -48,7 +48,7 @@ class NamingParser(argparse.ArgumentParser):
 
 
 def no_choice(action: argparse.Action, value: Any) -> str:
-    """What is said of a value that is none of an option's choices."""
+    """Return what is said of a value that is none of an option's choices."""
     choices = [str(choice) for choice in action.choices or ()]
     return f"it is {value!r}, it must be one of {', '.join(choices)}{nearest(str(value), choices)}"
 
@@ -64,13 +64,13 @@ def missing_source(value: str | Path) -> str:
 
 
 def check_source(told: str, value: str | Path) -> None:
-    """See that a name is that of a folder, or can be an id of the Hub.
+    """Check that a name is that of a folder, or can be an id of the Hub.
 
     Args:
-        told: what names it, such as `--model_name_or_path`.
+        told: what gives the name, such as `--model_name_or_path`.
 
     Raises:
-        FileNotFoundError: it can only be a folder, and there is none.
+        FileNotFoundError: when it can only be a folder, and there is none.
     """
     if reason := missing_source(value):
         raise FileNotFoundError(f"{told} {value}: {reason}")
@@ -78,10 +78,10 @@ def check_source(told: str, value: str | Path) -> None:
 
 @contextmanager
 def loaded_from(told: str, value: str | Path) -> Iterator[None]:
-    """Tell of a name that is no folder here, where the Hub does not know it either.
+    """Raise FileNotFoundError where a name is no folder here and the block can't load it from the Hub either.
 
-    Raises:
-        FileNotFoundError: as `check_source`, or for what loading in the block raised.
+    Args:
+        told: what gives the name, see `check_source`.
     """
     check_source(told, value)
     try:
@@ -97,7 +97,7 @@ def loaded_from(told: str, value: str | Path) -> Iterator[None]:
 
 
 def nearest_folder(path: Path) -> str:
-    """As `nearest`, of what lies where the missing folder (or, with a suffix, file) would."""
+    """Return what `nearest` says of the folders (or, with a suffix, files) beside a missing one."""
     try:
         beside = [one.name for one in path.parent.iterdir() if one.is_dir() or path.suffix]
     except OSError:
@@ -108,10 +108,10 @@ def nearest_folder(path: Path) -> str:
 
 
 def without_folder(value: Any, name: str = "") -> Any:
-    """Return what is published of a value, word or mapping of these: files by name, not where they lie on a machine.
+    """Return what is published of a value, list or mapping: the names of files, not their places on a machine.
 
     Args:
-        name: the option that has the value; the labels of relations look like paths, and stay.
+        name: the option that has the value; labels of relations look like paths, and stay.
     """
     if isinstance(value, dict):
         return {key: without_folder(one, str(key)) for key, one in value.items()}

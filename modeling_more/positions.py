@@ -1,4 +1,4 @@
-"""How many sub-tokens an encoder can read: encoders with a table of positions can read no more than it has rows."""
+"""Tell how many sub-tokens an encoder can read: no more than its table of positions has rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _NO_TEXT = re.compile(r"vision|visual|image|audio")
 
 
 def position_limit(encoder: nn.Module) -> int | None:
-    """Return the number of sub-tokens, special ones included, that an encoder reads at most; None where its positions
-    are relative or computed, as those of T5, of ModernBERT, or of DeBERTa without `position_biased_input`.
+    """Return the number of sub-tokens, special ones included, that an encoder reads at most.
 
-    A table whose padding row is set counts from the row after it, as those of RoBERTa and XLM-R: of their 514 rows 512
-    can be used.
+    It is None where positions are relative or computed, as in T5, ModernBERT, or DeBERTa without
+    `position_biased_input`. A table with a padding row counts from the row after it: of the 514 rows of RoBERTa and
+    XLM-R 512 can be used.
     """
     limits = []
     for name, module in encoder.named_modules():

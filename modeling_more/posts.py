@@ -1,7 +1,7 @@
-"""What a post is: the one check of its text, words, spans, image and knowledge, wherever it comes from.
+"""Check what a post is, wherever it comes from: its text, words, spans, image and knowledge.
 
-An item is what a source holds: a line of JSON, a row of a table or of a data set, a post that the library is called
-with. `where` names its place, for the errors (ValueError, one sentence).
+An item is what a source holds: a line of JSON, a row of a table or of a data set, a post given to the library. `where`
+names its place in the errors (ValueError, one sentence).
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ Posts = list[Row]
 
 KNOWLEDGE_COLUMNS = ("knowledge_text", "knowledge_image")
 PAIR_FIELDS = '"tokens" (or "text"), "head", "tail" and "relation"'
-
-
-# --- names
 
 
 def check_string(value: Any, where: str, what: str = '"text"') -> str:
@@ -71,8 +68,8 @@ def read_words(item: Mapping[str, Any], where: str, splitter: str, may_be_empty:
     """Return the words of an item and, where it has one, its text with the place of each word.
 
     Args:
-        splitter: how text is split into words, see `words.split_words`.
-        may_be_empty: whether a post without a word will do, as it does in prediction.
+        splitter: how text is split, see `split_words`.
+        may_be_empty: whether a post without a word will do, as in prediction.
 
     Returns:
         {"tokens"} or {"tokens", "text", "offsets"}, offsets being [start, end] of each word in text, in characters. A
@@ -110,7 +107,7 @@ def given_words(item: Mapping[str, Any]) -> Any:
 
 
 def check_words(value: Any, where: str, may_be_empty: bool = False) -> list[str]:
-    """Return the words as a list; a string is none, whatever its letters."""
+    """Return the words as a list of strings, none of them empty; a string by itself is no list."""
     if hasattr(value, "tolist"):  # an array
         value = value.tolist()
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) and word for word in value):
@@ -122,7 +119,7 @@ def check_words(value: Any, where: str, may_be_empty: bool = False) -> list[str]
 
 
 def _check_offsets(value: Any, tokens: Sequence[str], text: str, where: str) -> list[list[int]] | None:
-    """The offsets as a list; None where the words do not stand there, one after the other."""
+    """Return the offsets as a list; None where the words do not stand there, one after the other."""
     value = value.tolist() if hasattr(value, "tolist") else value
 
     def good(pair: Any) -> bool:
@@ -162,7 +159,7 @@ def joined_words(tokens: list[str]) -> Row:
 
 
 def are_numbers(values: Sequence[Any]) -> bool:
-    """Whether all values are whole numbers."""
+    """Return whether all values are whole numbers."""
     return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
@@ -175,7 +172,7 @@ def words_with_offsets(row: Row) -> list[tuple[str, int, int]]:
 
 
 class SpanCounts:
-    """What could not be followed as it was given: mentions and texts; reported once a file."""
+    """A count of the mentions and texts that could not be read as they were given, reported once a file."""
 
     def __init__(self) -> None:
         self.mentions = self.crossing = self.dropped = self.differing = 0
@@ -217,15 +214,15 @@ def pair_spans(
     where: str,
     counts: SpanCounts | None = None,
 ) -> Row:
-    """ "head" and "tail", or else "entities", of an item as spans of words.
+    """Return the "head" and "tail", or else the "entities", of an item as spans of words.
 
     Args:
         words: (word, start, end) where the item's spans are characters; None where they are words already.
-        length: of the post, in words or characters.
-        counts: of the spans that were widened to words.
+        length: length of the post, in words or characters.
+        counts: where spans that were widened to words are counted.
 
     Raises:
-        ValueError: spans are missing, malformed, outside the post, equal, or hold no word.
+        ValueError: when spans are missing, malformed, outside the post, equal, or hold no word.
     """
     counts = counts or SpanCounts()
     if item.get("entities") is not None and all(item.get(name) is None for name in ("head", "h", "tail", "t")):
@@ -305,7 +302,7 @@ def check_entries(entries: Any, column: str, where: str) -> list[Row]:
 
 
 def _number(entry: Mapping[str, Any], name: str) -> Any:
-    """A number of an entry; 0 where it is missing, as null or as a frame has it."""
+    """Return a number of an entry; 0 where it is missing, as null or as a frame has it."""
     value = entry.get(name)
     return 0 if value is None or value != value else value
 

@@ -1,4 +1,4 @@
-"""From a post's words and each expert's knowledge to the inputs of a mixture; saved as one folder an expert."""
+"""Turn a post's words and each expert's knowledge into a mixture's inputs, by the experts' own processors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EncodedMixturePost = dict[str, Any]
 
 
 class MixtureFeature(BatchFeature):
-    """The inputs of a mixture: `experts`, `text_only` and `word_mask`; `.to(device)` reaches the nested ones too."""
+    """The inputs of a mixture, `experts`, `text_only` and `word_mask`, whose `.to(device)` reaches nested ones too."""
 
     def to(self, *args: Any, **kwargs: Any) -> MixtureFeature:
         super().to(*args, **kwargs)
@@ -31,15 +31,14 @@ class MixtureFeature(BatchFeature):
 
 
 class MoReMixtureProcessor(ProcessorMixin):
-    """Each expert's own processor: its tokenizer, its knowledge column, its max_length.
+    """A processor that holds each expert's own, with its tokenizer, knowledge column and `max_length`.
 
         processor = MoReMixtureProcessor.from_pretrained("ORG/MIXTURE")
         model(**processor(text="Ada in Paris", knowledge=[text_entries, image_entries]))
 
     Args:
-        processors: one an expert, in the order of the model's experts; the gate's words are written by the first one,
-            which also splits raw text into words.
-        names: of the experts, short and unique: `experts/<name>/` is where each is saved.
+        processors: one an expert, in the model's order; the first one also writes the gate's words and splits text.
+        names: short unique names of the experts; each is saved as `experts/<name>/`.
 
     Raises:
         ValueError: for names that do not fit, or processors of which only some have markers.
@@ -58,17 +57,17 @@ class MoReMixtureProcessor(ProcessorMixin):
 
     @property
     def knowledge_columns(self) -> list[str | None]:
-        """The column of a data set that each expert reads."""
+        """Return the column of a data set that each expert reads."""
         return [processor.knowledge_column for processor in self.processors]
 
     @property
     def markers(self) -> bool:
-        """Whether the experts classify relations."""
+        """Return whether the experts classify relations."""
         return self.processors[0].markers
 
     @property
     def splitter(self) -> str:
-        """How raw text becomes words."""
+        """Return how raw text becomes words."""
         return self.processors[0].splitter
 
     def __call__(
@@ -79,10 +78,10 @@ class MoReMixtureProcessor(ProcessorMixin):
         pairs: tuple[Span, Span] | Sequence[tuple[Span, Span]] | None = None,
         return_tensors: str | None = "pt",
     ) -> MixtureFeature:
-        """Model inputs for one post or several, as `MoReProcessor` makes them.
+        """Return model inputs for one post or several, as `MoReProcessor` makes them.
 
         Args:
-            knowledge: one item an expert: the ranked entries of that post, or of each post; None: read without.
+            knowledge: one item an expert: the ranked entries of that post, or of each; None reads without.
 
         Returns:
             experts: the inputs of each; text_only: what the gate reads; word_mask [B, N].
@@ -108,7 +107,7 @@ class MoReMixtureProcessor(ProcessorMixin):
         knowledge: Sequence[Sequence[Sequence[Entry] | None] | None] | None = None,
         pairs: Sequence[tuple[Span, Span]] | None = None,
     ) -> list[EncodedMixturePost]:
-        """Sub-tokens of posts, not padded; no word is cut, so that all experts read the same.
+        """Return sub-tokens of posts, not padded; no word is cut, so that all experts read the same.
 
         Args:
             knowledge: one item an expert: the entries of every post, or None.
@@ -132,7 +131,7 @@ class MoReMixtureProcessor(ProcessorMixin):
         ]
 
     def pad(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """A batch of encoded posts as tensors: the arguments of a mixture's `forward`."""
+        """Return encoded posts as tensors: the arguments of a mixture's `forward`."""
         experts = [
             BatchFeature(processor.pad([post["experts"][index] for post in posts]))
             for index, processor in enumerate(self.processors)
@@ -141,11 +140,11 @@ class MoReMixtureProcessor(ProcessorMixin):
         return {"experts": experts, "text_only": text_only, "word_mask": experts[0]["word_mask"]}
 
     def to_dict(self) -> dict[str, Any]:
-        """What `processor_config.json` holds; the experts' own settings lie in their folders."""
+        """Return what `processor_config.json` holds; the experts' own settings lie in their folders."""
         return {"names": self.names, "processor_class": type(self).__name__}
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Writes `experts/<name>/`, a whole `MoReProcessor` each, and `processor_config.json`."""
+        """Write `experts/<name>/`, a whole `MoReProcessor` each, and `processor_config.json`."""
         for name, processor in zip(self.names, self.processors, strict=True):
             processor.save_pretrained(Path(save_directory) / "experts" / name)
         written: list[str] = super().save_pretrained(save_directory)
@@ -164,7 +163,7 @@ class MoReMixtureProcessor(ProcessorMixin):
         create_pr: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Uploads what `save_pretrained` writes to the model repository `repo_id`, made where there is none."""
+        """Upload what `save_pretrained` writes to the model repository `repo_id`, made where there is none."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
@@ -179,8 +178,7 @@ class MoReMixtureProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """From a folder or a Hub id, as `save_pretrained` wrote it; each expert's `max_length` is lowered to what the
-        mixture beside it allows."""
+        """Load a saved processor; each expert's `max_length` is lowered to what the mixture beside it allows."""
         patterns = ("processor_config.json", "config.json", *(f"experts/{one}" for one in PROCESSOR_FILES))
         folder = downloaded(pretrained_model_name_or_path, patterns, kwargs)
         saved, _ = cls.get_processor_dict(folder, **kwargs)

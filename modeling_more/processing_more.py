@@ -1,4 +1,4 @@
-"""From a post's words and its knowledge to model inputs; saved with the model as `processor_config.json`."""
+"""Turn a post's words and its knowledge into model inputs, by a processor saved with the model."""
 
 from __future__ import annotations
 
@@ -32,21 +32,19 @@ _PROBE = "the The Lakers play in 2017 , don't they ? @NBA #3 a1 U.S. (x) 3-1 Zü
 
 
 class MoReProcessor(ProcessorMixin):
-    """Writes `[words ; separator ; knowledge]` as sub-tokens and keeps where each word begins.
+    """A processor that writes `[words ; separator ; knowledge]` as sub-tokens and keeps where each word begins.
 
     Every word has the sub-tokens that it has after a space in running text, the first one too.
 
     Args:
         tokenizer: a fast tokenizer with class and separator tokens.
-        knowledge_column: which column of a data set this expert reads, `"knowledge_text"` or `"knowledge_image"`;
-            None for an expert without retrieval.
-        top_k: entries read, in their order.
-        knowledge_words: at most this many words of each entry's text, centred on its matched sentence; None: all.
-        max_length: sub-tokens of a row, special tokens included; lowered where the tokenizer, or the encoder that is
-            loaded with it, allows fewer.
-        overflow: `"cut"`: knowledge is cut at its end; `"skip"`: an entry that does not fit whole is left out.
+        knowledge_column: the column that is read, `"knowledge_text"`, `"knowledge_image"` or None (no retrieval).
+        top_k: number of entries that are read, in their order.
+        knowledge_words: number of words read of each entry, around its matched sentence; default: all.
+        max_length: sub-tokens of a row, special tokens included; lowered where tokenizer or encoder allow fewer.
+        overflow: `"cut"` cuts knowledge at its end, `"skip"` leaves out entries that do not fit whole.
         splitter: how raw text becomes words: `"twitter17"`, `"twitter15"` or `"whitespace"` (`words.py`).
-        markers: add the tokens `<E>`, `</E>`, `<O>`, `</O>` that stand around both entities of a relation.
+        markers: whether to add the tokens `<E>`, `</E>`, `<O>`, `</O>` around both entities of a relation.
 
     Raises:
         ValueError: for a tokenizer or an option that can't be used.
@@ -87,8 +85,7 @@ class MoReProcessor(ProcessorMixin):
     def from_encoder_pretrained(
         cls, name_or_path: str, *, tokenizer_options: dict[str, Any] | None = None, **options: Any
     ) -> MoReProcessor:
-        """A processor for a plain encoder checkpoint; `max_length` is lowered to what its tokenizer and its encoder
-        allow."""
+        """Return a processor for a plain encoder checkpoint; `max_length` is lowered to what that allows."""
         load = dict(tokenizer_options or {})
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **load)
         processor = cls(tokenizer, **options)
@@ -97,7 +94,7 @@ class MoReProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """As everywhere in transformers; `max_length` is lowered to what the model beside it allows."""
+        """Load a processor; `max_length` is lowered to what the model beside it allows."""
         folder = downloaded(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs)
         processor: Self = super().from_pretrained(folder, **kwargs)
         limit = _positions_at(folder, kwargs)
@@ -105,7 +102,7 @@ class MoReProcessor(ProcessorMixin):
         return processor
 
     def limit_length(self, limit: int | None, whose: str = "the encoder") -> None:
-        """Lower `max_length` to this many sub-tokens where it is larger, and log both; None: there is no limit.
+        """Lower `max_length` to this many sub-tokens where it is larger, and log both; None is no limit.
 
         Raises:
             ValueError: when nothing could be read.
@@ -124,12 +121,12 @@ class MoReProcessor(ProcessorMixin):
         pairs: tuple[Span, Span] | Sequence[tuple[Span, Span]] | None = None,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
-        """Model inputs for one post or several, given as words or as raw text.
+        """Return model inputs for one post or several, given as words or as raw text.
 
         Args:
             words: the words of a post, or of several posts.
-            knowledge: the ranked entries {title, text, score} of that post, or of each; None: read without knowledge.
-            text: raw text instead of words; it is split by `self.splitter`.
+            knowledge: the ranked entries {title, text, score} of that post, or of each.
+            text: raw text instead of words, split by `self.splitter`.
             pairs: for relations, the spans (head, tail) of words of that post, or of each.
             return_tensors: only `"pt"`.
 
@@ -159,7 +156,7 @@ class MoReProcessor(ProcessorMixin):
         pairs: Sequence[tuple[Span, Span]] | None = None,
         truncate: bool = False,
     ) -> list[dict[str, Any]]:
-        """Sub-tokens of posts, not padded.
+        """Return sub-tokens of posts, not padded.
 
         A post whose words alone pass max_length is cut in overlapping windows, one row each (`truncate=False`), or
         after the last word that fits (`truncate=True`, for training; never with `pairs`, whose markers must be read).
@@ -193,7 +190,7 @@ class MoReProcessor(ProcessorMixin):
         ]
 
     def pad(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of encoded posts as tensors (see `__call__`), the longest row deciding the width."""
+        """Return encoded posts as tensors (see `__call__`), as wide as the longest row."""
         rows = [row for post in posts for row in post["input_ids"]]
         batch = {
             "input_ids": _pad(rows, self.tokenizer.pad_token_id),
@@ -211,7 +208,7 @@ class MoReProcessor(ProcessorMixin):
         return batch
 
     def entry_text(self, entry: Entry) -> str:
-        """An entry as it is read: `[ title ] text`, the text cut to `knowledge_words` around its matched sentence."""
+        """Return an entry as it is read: `[ title ] text`, cut to `knowledge_words` around its matched sentence."""
         text = entry["text"]
         if self.knowledge_words is not None:
             spans = [match.span() for match in re.finditer(r"\S+", text)]
@@ -229,7 +226,7 @@ class MoReProcessor(ProcessorMixin):
 
     @cached_property
     def _as_text(self) -> dict[int, list[int]]:
-        """The characters of each special token, as ordinary sub-tokens.
+        """Return the characters of each special token, as ordinary sub-tokens.
 
         SentencePiece vocabularies hold `</s>` as a piece like any other, so a post that contains it would get the
         real token in spite of `split_special_tokens`.
@@ -273,7 +270,7 @@ class MoReProcessor(ProcessorMixin):
         return [[next(ids) for _ in post] for post in texts]
 
     def _mark(self, words: list[list[int]], head: Span, tail: Span) -> tuple[list[list[int]], list[int]]:
-        """The words' sub-tokens with markers as units of their own, and where `<E>` and `<O>` stand among them.
+        """Return the words' sub-tokens with markers as units of their own, and where `<E>` and `<O>` stand.
 
         One entity may lie within the other, and they may touch: an entity closes before the next one opens, the inner
         one opens last and closes first.
@@ -299,7 +296,7 @@ class MoReProcessor(ProcessorMixin):
     def _lay_out(
         self, words: list[list[int]], wanted: Sequence[int], entries: list[list[int]], truncate: bool
     ) -> dict[str, Any]:
-        """Rows of ids, and the places in them of the units `wanted` among `words` (see `encode`)."""
+        """Return rows of ids, and where the units `wanted` among `words` stand in them (see `encode`)."""
         begin, separator = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         room = self.max_length - 2
         windows = _windows([min(len(word), room) for word in words], room)
@@ -342,8 +339,8 @@ class MoReProcessor(ProcessorMixin):
 def _windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int]]:
     """Cut words of these lengths into windows of at most `room` sub-tokens that overlap by about a quarter.
 
-    Returns (first, last, kept_from, kept_to) per window, ends exclusive: the words it holds, and those that are read
-    from it: each word belongs to the window in which it stands farther from a border.
+    Returns (first, last, kept_from, kept_to) per window, ends exclusive: the words it holds, and those read from it,
+    as each word belongs to the window in which it stands farther from a border.
     """
     spans = []
     first = 0
@@ -389,7 +386,7 @@ def downloaded(name_or_path: Any, patterns: Sequence[str], options: Mapping[str,
 
 
 def _positions_at(name_or_path: Any, options: Mapping[str, Any]) -> int | None:
-    """The `position_limit` of the encoder or expert that lies there; None also where none does."""
+    """Return the `position_limit` of the encoder or expert that lies there; None also where none does."""
     place = {key: options[key] for key in (*_PLACE, "subfolder") if key in options}
     try:
         config: Any = AutoConfig.from_pretrained(name_or_path, **place)

@@ -1,4 +1,4 @@
-"""Tags and spans: BIO in files, BIOES inside the model, and the transitions that BIOES allows."""
+"""Turn tags into spans and back: BIO in files, BIOES inside the model."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class Span(NamedTuple):
 
 
 def split_tag(tag: str) -> tuple[str, str]:
-    """`"B-PER"` -> `("B", "PER")`, `"O"` -> `("O", "")`; ValueError for anything that is neither O nor [BIES]-TYPE."""
+    """Split `"B-PER"` into `("B", "PER")` and `"O"` into `("O", "")`; raise ValueError for what is no such tag."""
     if tag == "O":
         return "O", ""
     if len(tag) > 2 and tag[0] in "BIES" and tag[1] == "-":
@@ -22,10 +22,10 @@ def split_tag(tag: str) -> tuple[str, str]:
 
 
 def tags_to_spans(tags: Sequence[str], strict: bool = False) -> list[Span]:
-    """The entities of one sentence, tagged in BIO or BIOES, in order.
+    """Return the entities of one sentence, tagged in BIO or BIOES, in order.
 
-    The default reading is that of seqeval's `get_entities`: an I- or E- that continues nothing opens an entity. With
-    `strict` only entities opened by B- or S- count. ValueError for a tag that is neither O nor [BIES]-TYPE.
+    As in seqeval's `get_entities`, an I- or E- that continues nothing opens an entity. With `strict` only entities
+    opened by B- or S- count. A tag that is neither O nor [BIES]-TYPE raises ValueError.
     """
     spans: list[Span] = []
     previous, previous_type, start = "O", "", -1
@@ -55,7 +55,7 @@ def _check_spans(spans: Iterable[tuple[int, int, str]], length: int) -> list[tup
 
 
 def spans_to_bio(spans: Iterable[tuple[int, int, str]], length: int) -> list[str]:
-    """BIO tags of a sentence of `length` words; ValueError when spans overlap or lie outside it."""
+    """Return the BIO tags of `length` words; raise ValueError when spans overlap or lie outside."""
     tags = ["O"] * length
     for start, end, type_ in _check_spans(spans, length):
         tags[start:end] = [f"B-{type_}"] + [f"I-{type_}"] * (end - start - 1)
@@ -63,7 +63,7 @@ def spans_to_bio(spans: Iterable[tuple[int, int, str]], length: int) -> list[str
 
 
 def spans_to_bioes(spans: Iterable[tuple[int, int, str]], length: int) -> list[str]:
-    """BIOES tags of a sentence of `length` words; ValueError when spans overlap or lie outside it."""
+    """Return the BIOES tags of `length` words; raise ValueError when spans overlap or lie outside."""
     tags = ["O"] * length
     for start, end, type_ in _check_spans(spans, length):
         if end - start == 1:
@@ -79,29 +79,29 @@ def valid_tags(tags: Sequence[str]) -> list[str]:
 
 
 def bio_to_bioes(tags: Sequence[str]) -> list[str]:
-    """BIOES tags of a sentence tagged in BIO (or BIOES); a stray I- begins an entity."""
+    """Turn the tags of a sentence in BIO (or BIOES) into BIOES; a stray I- begins an entity."""
     return spans_to_bioes(tags_to_spans(tags), len(tags))
 
 
 def bio_labels(types: Iterable[str]) -> list[str]:
-    """`["O", "B-T1", "I-T1", "B-T2", ...]`."""
+    """Return `["O", "B-T1", "I-T1", "B-T2", ...]`."""
     return ["O"] + [f"{prefix}-{type_}" for type_ in types for prefix in "BI"]
 
 
 def bioes_labels(types: Iterable[str]) -> list[str]:
-    """`["O", "B-T1", "I-T1", "E-T1", "S-T1", "B-T2", ...]`."""
+    """Return `["O", "B-T1", "I-T1", "E-T1", "S-T1", "B-T2", ...]`."""
     return ["O"] + [f"{prefix}-{type_}" for type_ in types for prefix in "BIES"]
 
 
 def entity_types(tags: Iterable[str]) -> list[str]:
-    """The types in order of first appearance; ValueError for a tag that is neither O nor [BIES]-TYPE."""
+    """Return the types in order of first appearance; raise ValueError for what is no tag."""
     return list(dict.fromkeys(type_ for prefix, type_ in map(split_tag, tags) if prefix != "O"))
 
 
 def allowed_transitions(labels: Sequence[str]) -> tuple[list[bool], list[list[bool]], list[bool]]:
-    """What BIOES allows: may a sentence start with a label, may label `to` follow `from` (`[from][to]`), may it end.
+    """Return whether BIOES lets a sentence start with a label, label `to` follow `from` (`[from][to]`), and it end.
 
-    ValueError when `labels` is not a BIOES label set (an entity type lacks one of B-, I-, E-, S-).
+    Labels that are no BIOES set (a type lacks one of B-, I-, E-, S-) raise ValueError.
     """
     present = set(labels)
     for type_ in entity_types(labels):

@@ -1,4 +1,4 @@
-"""Raw text into words with character offsets, in the manner of the data sets, and character spans onto those words."""
+"""Split raw text into words with offsets, as the data sets do, and put character spans onto words."""
 
 import re
 import unicodedata
@@ -23,7 +23,7 @@ _UNSPACED_BLOCKS = (
 
 
 def _character_class(blocks: Iterable[tuple[int, int]], categories: Sequence[str]) -> str:
-    """The characters of those general categories in these blocks, as they stand in the brackets of a pattern."""
+    """Return the characters of these blocks and categories, as they stand in the brackets of a pattern."""
     ranges: list[list[int]] = []
     for first, last in blocks:
         if first >= 0x20000:  # planes of ideographs, assigned or not yet
@@ -75,7 +75,7 @@ DEFAULT_SPLITTER = "twitter17"
 
 
 class Word(NamedTuple):
-    """A word and the characters `start` to `end` (exclusive) of the text it stands at."""
+    """A word that stands at the characters `start` to `end` (exclusive) of a text."""
 
     word: str
     start: int
@@ -83,7 +83,7 @@ class Word(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Character spans put onto words: the entities, and how many did not fit."""
+    """Entities that were put onto words, and how many did not fit."""
 
     spans: list[Span]
     crossing: int  # began or ended inside a word: widened to the whole word
@@ -105,7 +105,7 @@ def _compiled(splitter: str) -> re.Pattern[str]:
 
 
 def split_words(text: str, splitter: str = DEFAULT_SPLITTER) -> list[Word]:
-    """The words of `text` with their character offsets: `text[start:end] == word`, in order, without overlap.
+    """Return the words of `text` with their offsets: `text[start:end] == word`, in order, without overlap.
 
     Args:
         text: any string; an empty one, or one of white space only, has no words.
@@ -114,7 +114,7 @@ def split_words(text: str, splitter: str = DEFAULT_SPLITTER) -> list[Word]:
             words (Chinese, Japanese, Thai …) the first two make each letter, with its marks, a word.
 
     Raises:
-        ValueError: the splitter is unknown.
+        ValueError: when the splitter is unknown.
     """
     return [Word(match.group(), match.start(), match.end()) for match in _compiled(splitter).finditer(text)]
 

@@ -1,1 +1,1 @@
-"""What comes in: readers of the formats, one check for every row, the splits of a source."""
+"""Read what comes in: the formats of files, their labels, the splits of a source."""

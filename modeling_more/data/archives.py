@@ -1,4 +1,4 @@
-"""Unpacking of foreign zip files: whole or not at all, and never outside their folder."""
+"""Unpack foreign zip files: whole or not at all, and never outside their folder."""
 
 import stat
 import zipfile
@@ -11,14 +11,14 @@ from ..files import new_folder
 def extract_archive(
     archive: str | Path, folder: str | Path, max_bytes: int = 4 << 30, max_files: int = 100_000
 ) -> Path:
-    """Unpack a zip file into `folder`, which appears only when all of it is unpacked; returns the folder.
+    """Unpack a zip file into `folder`, which appears only when all is unpacked, and return it.
 
     A folder that is already there is returned as it stands.
 
     Raises:
         ValueError: not a zip file, damaged or encrypted, a link, a name that leads out of the folder, or more than
             `max_bytes` (counted while unpacking, not taken from the header) or `max_files`; nothing is left behind.
-        FileNotFoundError: no such file.
+        FileNotFoundError: when there is no such file.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""Lines of columns, as in CoNLL files and the marked form of relations: which lines count, which cell is what."""
+"""Read lines of columns, of CoNLL files and marked relations: which lines count, which cell is what."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _CHUNKS = {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "U
 
 
 class ColumnLine(NamedTuple):
-    """A line that counts.
+    """A line that counts in a file of columns.
 
     Attributes:
-        number: of the line, from 1.
+        number: number of the line, from 1.
         kind: "word", "blank" (ends a post) or "image" (`IMGID:…`, opens one).
-        word: the word; of an image line its id.
-        label: without the white space around it.
+        word: the word, or the id of an image line.
+        label: the label, without the white space around it.
     """
 
     number: int
@@ -63,7 +63,7 @@ def check_columns(columns: Sequence[int]) -> None:
     """Check that these are the numbers of a word column and of a label column.
 
     Raises:
-        ValueError: not two different numbers from 1.
+        ValueError: when they are not two different numbers from 1.
     """
     if len(columns) != 2 or min(columns) < 1 or columns[0] == columns[1]:
         raise ValueError(
@@ -82,17 +82,17 @@ def column_lines(
     count, and how many there are is logged.
 
     Args:
-        path: the file, for errors.
-        text: what it holds.
+        path: name of the file, for errors.
+        text: content of the file.
         columns: numbers of the word's and of the label's column, from 1, where they are others.
-        labelled: False reads words whose labels are not asked for; lines may be words alone.
+        labelled: whether labels are needed; if not, lines may be words alone.
 
     Returns:
         the lines that count, and the number of their columns.
 
     Raises:
-        ValueError: a line with another number of columns than the others, without word or label, or with white space
-            within the label; a first column that can't be words; two columns of labels; names file and line.
+        ValueError: for a line with another number of columns, without word or label, or with white space within the
+            label, a first column that can't be words, or two columns of labels.
     """
     if columns is not None:
         check_columns(columns)
@@ -136,14 +136,14 @@ def column_lines(
 
 
 def looks_like_conll(text: str, columns: Sequence[int] | None = None) -> bool:
-    """Whether a text is lines of a word and its label, rather than one post a line.
+    """Return whether a text is lines of a word and its label, rather than one post a line.
 
-    Many lines are asked, for a post may well end in " O": at least half of them end in a label, and one of these names
-    a type; or all of them do and have as many columns. A first line with a tab before its label is enough. A single
-    line must have one, follow an image line, or end in a B- label.
+    A post may well end in " O": so at least half of the lines must end in a label, one of them with a type, or all
+    with as many columns. A first line with a tab before its label is enough. A single line must have one, follow an
+    image line, or end in a B- label.
 
     Args:
-        columns: numbers of the word's and of the label's column, from 1, where they are not the first and the last.
+        columns: numbers of the word's and of the label's column, from 1, where they are others.
     """
     raw = _classified(islice(text_lines(text), _ENOUGH))
     label = -1 if columns is None else columns[1] - 1
@@ -165,8 +165,8 @@ def looks_like_conll(text: str, columns: Sequence[int] | None = None) -> bool:
 def check_text(path: Path, text: str) -> None:
     """Raise ValueError where a file that should hold one post a line looks like columns of words without labels.
 
-    So do lines of which nearly all have as many cells, single words, and which blank lines part into posts of several
-    words, or an index counts, or `# key = value` comments tell of, or which all end in a sign for no label (`_`).
+    In such a file nearly all lines have as many cells, single words, and blank lines part them into posts, an index
+    counts them, `# key = value` comments describe them, or all end in a sign for no label (`_`).
     """
     found = unlabelled_columns(text)
     if found is not None:
@@ -178,7 +178,7 @@ def check_text(path: Path, text: str) -> None:
 
 
 def unlabelled_columns(text: str) -> tuple[int, int] | None:
-    """Return the first line of words and the number of columns of a file as `check_text` knows it; else None."""
+    """Return the first line and number of columns of a file that `check_text` refuses; else None."""
     raw = _classified(islice(text_lines(text), _ENOUGH))
     commented = any(one.kind == "word" and re.match(r"# [\w.:-]+ = ", one.line) for one in raw)
     rows = [one for one in raw if not (one.kind == "word" and _NAMED_COMMENT.match(one.line))]
@@ -200,7 +200,7 @@ def unlabelled_columns(text: str) -> tuple[int, int] | None:
 
 
 def _classified(lines: Iterable[tuple[int, str]]) -> list[_Cells]:
-    """Every line with its kind and, where it is a line of words, its cells."""
+    """Return every line with its kind and, where it is a line of words, its cells."""
     found = []
     for number, line in lines:
         cells = split_columns(line)
@@ -214,7 +214,7 @@ def _classified(lines: Iterable[tuple[int, str]]) -> list[_Cells]:
 
 
 def _check_ends(path: Path, lines: Sequence[_Cells]) -> None:
-    """ValueError for a file that is one line to us and many to other programs."""
+    """Raise ValueError for a file that is one line to us and many to other programs."""
     words = [one.line for one in lines if one.kind == "word"]
     if len(words) == 1:
         parts = [part for part in words[0].splitlines(keepends=True) if part.strip()]
@@ -231,7 +231,7 @@ def _labelled(cells: Sequence[str], label: int) -> bool:
 
 
 def _width(lines: Iterable[_Cells]) -> int:
-    """The number of columns that most lines have; the earliest where two are as frequent."""
+    """Return the number of columns that most lines have; the earliest where two are as frequent."""
     counts = Counter(len(one.cells) for one in lines if one.kind == "word" and not one.line.startswith("#"))
     if not counts:  # a post of nothing but hashtags
         counts = Counter(len(one.cells) for one in lines if one.kind == "word")
@@ -239,7 +239,7 @@ def _width(lines: Iterable[_Cells]) -> int:
 
 
 def _is_comment(one: _Cells, width: int, label: int) -> bool:
-    """Whether the line says something of the file; "#" and "#Oslo" with a label are words of posts."""
+    """Return whether a line is a comment; "#" and "#Oslo" with a label are words of posts."""
     if one.kind != "word" or not one.line.startswith("#"):
         return False
     is_word = len(one.cells) == width and _labelled(one.cells, label)
@@ -251,10 +251,10 @@ def _is_comment(one: _Cells, width: int, label: int) -> bool:
 
 
 def _word_column(path: Path, lines: Sequence[_Cells], width: int) -> int:
-    """The first column, or the second one behind an index.
+    """Return the first column, or the second one behind an index.
 
     Raises:
-        ValueError: the first column holds no words and is no index either.
+        ValueError: when the first column holds no words and is no index either.
     """
     posts = [list(post) for is_word, post in groupby(lines, lambda one: one.kind == "word") if is_word]
     if width < 3 or not posts:
@@ -278,12 +278,10 @@ def _word_column(path: Path, lines: Sequence[_Cells], width: int) -> int:
 
 
 def _check_label_columns(path: Path, lines: Sequence[_Cells], width: int, word: int) -> None:
-    """Tell of a second column that is labels and nothing else, as of nested entities or of predictions.
-
-    Chunks (`B-NP`) are such a column, too: they have types of their own.
+    """Warn of a second column of labels, as of nested entities or predictions; chunks (`B-NP`) are none.
 
     Raises:
-        ValueError: it has a type that the last column has.
+        ValueError: when it has a type that the last column has.
     """
     rows = [one.cells for one in lines if one.kind == "word"]
     last = {cells[-1][2:] for cells in rows if _BIO.fullmatch(cells[-1])}
@@ -302,7 +300,7 @@ def _check_label_columns(path: Path, lines: Sequence[_Cells], width: int, word: 
 
 
 def _counts_on(posts: Sequence[Sequence[str]]) -> bool:
-    """Whether each post counts its words from 0 or 1, or the whole file does; the same may stand about each number."""
+    """Return whether each post, or the whole file, counts its words from 0 or 1, with the same about each number."""
     found = [[_COUNT.fullmatch(cell) for cell in post] for post in posts]
     if len({match and match.group(1, 3) for post in found for match in post}) > 1 or found[0][0] is None:
         return False

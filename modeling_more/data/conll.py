@@ -1,4 +1,4 @@
-"""Reader of CoNLL files: `word<TAB>label` lines, raw or as the authors' archives hold them with their knowledge."""
+"""Read CoNLL files: `word<TAB>label` lines, raw or with knowledge as in the authors' archives."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def read_conll(
     knowledge: one entry without title in `knowledge_column`, which every row has as soon as one has it.
 
     Args:
-        path: the file; LF, CRLF or CR, a last blank line is not needed.
+        path: the file, whose lines end in LF, CRLF or CR.
         types: entity types that may occur; default: any.
         knowledge_column: "knowledge_text" or "knowledge_image", where words labelled X go.
-        id_prefix: of the ids `<prefix>-<index>` of posts without an `IMGID:` line; default: the file's name.
+        id_prefix: prefix of the ids `<prefix>-<index>` of posts without an `IMGID:` line; default: the file's name.
         columns: numbers of the word's and of the label's column, from 1, where they are others.
-        labelled: False reads words without labels, whose tags are None.
+        labelled: whether there are labels; if not, the tags are None.
 
     Raises:
-        ValueError: empty file, a line without a label or with another number of columns than the others, an unknown
-            label, relation data; names file and line.
-        FileNotFoundError: no such file.
+        ValueError: for an empty file, a line without a label or with another number of columns than the others, an
+            unknown label, or relation data.
+        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     text = read_text(path)

@@ -1,5 +1,4 @@
-"""Readers of labelled posts: CoNLL (raw and the authors' archives), JSONL, tables, WikiDiverse; and of posts without
-labels.
+"""Read posts with labels from CoNLL (raw and the authors' archives), JSONL, tables and WikiDiverse, and without them.
 
 A row is {"id", "image_id", "tokens", "ner_tags"} with BIO tags as strings (None where they are hidden), with "text"
 and "offsets" where the post was text, and "knowledge_text" or "knowledge_image" where the file holds knowledge. Bad
@@ -65,22 +64,22 @@ def check_post(
     names: Sequence[str] | None = None,
     counts: SpanCounts | None = None,
 ) -> Row:
-    """Return the row of a labelled post: the check of every source that holds such.
+    """Check a labelled post of any source and return its row.
 
     Args:
         item: "tokens" with "ner_tags" (or "tags"), or "text" with "spans"; labels may be hidden (-1 or null).
-        where: its place, for the errors.
+        where: place of the item, for the errors.
         splitter: how "text" is split into words.
         types: entity types that may occur; default: any.
-        names: of the class labels that are given by number.
-        counts: of what could not be followed.
+        names: names of the class labels that are given by number.
+        counts: where mentions and texts that could not be followed are counted.
 
     Returns:
         {"id" (None where the item has none), "image_id", "tokens", "ner_tags" (None where they are hidden)}, "text"
         and "offsets" where there is a text, and the knowledge columns that the item holds.
 
     Raises:
-        ValueError: no such item.
+        ValueError: when the item is no such post.
     """
     counts = counts or SpanCounts()
     item = check_object(item, where, '"tokens" and "ner_tags", or "text" and "spans"')
@@ -146,13 +145,12 @@ def read_jsonl(
         path: the file; one JSON list of such objects does as well.
         types: entity types that may occur; default: any.
         splitter: how "text" is split into words, see `words.split_words`.
-        id_prefix: of the ids `<prefix>-<index>` of rows without one; default: the file's name.
+        id_prefix: prefix of the ids `<prefix>-<index>` of rows without one; default: the file's name.
 
     Raises:
-        ValueError: a line that is not JSON, a missing field, an unknown label, one with white space within, not one
-            label for each word, hidden labels beside others, half a surrogate pair, relation data; names file and
-            line.
-        FileNotFoundError: no such file.
+        ValueError: for a line that is not JSON, a missing field, a label that is unknown or has white space within,
+            not one label for each word, hidden labels beside others, half a surrogate pair, or relation data.
+        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     return read_items(path, json_items(path), types, splitter, id_prefix)
@@ -162,7 +160,7 @@ def read_jsonl(
 
 
 def wikidiverse_image(url: str) -> str:
-    """File name of a WikiDiverse image: md5 of the URL's last part and its suffix, .svg as .png."""
+    """Return the file name of a WikiDiverse image: md5 of the URL's last part, and its suffix, .svg as .png."""
     name = url.split("/")[-1]
     suffix = Path(name).suffix
     return hashlib.md5(name.encode()).hexdigest() + {".svg": ".png", ".SVG": ".png"}.get(suffix, suffix)
@@ -179,7 +177,7 @@ def read_wikidiverse(
     Offsets are characters, end exclusive. Mentions that cross word borders are widened, and counted in a warning.
 
     Raises:
-        ValueError: a row of another form, offsets outside the sentence; names file and row.
+        ValueError: for a row of another form, or offsets outside the sentence.
     """
     path = Path(path)
     prefix = path.stem if id_prefix is None else id_prefix
@@ -195,7 +193,7 @@ def read_wikidiverse(
 
 
 def _wikidiverse_item(value: Any, where: str) -> Row:
-    """A row of WikiDiverse as JSONL has it."""
+    """Return a row of WikiDiverse as JSONL has it."""
     if not (isinstance(value, list) and len(value) >= 4 and isinstance(value[0], str) and isinstance(value[3], list)):
         raise ValueError(
             f"{where}: a row should be [sentence, image_url, topic, [[mention, type, start, end, url], …]]."
@@ -267,12 +265,12 @@ def read_posts(
     Args:
         splitter: how "text" is split into words.
         knowledge_column: where the knowledge of an archive (label X) goes.
-        columns: of CoNLL, see `read_conll`.
+        columns: columns of CoNLL, see `read_conll`.
 
     Raises:
-        ValueError: empty file, a row that is no post, columns of words without labels in a file of another name than
-            .conll and the like (unless `columns` names them), half a surrogate pair; names file and line.
-        FileNotFoundError: no such file.
+        ValueError: for an empty file, a row that is no post, half a surrogate pair, or columns of words without labels
+            in a file whose name is not .conll and the like (unless `columns` names them).
+        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     counts = SpanCounts()

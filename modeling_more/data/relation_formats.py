@@ -1,4 +1,4 @@
-"""Readers of relation data: MNRE's own lines, the authors' marked form, JSONL, tables; and of pairs to be classified.
+"""Read relations from MNRE's lines, the authors' marked form, JSONL and tables, and pairs to be classified.
 
 A row is {"id", "image_id", "tokens", "head", "tail", "relation"}; head (the subject) and tail (the object) are spans
 [start, end] of words, end exclusive; the relation is None where it is hidden. "text" and "offsets" stand where the
@@ -67,13 +67,13 @@ def read_relations(
         labels: relations that may occur; default: any.
         splitter: how "text" is split into words.
         knowledge_column: where the knowledge of the marked form goes.
-        id_prefix: of the ids `<prefix>-<index>` of rows without one; default: the file's name.
-        columns: of the marked form, see `read_conll`.
+        id_prefix: prefix of the ids `<prefix>-<index>` of rows without one; default: the file's name.
+        columns: columns of the marked form, see `read_conll`.
 
     Raises:
-        ValueError: another form, an unknown relation, one with white space within, a span outside the post, hidden
-            relations beside others, half a surrogate pair; names file and line.
-        FileNotFoundError: no such file.
+        ValueError: for another form, a relation that is unknown or has white space within, a span outside the post,
+            hidden relations beside others, or half a surrogate pair.
+        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     prefix = path.stem if id_prefix is None else id_prefix
@@ -98,11 +98,11 @@ def check_pair(
     names: Sequence[str] | None = None,
     counts: SpanCounts | None = None,
 ) -> Row:
-    """Return the row of a labelled pair: the check of every source that holds such.
+    """Check a labelled pair of any source and return its row.
 
     Args:
         item: "tokens" (or "text"), "head", "tail" and "relation", which may be hidden (-1 or null).
-        where, splitter, names, counts: as of `check_post`.
+        where, splitter, names, counts: see `check_post`.
         labels: relations that may occur; default: any.
 
     Returns:
@@ -110,7 +110,7 @@ def check_pair(
         hidden)}, "text" and "offsets" where there is a text, and the knowledge columns that the item holds.
 
     Raises:
-        ValueError: no such item.
+        ValueError: when the item is no such pair.
     """
     item = _check_item(item, where)
     if "relation" not in item:
@@ -144,11 +144,11 @@ def read_pairs(
     Args:
         splitter: how "text" is split into words.
         knowledge_column: where the knowledge of the marked form goes.
-        columns: of the marked form, see `read_conll`.
+        columns: columns of the marked form, see `read_conll`.
 
     Raises:
-        ValueError: a row without words or spans; names file and line.
-        FileNotFoundError: no such file.
+        ValueError: for a row without words or spans.
+        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     rows: list[Row] = []
@@ -165,7 +165,7 @@ def read_pairs(
 
 
 def _pair(item: Row, where: str, splitter: str, counts: SpanCounts, may_be_empty: bool = False) -> Row:
-    """The row of an item without its relation."""
+    """Return the row of an item without its relation."""
     given = given_words(item) is not None
     if not given and item.get("text") is None:
         raise ValueError(f'{where}: no "tokens"; a row has {PAIR_FIELDS}.')
@@ -181,7 +181,7 @@ def _pair(item: Row, where: str, splitter: str, counts: SpanCounts, may_be_empty
 def _items(
     path: Path, knowledge_column: str, columns: Sequence[int] | None
 ) -> tuple[Iterator[tuple[str, Any]], list[str] | None]:
-    """(place, item) of each row, whatever the form, and the names of relations that are given by number."""
+    """Return (place, item) of each row of any form, and the names of relations that are given by number."""
     if table := open_table(path):
         return table.items, table.names.get("relation")
     text = read_text(path)
@@ -201,7 +201,7 @@ def _check_item(item: Any, where: str) -> Row:
 
 
 def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """MNRE's lines: Python literals, never evaluated as code."""
+    """Read MNRE's lines: Python literals, never evaluated as code."""
     for number, line in text_lines(text):
         if not line.strip(BLANK):
             continue
@@ -213,7 +213,7 @@ def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _marked(path: Path, text: str, knowledge_column: str, columns: Sequence[int] | None) -> Iterator[tuple[str, Row]]:
-    """The authors' form: markers are words of their own, one post a block of lines."""
+    """Read the authors' form: one post a block of lines, in which markers are words of their own."""
     filled = [(number, line) for number, line in text_lines(text) if line.strip(BLANK)]
     if not any(MARKERS & set(split_columns(line)) for _, line in filled):
         where = f"{path}, line {filled[0][0]}"

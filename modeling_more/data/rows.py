@@ -1,6 +1,6 @@
-"""The checks of labels that rows of files, tables and data sets go through; those of a post itself are in `posts`.
+"""Check the labels of rows of files, tables and data sets; `posts` checks the posts themselves.
 
-`where` names the place of a row, for the errors (ValueError, one sentence).
+`where` names the place of a row in the errors (ValueError, one sentence).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def clean_label(label: str, where: str) -> str:
 
 
 def _is_blank(character: str) -> bool:
-    """Whether nothing is seen of a character: a label with it looks like one without."""
+    """Return whether nothing is seen of a character: a label with it looks like one without."""
     return unicodedata.category(character) in _BLANKS or _UNSEEN.match(character) is not None
 
 
 def _joins(label: str, place: int) -> bool:
-    """Whether a joiner stands between letters, as in Persian or Hindi."""
+    """Return whether a joiner stands between letters, as in Persian or Hindi."""
     beside = label[place - 1] + label[place + 1]
     return label[place] in _JOINERS and all(unicodedata.category(one)[0] in "LM" for one in beside)
 
@@ -77,10 +77,10 @@ def name_of(value: Any, names: Sequence[str] | None, where: str) -> Any:
     """Return the name of a label that is given by number; None where it is hidden (-1, also as a string, or null).
 
     Args:
-        names: of a ClassLabel; None where the source has none.
+        names: names of a ClassLabel; None where the source has none.
 
     Raises:
-        ValueError: a number that no class has.
+        ValueError: for a number that no class has.
     """
     if isinstance(value, str) and value.strip() == str(HIDDEN):  # a number that became a string with a column
         return None
@@ -108,11 +108,11 @@ def check_tags(
     """Return the tags of a post in BIO; None where they are hidden, all -1 or null.
 
     Args:
-        length: words of the post.
+        length: number of words of the post.
         types, names: see `check_tag` and `name_of`.
 
     Raises:
-        ValueError: not one tag for each word, no tag, some hidden beside others.
+        ValueError: when there is not one tag for each word, or some are hidden and others not.
     """
     if value is None:
         return None
@@ -135,14 +135,14 @@ def check_tags(
 
 
 def as_bio(tags: list[str]) -> list[str]:
-    """BIO stays as it stands (stray I- too); BIOES becomes BIO."""
+    """Return BIO as it stands (stray I- too), and BIOES as BIO."""
     if any(tag[0] in "ES" for tag in tags):
         return spans_to_bio(tags_to_spans(tags), len(tags))
     return tags
 
 
 def check_labelled(rows: Sequence[Row], places: Sequence[str], column: str) -> None:
-    """Raise ValueError, which names the first one, where some rows of a split have no label and others have."""
+    """Raise ValueError where some rows of a split have no label and others have."""
     without = [place for row, place in zip(rows, places, strict=True) if row[column] is None]
     if without and len(without) < len(rows):
         raise ValueError(
@@ -152,7 +152,7 @@ def check_labelled(rows: Sequence[Row], places: Sequence[str], column: str) -> N
 
 
 def archive_entry(text: str) -> Row:
-    """Knowledge of the authors' archives: one entry a post, without title or rank."""
+    """Return the knowledge of a post in the authors' archives: one entry, without title or rank."""
     return {"title": "", "text": text, "score": 0.0, "source": "archive", "match_start": 0, "match_end": 0}
 
 

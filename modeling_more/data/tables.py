@@ -1,4 +1,4 @@
-"""Tables as the readers take them: CSV, TSV and Parquet whose columns are named as the fields of a JSON object are."""
+"""Read tables: CSV, TSV and Parquet whose columns are named as the fields of a JSON object are."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _MANY = 20  # rows of one word each that are no posts
 
 
 class Table(NamedTuple):
-    """A table's rows.
+    """The rows of a table.
 
     Attributes:
-        items: (place, row) of each; a cell without a value is None.
-        names: of columns of class labels that are stored as numbers.
+        items: (place, row) of each row; a cell without a value is None.
+        names: names of the classes in columns that store them as numbers.
     """
 
     items: Iterator[tuple[str, Row]]
@@ -45,16 +45,15 @@ class Table(NamedTuple):
 
 
 def open_table(path: Path) -> Table | None:
-    """Return the rows of a file that is a table; None where it is none (a .csv or .tsv may hold words and tags).
+    """Return the rows of a file that is a table; None of another (a .csv or .tsv may hold words and tags).
 
     The first line of CSV and TSV names the columns; a cell with a comma (or tab), a quote or a line end stands in
     quotes. Where tabs part the cells, a quote is text unless the whole cell is quoted. Lists are JSON, or what Python
     prints of a list; words and tags may also be parted by blanks.
 
     Raises:
-        ValueError: no column of posts, no rows, a row of another length than the header, rows of one word and its
-            tag; names file and line.
-        FileNotFoundError: no such file.
+        ValueError: for no column of posts, no rows, a row of another length than the header, or one word a row.
+        FileNotFoundError: when there is no such file.
     """
     check_file(path)
     with path.open("rb") as file:
@@ -116,7 +115,7 @@ def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, Row]]:
 
 
 def _comma_records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, cells) of each record of CSV; a blank line has no cells."""
+    """Read (number of its first line, cells) of each record of CSV; a blank line has no cells."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     while True:
         number = reader.line_num + 1
@@ -133,10 +132,10 @@ def _comma_records(path: Path, text: str, separator: str) -> Iterator[tuple[int,
 
 
 def _tab_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """As `_comma_records`, of cells between tabs.
+    """Read records as `_comma_records` does, with cells between tabs.
 
     Raises:
-        ValueError: a quoted cell takes in lines that have as many cells as the header.
+        ValueError: when a quoted cell takes in lines that have as many cells as the header.
     """
     position, number, width = 0, 1, 0
     while position < len(text):
@@ -161,7 +160,7 @@ def _tab_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _value(column: str, cell: str, where: str) -> Any:
-    """A cell as JSON would hold it."""
+    """Return a cell as JSON would hold it."""
     if column == "text":
         return cell
     cell = cell.strip()
@@ -207,7 +206,7 @@ def _parquet(path: Path) -> Table:
 
 
 def stored_classes(path: Path) -> dict[str, list[str]]:
-    """Return the names of the columns of class labels, as a Parquet file itself has them; none of another file."""
+    """Return the names of the classes in each column of a Parquet file; none of another file."""
     return _class_columns(pq.read_schema(path)) if path.suffix.lower() == ".parquet" else {}
 
 
@@ -216,7 +215,7 @@ def _class_columns(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` wrote beside the columns."""
+    """Return the features that `datasets` wrote beside the columns."""
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     try:

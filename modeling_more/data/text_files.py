@@ -1,4 +1,4 @@
-"""Text files as the readers take them: whole files as UTF-8, their lines, the items of JSON and JSONL."""
+"""Read text files: whole files as UTF-8, their lines, the items of JSON and JSONL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_file(path: Path) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The file as text; ValueError when it is empty or not UTF-8, FileNotFoundError when it is not there."""
+    """Return a file as text; raise ValueError when it is empty or not UTF-8, FileNotFoundError when it is missing."""
     path = Path(path)
     check_file(path)
     data = path.read_bytes()
@@ -38,7 +38,7 @@ def read_text(path: str | Path) -> str:
 
 
 def text_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, without a byte-order mark at its beginning (files that were joined have some).
+    """Return number and text of each line, without a byte-order mark, as files that were joined have within.
 
     A line ends at LF, CRLF or CR only: str.splitlines() would also split inside words.
     """
@@ -47,7 +47,7 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def json_items(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each line of a JSONL file, or of each item of a file that holds one JSON list."""
+    """Return (place, value) of each line of a JSONL file, or of each item of a file that holds one JSON list."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         try:
