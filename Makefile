@@ -25,10 +25,11 @@ style: $(STAMP) ## rewrite the files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-quality: $(STAMP) ## check style and types, change nothing
+quality: $(STAMP) ## check style, types and imports, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 # torch first: pip then has no choice left that could pull another build of it; not compiling ahead halves the time
 $(STAMP): pyproject.toml constraints.txt
