@@ -1,13 +1,17 @@
-"""The house keeps its plan: which room imports which, no file too long to read at a sitting, each says what it is for."""
+"""The house keeps its plan: which room imports which; no file is too long, and each says what it is for."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
+from PIL import Image
+
+from draw_house import draw, imported, read_house, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -41,3 +45,33 @@ def test_no_file_is_too_long() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     silent = [path for path, source in sources(*CODE).items() if not ast.get_docstring(ast.parse(source))]
     assert not silent, "\n".join(silent)
+
+
+def test_imports_are_found_in_every_form(tmp_path: Path) -> None:
+    known = dict.fromkeys(["a", "a.b", "a.b.c", "a.d", "e"])
+    forms = {
+        "import a.d, e": {"a.d", "e"}, "from a import d": {"a.d"}, "from a import d, name": {"a.d", "a"},
+        "from . import name": {"a.b"}, "from .. import d": {"a.d"}, "from ..d import name": {"a.d"},
+        "def f():\n    from ..b.c import g": set(), "import os": set(),
+    }  # fmt: skip
+    for code, expected in forms.items():
+        (tmp_path / "c.py").write_text(code)
+        assert imported("a.b.c", tmp_path / "c.py", known) == expected, code
+    (tmp_path / "__init__.py").write_text("from .c import name\nfrom .. import d")
+    assert imported("a.b", tmp_path / "__init__.py", known) == {"a.b.c", "a.d"}
+
+
+def test_picture_of_the_house_holds_every_module_and_is_the_one_shipped(tmp_path: Path) -> None:
+    house = read_house()
+    modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in sources(*CODE[:3])}
+    assert house.room_of.keys() == modules
+    assert sum(house.imports.values()) > 100
+    drawn = sum(len(group) for groups in house.rooms.values() for group in groups)
+    assert drawn == len([path for path in sources(*CODE[:3]) if not path.endswith("/__init__.py")])
+
+    draw(tmp_path / "house.png", house)
+    shipped = ROOT / "docs" / "house.png"
+    assert Image.open(tmp_path / "house.png").size == Image.open(shipped).size
+    assert json.loads(Image.open(shipped).info["Description"]) == json.loads(shown(house)), (
+        "a file or a way of imports is new: python docs/draw_house.py"
+    )
