@@ -125,12 +125,12 @@ LOOKS = {
 SCRIPTS_AT = (1.6, 13.5, 58.5, 100)  # where each group of scripts begins, and where the last ends
 FLOORS = (("scripts",), ("training",), ("knowledge", "data"), ("models",), ("basics",))
 LINE_HEIGHT, LAYER_GAP, HEAD, GAP, MARGIN = 2.0, 0.8, 4.4, 5.4, 1.6
-# the x at which each arrow comes down; one beyond the right side of its room leaves it by that side
+# the x at which each arrow arrives; where that is beside the room that it comes from, it leaves it by the side
 WAYS = {
     ("scripts", "training"): 44.5, ("scripts", "knowledge"): 4.5, ("scripts", "data"): 83, ("scripts", "models"): 89,
     ("scripts", "basics"): 97.5, ("training", "knowledge"): 23, ("training", "data"): 64.3,
     ("training", "models"): 45.3, ("training", "basics"): 39.5, ("knowledge", "basics"): 18.5,
-    ("data", "models"): 64.3, ("data", "basics"): 94.5, ("models", "basics"): 67,
+    ("data", "models"): 64.3, ("data", "basics"): 94.5, ("models", "basics"): 67, ("models", "knowledge"): 30,
 }  # fmt: skip
 
 
@@ -210,9 +210,11 @@ def _draw_names(axes: Axes, names: Sequence[str], x: float, y: float, width: flo
 def _draw_imports(
     axes: Axes, places: Mapping[str, tuple[float, float]], pair: tuple[str, str], number: int, width: float
 ) -> None:
-    room, other = pair
-    x, look, (top, bottom), end = WAYS[pair], LOOKS[room], places[room], places[other][0]
-    start = [(x, bottom)] if x < look.right else [(look.right, (top + bottom) / 2), (x, (top + bottom) / 2)]
+    x, look, (top, bottom), (above, below) = WAYS[pair], LOOKS[pair[0]], places[pair[0]], places[pair[1]]
+    start, end = [(x, bottom)], above if above < top else below
+    if not look.left < x < look.right:
+        side, middle = (look.left if x < look.left else look.right), (top + bottom) / 2
+        start = [(side, middle), (x, middle)]
     for color, head, more in (("white", "-", 4.0), (look.color, "-|>", 0.0)):  # a white rim, where two cross
         axes.add_patch(
             FancyArrowPatch(
@@ -225,7 +227,8 @@ def _draw_imports(
                 capstyle="butt",
             )
         )
-    label(axes, x + 0.8, end + GAP / 2 + 0.2, str(number), 10, look.color, ha="left", fontweight="bold")
+    height = end + (GAP / 2 + 0.2 if end == above else -GAP / 2)
+    label(axes, x + 0.8, height, str(number), 10, look.color, ha="left", fontweight="bold")
 
 
 def _draw_against(axes: Axes, places: Mapping[str, tuple[float, float]], room: str, other: str) -> None:
