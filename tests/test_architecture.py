@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,9 +70,20 @@ def test_picture_of_the_house_holds_every_module_and_is_the_one_shipped(tmp_path
     drawn = sum(len(group) for groups in house.rooms.values() for group in groups)
     assert drawn == len([path for path in sources(*CODE[:3]) if not path.endswith("/__init__.py")])
 
-    draw(tmp_path / "house.png", house)
-    shipped = ROOT / "docs" / "house.png"
-    assert Image.open(tmp_path / "house.png").size == Image.open(shipped).size
-    assert json.loads(Image.open(shipped).info["Description"]) == json.loads(shown(house)), (
+    shipped = Image.open(ROOT / "docs" / "house.png")
+    assert json.loads(shipped.info["Description"]) == json.loads(shown(house)), (
         "a file or a way of imports is new: python docs/draw_house.py"
     )
+    draw(tmp_path / "house.png", house)
+    assert Image.open(tmp_path / "house.png").size == shipped.size
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = {path for path in re.findall(r"`([\w./]+\.(?:py|md|toml|txt)|[\w./]+/)`", text) if "NAME" not in path}
+    linked = set(re.findall(r"\]\(([\w./]+)\)", text))
+    missing = [path for path in named if not ((ROOT / path).exists() or (ROOT / "modeling_more" / path).exists())]
+    missing += [path for path in linked if not ((ROOT / page).parent / path).exists()]
+    assert not missing, "\n".join(sorted(missing))
+    assert len(named | linked) > 5
