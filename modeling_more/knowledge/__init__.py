@@ -9,7 +9,9 @@ from .attach import (
     title_recall,
 )
 from .captions import read_captions
-from .corpus import KNOWLEDGE_FEATURE, CorpusInfo, KnowledgeCorpus, load_knowledge
+from .corpus import KNOWLEDGE_FEATURE, KnowledgeCorpus
+from .corpus_info import CorpusInfo
+from .corpus_sources import load_knowledge
 from .dense import DenseRetriever, FusedRetriever, SentenceEncoder
 from .entities import EntityRetriever, entity_query
 from .image import ImageEncoder, ImageRetriever

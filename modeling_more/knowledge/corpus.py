@@ -11,46 +11,44 @@ import logging
 import os
 import shutil
 import tempfile
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, List, Value
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from ..files import copy_folder, scratch_folder
 from ..naming import missing_source, nearest_folder
-from .articles import SUFFIXES, kind_of, read_articles, split_paragraphs, split_sentences
-from .corpus_images import (
-    IMAGE_FEATURES,
-    TABLE,
-    ImageCounts,
-    build_images,
-    finish_images,
-    image_roots,
-    images_changed,
-    join_images,
+from .articles import kind_of
+from .corpus_builder import (
+    MOST,
+    PARAGRAPHS,
+    SENTENCES,
+    build_from_articles,
+    build_from_parquet,
+    finish_corpus,
+    folders_of,
+    write_sentences,
 )
+from .corpus_images import TABLE, finish_images, image_roots, images_changed, join_images
 from .corpus_info import (
     FAISS_FOLDER,
     FAISS_META,
     FORMAT_VERSION,
     INDEX_FOLDER,
     META_FILE,
-    CorpusInfo,
     check_rows,
     corpus_card,
     read_info,
 )
-from .corpus_tables import build_once, column_digest, numpy_view, repeated_places, shared_values, write_stream
-from .corpus_tables import file_digest as _file_digest
+from .corpus_tables import build_once, file_digest, numpy_view, shared_values, write_stream
+from .text_index import META_FILE as INDEX_META
+from .text_index import build_index, is_current, open_index
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +64,7 @@ KNOWLEDGE_FEATURE = List(
     }
 )
 
-_PARAGRAPHS = pa.schema([("id", pa.string()), ("title", pa.string()), ("value", pa.string())])
-_SENTENCES = pa.schema([("paragraph", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
-_MOST = 2**31 - 1  # rows are numbered by int32
-_BATCH = 10_000  # paragraphs a record batch
-_IMAGE_BATCH = 200  # images a record batch
+_BATCH = 10_000  # keys that are read at once
 _SHARD_BYTES = 500_000_000
 _FOLDERS = ("paragraphs", "sentences", "images", INDEX_FOLDER, FAISS_FOLDER)
 
@@ -108,7 +102,7 @@ class KnowledgeCorpus:
         check_rows(self.folder, self.info, len(self.paragraphs), len(self.sentences), images)
         #: int32 [sentences]: row of the paragraph that holds the sentence, and the sentence's characters in it
         self.sentence_paragraph, self.sentence_start, self.sentence_end = (
-            numpy_view(self.sentences.data.column(name)) for name in _SENTENCES.names
+            numpy_view(self.sentences.data.column(name)) for name in SENTENCES.names
         )
         self._batches = self.paragraphs.data.to_batches()
         self._batch_starts = np.cumsum([0] + [len(batch) for batch in self._batches])
@@ -177,6 +171,17 @@ class KnowledgeCorpus:
         }
         return [found[name] for name in sorted(found)]
 
+    def text_index(self, index_dir: str | Path | None = None) -> Path:
+        """Return the folder of the BM25 index, built where there is none; see `BM25Retriever.from_corpus`."""
+        home = self.folder / INDEX_FOLDER
+        folder = Path(index_dir or self.index_dir or home)
+        if index_dir is None and not is_current(folder):
+            folder = home
+        elif (folder / INDEX_META).is_file():
+            return folder
+        build_index(self.keys, len(self), folder, self.fingerprint)
+        return folder
+
     @property
     def table(self) -> Dataset:
         """One row a sentence: id, title, key, value; each row is computed when it is read, none is stored."""
@@ -234,15 +239,15 @@ class KnowledgeCorpus:
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"The knowledge file {file} does not exist{nearest_folder(file)}.")
-            digest.update(f"{kind_of(file)} {_file_digest(file)}".encode())
+            digest.update(f"{kind_of(file)} {file_digest(file)}".encode())
         folder = _corpora(cache_dir) / digest.hexdigest()[:32]
 
         def build(into: Path) -> None:
-            info = _build(into, files, title_in_key, language, splitter)
+            info = build_from_articles(into, files, title_in_key, language, splitter)
             if info.empty:
                 logger.warning("%d of %d knowledge articles have no text and are left out.", info.empty, info.articles)
 
-        roots = _roots(files)
+        roots = folders_of(files)
         if image_roots(folder) not in ([], roots):  # the same words with images of another place: a corpus of its own
             folder = folder.with_name(hashlib.sha256(json.dumps([folder.name, roots]).encode()).hexdigest()[:32])
         if images_changed(folder):
@@ -268,22 +273,22 @@ class KnowledgeCorpus:
             )
         digest = hashlib.sha256(json.dumps([FORMAT_VERSION, *(c.fingerprint for c in corpora)]).encode())
         infos = [corpus.info for corpus in corpora]
-        if sum(info.paragraphs for info in infos) > _MOST:
-            raise ValueError(f"More than {_MOST} paragraphs: too many for one corpus; search several, or Milvus.")
+        if sum(info.paragraphs for info in infos) > MOST:
+            raise ValueError(f"More than {MOST} paragraphs: too many for one corpus; search several, or Milvus.")
 
         def build(into: Path) -> None:
-            tables = [pa.Table.from_batches(c.paragraphs.data.to_batches(), schema=_PARAGRAPHS) for c in corpora]
-            write_stream(into / "paragraphs.arrow", _PARAGRAPHS, (b for table in tables for b in table.to_batches()))
+            tables = [pa.Table.from_batches(c.paragraphs.data.to_batches(), schema=PARAGRAPHS) for c in corpora]
+            write_stream(into / "paragraphs.arrow", PARAGRAPHS, (b for table in tables for b in table.to_batches()))
             offsets = np.cumsum([0] + [info.paragraphs for info in infos[:-1]])
             columns = [
                 np.concatenate([c.sentence_paragraph + np.int32(o) for c, o in zip(corpora, offsets, strict=True)]),
                 np.concatenate([c.sentence_start for c in corpora]),
                 np.concatenate([c.sentence_end for c in corpora]),
             ]
-            _write_sentences(into, columns)
+            write_sentences(into, columns)
             rows = join_images(into, [c.images for c in corpora if c.images is not None])
             left_out = (sum(info.unusable_images for info in infos), sum(info.merged_images for info in infos))
-            _finish(
+            finish_corpus(
                 into,
                 finish_images(into, rows, *left_out),
                 articles=sum(info.articles for info in infos),
@@ -315,8 +320,6 @@ class KnowledgeCorpus:
             index: leave the indices out with False.
             date: of the source, as its publisher writes it ("20231101"), for the card.
         """
-        from .text import BM25Retriever  # the index is optional, and text.py imports this module
-
         folder = Path(folder)
         with scratch_folder(folder) as beside:
             files = {}
@@ -332,9 +335,11 @@ class KnowledgeCorpus:
                 for number in range(shards):
                     file = f"{name}/train-{number:05d}-of-{shards:05d}.parquet"
                     data.shard(shards, number, contiguous=True).to_parquet(str(beside / file))
-                    files[file] = _file_digest(beside / file)
+                    files[file] = file_digest(beside / file)
             if index:
-                BM25Retriever.from_corpus(self).save(beside / INDEX_FOLDER)
+                built = self.text_index()
+                open_index(built, self.fingerprint, len(self))
+                copy_folder(built, beside / INDEX_FOLDER)
                 for built in self.image_indices():
                     copy_folder(built, beside / FAISS_FOLDER / built.name)
             card = corpus_card(self.info, license, description, date, beside / FAISS_FOLDER)
@@ -373,37 +378,16 @@ class KnowledgeCorpus:
         for name, digest in files.items():
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"The knowledge corpus in {folder} lacks its file {name}.")
-            if _file_digest(folder / name) != digest:
+            if file_digest(folder / name) != digest:
                 raise ValueError(f"{folder / name} is not the file that {META_FILE} names: its digest differs.")
-
-        def build(into: Path) -> None:
-            images = 0
-            for name, schema in (
-                ("paragraphs", _PARAGRAPHS),
-                ("sentences", _SENTENCES),
-                ("images", IMAGE_FEATURES.arrow_schema),
-            ):
-                parts = [pq.ParquetFile(folder / file) for file in sorted(files) if file.startswith(f"{name}/")]
-                size = _IMAGE_BATCH if name == "images" else _BATCH
-                batches = (b for part in parts for b in part.iter_batches(size, columns=schema.names))
-                tables = (pa.Table.from_batches([batch]).cast(schema) for batch in batches)
-                if name == "paragraphs":
-                    write_stream(into / "paragraphs.arrow", schema, (b for t in tables for b in t.to_batches()))
-                elif name == "images":
-                    images = write_stream(into / TABLE, IMAGE_FEATURES, (b for t in tables for b in t.to_batches()))
-                else:
-                    table = pa.concat_tables(tables)
-                    _write_sentences(into, [numpy_view(table.column(column)) for column in schema.names])
-            counts = finish_images(into, images, info.unusable_images, info.merged_images, merge=False)
-            about = (info.articles, info.empty, info.title_in_key, info.language, info.splitter, info.repeated_ids)
-            built = _finish(into, counts, *about)
-            check_rows(folder, info, built.paragraphs, built.sentences, built.images)
-            if built.fingerprint != info.fingerprint:
-                raise ValueError(f"The content of {folder} is not what its {META_FILE} names: the digest differs.")
 
         if not files:
             raise ValueError(f"{folder / META_FILE} names no files: it is not a corpus written by save_pretrained.")
-        built = build_once(_corpora(cache_dir) / f"saved-{info.fingerprint}", META_FILE, build)
+        built = build_once(
+            _corpora(cache_dir) / f"saved-{info.fingerprint}",
+            META_FILE,
+            lambda into: build_from_parquet(into, folder, list(files), info),
+        )
         saved = (folder / name for name in (INDEX_FOLDER, FAISS_FOLDER))
         return cls(built, *(index if index.is_dir() else None for index in saved))._told()
 
@@ -429,128 +413,6 @@ class KnowledgeCorpus:
                 delete_patterns=[f"{name}/*" for name in _FOLDERS],
             )
         return str(commit.commit_url)
-
-
-def load_knowledge(
-    specs: Sequence[str | Path], cache_dir: str | Path | None = None, title_in_key: bool | None = None
-) -> KnowledgeCorpus:
-    """The corpus that `--knowledge` names: files, saved folders and Hub ids in any mixture, joined in that order.
-
-    Args:
-        title_in_key: key design of corpora built from files (default: the sentence alone); saved ones keep theirs.
-    """
-    corpora: list[KnowledgeCorpus] = []
-    files: list[Path] = []
-    for spec in [specs] if isinstance(specs, str | Path) else specs:
-        path = Path(spec)
-        if path.is_dir() or not (path.exists() or path.is_absolute() or path.suffix in SUFFIXES):
-            if files:
-                corpora.append(KnowledgeCorpus.from_files(files, cache_dir, bool(title_in_key)))
-                files = []
-            corpora.append(KnowledgeCorpus.from_pretrained(spec, cache_dir))
-        else:
-            files.append(path)
-    if files:
-        corpora.append(KnowledgeCorpus.from_files(files, cache_dir, bool(title_in_key)))
-    return KnowledgeCorpus.concatenate(corpora, cache_dir)
-
-
-# ---------------------------------------------------------------- building
-
-
-def _build(into: Path, files: Sequence[Path], title_in_key: bool, language: str, splitter: str) -> CorpusInfo:
-    counts = {"articles": 0, "empty": 0, "images": 0}
-    columns = array("i"), array("i"), array("i")
-    ids = array("q")  # hashes of those of articles with text: the names of a whole Wikipedia would fill the memory
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        rows: list[tuple[str, str, str]] = []
-        number = 0
-        for article in read_articles(files):
-            counts["articles"] += 1
-            counts["images"] += article.image is not None
-            paragraphs = split_paragraphs(article.text)
-            counts["empty"] += not paragraphs and article.image is None
-            if paragraphs:
-                ids.append(hash(article.id))
-            for value in paragraphs:
-                for start, end in split_sentences(value, language):
-                    for column, entry in zip(columns, (number, start, end), strict=True):
-                        column.append(entry)
-                rows.append((article.id, article.title, value))
-                number += 1
-                if len(rows) == _BATCH:
-                    yield _record_batch(rows)
-                    rows = []
-        if rows:
-            yield _record_batch(rows)
-
-    write_stream(into / "paragraphs.arrow", _PARAGRAPHS, batches())
-    if not columns[0]:
-        source = ", ".join(map(str, files))
-        raise ValueError(f"The knowledge in {source} holds no text: no article has a word in its column text.")
-    _write_sentences(into, [np.frombuffer(column, dtype=np.int32) for column in columns])
-    images = ImageCounts()
-    if counts["images"]:
-        images = build_images(into, read_articles(files, images=True), _roots(files))
-    if len(repeated := repeated_places(ids)):
-        with_text = (article for article in read_articles(files, images=True) if split_paragraphs(article.text))
-        first = next(islice(with_text, int(repeated[0]), None))
-        logger.warning("%s: the id %r is that of an earlier article.", first.where, first.id)
-    about = (counts["articles"], counts["empty"], title_in_key, language, splitter, len(repeated))
-    return _finish(into, images, *about)
-
-
-def _roots(files: Sequence[Path]) -> list[str]:
-    """The folders from which the files name images."""
-    return [str(file.resolve().parent) for file in files]
-
-
-def _record_batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:
-    return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=_PARAGRAPHS)
-
-
-def _write_sentences(into: Path, columns: Sequence[np.ndarray]) -> None:
-    if len(columns[0]) > _MOST:
-        raise ValueError(f"{len(columns[0])} sentences: one corpus holds at most {_MOST}; search several, or Milvus.")
-    # one record batch: its columns are read back as memory-mapped arrays without a copy
-    batch = pa.record_batch([pa.array(column, pa.int32()) for column in columns], schema=_SENTENCES)
-    write_stream(into / "sentences.arrow", _SENTENCES, [batch])
-
-
-def _finish(
-    into: Path,
-    images: ImageCounts,
-    articles: int,
-    empty: int,
-    title_in_key: bool,
-    language: str,
-    splitter: str,
-    repeated_ids: int,
-) -> CorpusInfo:
-    tables = [Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")]
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, title_in_key]).encode())
-    for table in tables:
-        for column in table.columns:
-            digest.update(column_digest(column))
-    digest.update(images.fingerprint.encode())
-    info = CorpusInfo(
-        fingerprint=digest.hexdigest()[:32],
-        articles=articles,
-        empty=empty,
-        paragraphs=tables[0].num_rows,
-        sentences=tables[1].num_rows,
-        title_in_key=title_in_key,
-        language=language,
-        splitter=splitter,
-        images=images.images,
-        unusable_images=images.unusable,
-        merged_images=images.merged,
-        repeated_ids=repeated_ids,
-        image_fingerprint=images.fingerprint,
-    )
-    (into / META_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
-    return info
 
 
 def _move_into(beside: Path, folder: Path) -> None:

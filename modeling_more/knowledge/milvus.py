@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Image as ImageFeature
 
-from .corpus import KnowledgeCorpus, load_knowledge
+from .corpus import KnowledgeCorpus
+from .corpus_sources import load_knowledge
 from .leakage import Entry, search_without_leaks
 from .milvus_load import (
     BATCH,

@@ -14,10 +14,10 @@ import numpy as np
 from numba import njit
 
 from ..files import copy_folder
-from .corpus import INDEX_FOLDER, KnowledgeCorpus
+from .corpus import KnowledgeCorpus
 from .leakage import Entry, search_without_leaks
 from .search_words import split_query
-from .text_index import INDEX_VERSION, K1, META_FILE, B, build_index, is_current, open_index, read_only, read_postings
+from .text_index import INDEX_VERSION, K1, B, open_index, read_only, read_postings
 
 TITLE_BOOST = 2.0  # weight of titles, where they are searched too (entities.py)
 _BATCH = 512  # queries a step
@@ -76,14 +76,7 @@ class BM25Retriever:
         Raises:
             ValueError: `index_dir` holds the index of another corpus, or of another version.
         """
-        home = corpus.folder / INDEX_FOLDER
-        folder = Path(index_dir or corpus.index_dir or home)
-        if index_dir is None and not is_current(folder):
-            folder = home
-            build_index(corpus.keys, len(corpus), folder, corpus.fingerprint)
-        elif not (folder / META_FILE).is_file():
-            build_index(corpus.keys, len(corpus), folder, corpus.fingerprint)
-        return cls(corpus, folder, n_threads)
+        return cls(corpus, corpus.text_index(index_dir), n_threads)
 
     def save(self, folder: str | Path) -> None:
         """Copy the index into a folder."""

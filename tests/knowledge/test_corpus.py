@@ -19,6 +19,7 @@ from knowledge_rows import ARTICLES, make, random_rows
 from modeling_more.knowledge import (
     BM25Retriever,
     KnowledgeCorpus,
+    corpus_builder,
     load_knowledge,
 )
 from modeling_more.knowledge import corpus as corpus_module
@@ -136,7 +137,8 @@ def test_every_format_gives_the_same_corpus(tmp_path: Path, monkeypatch: pytest.
     parquet = tmp_path / "k.parquet"
     pq.write_table(pa.Table.from_pylist([{**row, "aliases": ["x"]} for row in rows]), parquet)
     halves = [write_jsonl(tmp_path / "1.jsonl", rows[:20]), write_jsonl(tmp_path / "2.jsonl", rows[20:])]
-    monkeypatch.setattr(corpus_module, "_BATCH", 7)  # many record batches, unlike ones
+    for module in (corpus_module, corpus_builder):
+        monkeypatch.setattr(module, "_BATCH", 7)  # many record batches, unlike ones
     made = [KnowledgeCorpus.from_files(f, tmp_path / "cache") for f in (plain, zipped, parquet, halves)]
     monkeypatch.undo()
     made.append(KnowledgeCorpus.from_files([*halves], tmp_path / "other cache"))
@@ -154,8 +156,8 @@ def test_a_corpus_is_built_once_and_again_when_the_file_changes(
     file = write_jsonl(tmp_path / "k.jsonl", ARTICLES)
     first = KnowledgeCorpus.from_files(file, tmp_path / "cache")
     calls = []
-    build = corpus_module._build
-    monkeypatch.setattr(corpus_module, "_build", lambda *args: calls.append(1) or build(*args))
+    build = corpus_builder.build_from_articles
+    monkeypatch.setattr(corpus_module, "build_from_articles", lambda *args: calls.append(1) or build(*args))
     assert KnowledgeCorpus.from_files(file, tmp_path / "cache").fingerprint == first.fingerprint
     assert not calls
     write_jsonl(file, ARTICLES[:2])
@@ -215,7 +217,7 @@ def test_saved_corpus_loads_with_equal_rows_and_results(tmp_path: Path, monkeypa
     assert loaded.info == retriever.corpus.info
     assert list(loaded.table) == list(retriever.corpus.table)
     smaller = make(tmp_path, random_rows(2, articles=5)).corpus
-    monkeypatch.setattr("modeling_more.knowledge.text.build_index", None)  # the saved index must do
+    monkeypatch.setattr("modeling_more.knowledge.corpus.build_index", None)  # the saved index must do
     again = BM25Retriever.from_corpus(loaded)
     assert again.index_dir == folder / "bm25"
     assert again.search(["w1 w2 w2 w9"]) == retriever.search(["w1 w2 w2 w9"])

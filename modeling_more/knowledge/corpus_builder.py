@@ -1,0 +1,152 @@
+"""The builder of a corpus's tables, from articles or from the Parquet files of a saved corpus."""
+
+import hashlib
+import json
+import logging
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from .articles import read_articles, split_paragraphs, split_sentences
+from .corpus_images import IMAGE_FEATURES, TABLE, ImageCounts, build_images, finish_images
+from .corpus_info import FORMAT_VERSION, META_FILE, CorpusInfo, check_rows
+from .corpus_tables import column_digest, numpy_view, repeated_places, write_stream
+
+logger = logging.getLogger(__name__)
+
+PARAGRAPHS = pa.schema([("id", pa.string()), ("title", pa.string()), ("value", pa.string())])
+SENTENCES = pa.schema([("paragraph", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
+MOST = 2**31 - 1  # rows are numbered by int32
+_BATCH = 10_000  # paragraphs a record batch
+_IMAGE_BATCH = 200  # images a record batch
+
+
+def build_from_articles(
+    into: Path, files: Sequence[Path], title_in_key: bool, language: str, splitter: str
+) -> CorpusInfo:
+    counts = {"articles": 0, "empty": 0, "images": 0}
+    columns = array("i"), array("i"), array("i")
+    ids = array("q")  # hashes of those of articles with text: the names of a whole Wikipedia would fill the memory
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        rows: list[tuple[str, str, str]] = []
+        number = 0
+        for article in read_articles(files):
+            counts["articles"] += 1
+            counts["images"] += article.image is not None
+            paragraphs = split_paragraphs(article.text)
+            counts["empty"] += not paragraphs and article.image is None
+            if paragraphs:
+                ids.append(hash(article.id))
+            for value in paragraphs:
+                for start, end in split_sentences(value, language):
+                    for column, entry in zip(columns, (number, start, end), strict=True):
+                        column.append(entry)
+                rows.append((article.id, article.title, value))
+                number += 1
+                if len(rows) == _BATCH:
+                    yield _record_batch(rows)
+                    rows = []
+        if rows:
+            yield _record_batch(rows)
+
+    write_stream(into / "paragraphs.arrow", PARAGRAPHS, batches())
+    if not columns[0]:
+        source = ", ".join(map(str, files))
+        raise ValueError(f"The knowledge in {source} holds no text: no article has a word in its column text.")
+    write_sentences(into, [np.frombuffer(column, dtype=np.int32) for column in columns])
+    images = ImageCounts()
+    if counts["images"]:
+        images = build_images(into, read_articles(files, images=True), folders_of(files))
+    if len(repeated := repeated_places(ids)):
+        with_text = (article for article in read_articles(files, images=True) if split_paragraphs(article.text))
+        first = next(islice(with_text, int(repeated[0]), None))
+        logger.warning("%s: the id %r is that of an earlier article.", first.where, first.id)
+    about = (counts["articles"], counts["empty"], title_in_key, language, splitter, len(repeated))
+    return finish_corpus(into, images, *about)
+
+
+def build_from_parquet(into: Path, folder: Path, files: Sequence[str], info: CorpusInfo) -> None:
+    """Build the tables that a saved corpus holds as Parquet, and check that they are what `info` tells."""
+    images = 0
+    for name, schema in (
+        ("paragraphs", PARAGRAPHS),
+        ("sentences", SENTENCES),
+        ("images", IMAGE_FEATURES.arrow_schema),
+    ):
+        parts = [pq.ParquetFile(folder / file) for file in sorted(files) if file.startswith(f"{name}/")]
+        size = _IMAGE_BATCH if name == "images" else _BATCH
+        batches = (b for part in parts for b in part.iter_batches(size, columns=schema.names))
+        tables = (pa.Table.from_batches([batch]).cast(schema) for batch in batches)
+        if name == "paragraphs":
+            write_stream(into / "paragraphs.arrow", schema, (b for t in tables for b in t.to_batches()))
+        elif name == "images":
+            images = write_stream(into / TABLE, IMAGE_FEATURES, (b for t in tables for b in t.to_batches()))
+        else:
+            table = pa.concat_tables(tables)
+            write_sentences(into, [numpy_view(table.column(column)) for column in schema.names])
+    counts = finish_images(into, images, info.unusable_images, info.merged_images, merge=False)
+    about = (info.articles, info.empty, info.title_in_key, info.language, info.splitter, info.repeated_ids)
+    built = finish_corpus(into, counts, *about)
+    check_rows(folder, info, built.paragraphs, built.sentences, built.images)
+    if built.fingerprint != info.fingerprint:
+        raise ValueError(f"The content of {folder} is not what its {META_FILE} names: the digest differs.")
+
+
+def folders_of(files: Sequence[Path]) -> list[str]:
+    """The folders from which the files name images."""
+    return [str(file.resolve().parent) for file in files]
+
+
+def _record_batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=PARAGRAPHS)
+
+
+def write_sentences(into: Path, columns: Sequence[np.ndarray]) -> None:
+    if len(columns[0]) > MOST:
+        raise ValueError(f"{len(columns[0])} sentences: one corpus holds at most {MOST}; search several, or Milvus.")
+    # one record batch: its columns are read back as memory-mapped arrays without a copy
+    batch = pa.record_batch([pa.array(column, pa.int32()) for column in columns], schema=SENTENCES)
+    write_stream(into / "sentences.arrow", SENTENCES, [batch])
+
+
+def finish_corpus(
+    into: Path,
+    images: ImageCounts,
+    articles: int,
+    empty: int,
+    title_in_key: bool,
+    language: str,
+    splitter: str,
+    repeated_ids: int,
+) -> CorpusInfo:
+    tables = [Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")]
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, title_in_key]).encode())
+    for table in tables:
+        for column in table.columns:
+            digest.update(column_digest(column))
+    digest.update(images.fingerprint.encode())
+    info = CorpusInfo(
+        fingerprint=digest.hexdigest()[:32],
+        articles=articles,
+        empty=empty,
+        paragraphs=tables[0].num_rows,
+        sentences=tables[1].num_rows,
+        title_in_key=title_in_key,
+        language=language,
+        splitter=splitter,
+        images=images.images,
+        unusable_images=images.unusable,
+        merged_images=images.merged,
+        repeated_ids=repeated_ids,
+        image_fingerprint=images.fingerprint,
+    )
+    (into / META_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+    return info
