@@ -1,13 +1,15 @@
 """The data sets: one builder and publisher a module, loaded by name with `load`."""
 
+from __future__ import annotations
+
 import importlib
 from pathlib import Path
-from typing import Any
-
-from datasets import DatasetDict
-from datasets.exceptions import DatasetGenerationError
+from typing import TYPE_CHECKING, Any
 
 from modeling_more.naming import nearest
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 NAMES = ("twitter15", "twitter17", "snap", "wikidiverse", "demo")
 RELATION_NAMES = ("mnre", "demo_relations")
@@ -19,7 +21,7 @@ def load(
     retrieval: str = "none",
     data_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    style: str | None = None,
+    splitter: str | None = None,
     **builder_options: Any,
 ) -> DatasetDict:
     """Load a data set: splits "train", "validation", "test" of rows {id, image_id, tokens, ner_tags, knowledge_…}.
@@ -29,7 +31,7 @@ def load(
         retrieval: "none", or "text" / "image": the rows come with the knowledge that the source holds.
         data_dir: folder with the raw files or an archive (packed or not), or a zip file; default: download.
         cache_dir: where downloads and Arrow files are kept; default: that of `datasets`.
-        style: how raw sentences are split into words, of sets that hold such; see `words.split_words`.
+        splitter: how raw sentences are split into words, of sets that hold such; see `words.split_words`.
         builder_options: options of the builder, like `other_as_misc=True`.
 
     Raises:
@@ -37,6 +39,8 @@ def load(
         FileNotFoundError: `data_dir` is not there, or lacks a split.
         ConnectionError: no `data_dir`, and the archive can't be downloaded.
     """
+    from datasets.exceptions import DatasetGenerationError  # here: whoever only needs the names waits for no library
+
     if name not in NAMES + RELATION_NAMES:
         known = NAMES + RELATION_NAMES
         raise ValueError(f"data set {name!r} is unknown: give one of {', '.join(known)}{nearest(name, known)}.")
@@ -44,8 +48,8 @@ def load(
         near = nearest(retrieval, RETRIEVALS)
         raise ValueError(f"retrieval {retrieval!r} is unknown: give one of {', '.join(RETRIEVALS)}{near}.")
     builder_class = importlib.import_module(f"dataset_scripts.{name}").Builder
-    if style is not None and hasattr(builder_class.BUILDER_CONFIG_CLASS, "style"):
-        builder_options["style"] = style
+    if splitter is not None and hasattr(builder_class.BUILDER_CONFIG_CLASS, "splitter"):
+        builder_options["splitter"] = splitter
     builder = builder_class(
         config_name=retrieval,
         data_dir=None if data_dir is None else str(Path(data_dir).expanduser().resolve()),

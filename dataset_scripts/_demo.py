@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from dataset_scripts import demo_pictures
-from dataset_scripts._common import SPLITS, knowledge_feature
+from dataset_scripts._archives import SPLITS
+from dataset_scripts._builders import knowledge_feature
 from dataset_scripts.demo_pictures import CHARGES, COLOURS, LAYOUTS, OUTLINES, Emblem
 from modeling_more.files import write_text
 from modeling_more.naming import NamingParser

@@ -360,7 +360,7 @@ def publish(arguments: argparse.Namespace, name: str, command: Sequence[str]) ->
     folder = Path(arguments.output_dir).expanduser().resolve()
     check_free(folder, arguments.overwrite_output_dir)
     options = {
-        key: getattr(arguments, key) for key in ("other_as_misc", "raw_dir", "style") if getattr(arguments, key)
+        key: getattr(arguments, key) for key in ("other_as_misc", "raw_dir", "splitter") if getattr(arguments, key)
     }
     search = Search(
         arguments.knowledge,
@@ -405,7 +405,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--cache_dir", help="of downloads, Arrow files, indices and retrieved knowledge")
     made.add_argument("--raw_dir", help="raw files from which posts of an archive take their ids")
     made.add_argument("--other_as_misc", action="store_true", help="write the type OTHER as MISC")
-    made.add_argument("--style", choices=SPLITTERS, help="how raw sentences are split into words")
+    made.add_argument("--splitter", choices=SPLITTERS, help="how raw sentences are split into words")
     return made
 
 

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # run by path, the repository is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset_scripts import _demo
-from dataset_scripts._common import relation_features
+from dataset_scripts._builders import relation_features
 from dataset_scripts._demo import Demo, DemoBuilder, Entry, Name, Post
 from modeling_more.posts import Row
 

@@ -9,7 +9,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path, the repository is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset_scripts._common import NerBuilder
+from dataset_scripts._builders import NerBuilder
 
 
 class Builder(NerBuilder):

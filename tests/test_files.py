@@ -11,8 +11,9 @@ import pytest
 
 import ner_runs
 import run_ner
-from dataset_scripts import _publish, jsonl
-from dataset_scripts._common import download
+from dataset_scripts import _publish
+from dataset_scripts import corpus as own
+from dataset_scripts._archives import download
 from modeling_more.data.archives import extract_archive
 from modeling_more.files import copy_folder, new_file, new_folder, write_json, write_jsonl
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
@@ -101,7 +102,7 @@ def test_all_that_publishers_write(
     assert _publish.main("twitter17", arguments) == 0
     assert _publish.main("twitter17", [*arguments, "--overwrite_output_dir"]) == 0
     corpus = ["--data_dir", str(articles), "--cache_dir", str(tmp_path / "cache"), "--output_dir"]
-    assert jsonl.run([*corpus, str(tmp_path / "corpus")]) == 0
+    assert own.run([*corpus, str(tmp_path / "corpus")]) == 0
     BM25Retriever.from_corpus(KnowledgeCorpus.from_pretrained(tmp_path / "corpus", tmp_path / "other"))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(raw / "train.txt", "inner/train.txt")

@@ -239,7 +239,7 @@ def test_changed_files_of_a_saved_corpus_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="its digest differs"):
         KnowledgeCorpus.from_pretrained(folder, tmp_path / "cache")
     meta = json.loads((folder / "knowledge.json").read_text())
-    meta["files"][f"paragraphs/{file.name}"] = corpus_module._file_digest(file)  # a forger who knows the file digests
+    meta["files"][f"paragraphs/{file.name}"] = corpus_module.file_digest(file)  # a forger who knows the file digests
     (folder / "knowledge.json").write_text(json.dumps(meta))
     with pytest.raises(ValueError, match="the digest differs"):
         KnowledgeCorpus.from_pretrained(folder, tmp_path / "cache")

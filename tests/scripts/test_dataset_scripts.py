@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dataset_scripts import NAMES, RETRIEVALS, load
-from dataset_scripts._common import archive_url, find_splits
+from dataset_scripts._archives import archive_url, find_splits
 from modeling_more.data.sources import ENTITIES, load_posts
 from modeling_more.training.arguments import DataArguments
 

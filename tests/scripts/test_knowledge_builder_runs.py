@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_scripts import _knowledge, jsonl, wikipedia_images, wikipedia_text
+from dataset_scripts import corpus as own
+from dataset_scripts import _knowledge, wikipedia_images, wikipedia_text
 from dataset_scripts._knowledge import write_shards
 from hub_server import NOW, LocalHub
 from wikipedia_rows import numbered, picture, read, shard_rows, text_plan, write_jsonl
@@ -101,17 +102,17 @@ def test_own_articles_without_ids_are_numbered(tmp_path: Path, caplog: pytest.Lo
     rows = [{"title": name, "text": f"{name} is."} for name in ("A", "B")]
     files = [write_jsonl(tmp_path / f"{name}.jsonl", rows) for name in ("one", "two")]
     arguments = ["--data_dir", *map(str, files), "--output_dir"]
-    assert jsonl.run([*arguments, str(tmp_path / "out")]) == 0
+    assert own.run([*arguments, str(tmp_path / "out")]) == 0
     assert read(tmp_path / "out").paragraphs["id"][:] == [f"article-{number}" for number in (1, 2, 3, 4)]
     assert f"{files[0]}, line 1: no id: all articles are numbered; --id_column names another column" in caplog.text
     write_jsonl(files[1], [{"id": "7", **rows[0]}])
     caplog.clear()
-    assert jsonl.run([*arguments, str(tmp_path / "mixed")]) == 1
+    assert own.run([*arguments, str(tmp_path / "mixed")]) == 1
     assert "two.jsonl, line 1: an id, while the first article has none" in caplog.text
-    assert jsonl.run([*arguments, str(tmp_path / "named"), "--id_column", "code"]) == 1
+    assert own.run([*arguments, str(tmp_path / "named"), "--id_column", "code"]) == 1
     assert "one.jsonl, line 1: no column code, only title, text; --id_column names" in caplog.text
     write_jsonl(files[0], [{"id": "", **rows[0]}, {"id": "7", **rows[1]}])
-    assert jsonl.run([*arguments, str(tmp_path / "blank"), "--id_column", "id"]) == 1
+    assert own.run([*arguments, str(tmp_path / "blank"), "--id_column", "id"]) == 1
     assert "one.jsonl, line 1: the column id is empty" in caplog.text
 
 
@@ -122,10 +123,10 @@ def test_own_articles_of_one_id_are_told_and_none_is_lost(tmp_path: Path, caplog
     red = {"id": "1", "title": "Red", "text": "Red is.", "image": "red.png"}
     source = write_jsonl(tmp_path / "rows.jsonl", [red, {**red, "image": "blue.png"}])
     given = ["--data_dir", str(source), "--image_column", "image", "--output_dir"]
-    assert jsonl.run([*given, str(tmp_path / "one")]) == 0
+    assert own.run([*given, str(tmp_path / "one")]) == 0
     assert read(tmp_path / "one").paragraphs["value"][:] == ["Red is."] and "earlier" not in caplog.text
     write_jsonl(source, [red, {**red, "title": "Blue", "text": "Blue is.", "image": "blue.png"}])
-    assert jsonl.run([*given, str(tmp_path / "two")]) == 0
+    assert own.run([*given, str(tmp_path / "two")]) == 0
     assert read(tmp_path / "two").paragraphs["value"][:] == ["Red is.", "Blue is."]
     assert "1 of 2 knowledge articles have the id of an earlier one" in caplog.text
 
@@ -135,12 +136,12 @@ def test_a_corpus_of_images_without_any_is_refused(tmp_path: Path, caplog: pytes
     source = write_jsonl(tmp_path / "rows.jsonl", [row, {**row, "id": "2", "image": "b.png"}, {**row, "id": "3"}])
     given = ["--data_dir", str(source), "--image_column", "image", "--output_dir", str(tmp_path / "out")]
     (tmp_path / "elsewhere").mkdir()
-    assert jsonl.run([*given, "--image_dir", str(tmp_path / "elsewhere")]) == 1
-    assert "jsonl: none of the 3 images of the articles can be used" in caplog.text
+    assert own.run([*given, "--image_dir", str(tmp_path / "elsewhere")]) == 1
+    assert "corpus: none of the 3 images of the articles can be used" in caplog.text
     assert not (tmp_path / "out").exists()
     (tmp_path / "b.png").write_bytes(picture("red"))
     caplog.clear()
-    assert jsonl.run(given) == 0
+    assert own.run(given) == 0
     assert "2 of 3 images of the articles can't be used" in caplog.text
 
 
@@ -157,12 +158,12 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptur
         (wikipedia_text, ["--data_dir", str(tmp_path / "gone")], "gone: no such file or folder"),
         (wikipedia_text, ["--data_dir", str(tmp_path / "taken")], "taken: holds no Parquet or JSON Lines file"),
         (wikipedia_images, ["--data_dir", str(rows), "--max_articles", "0"], "--max_articles must be at least 1"),
-        (jsonl, ["--data_dir", str(tmp_path / "rows.csv")], "rows.csv: not a .jsonl or .jsonl.gz file"),
-        (jsonl, ["--data_dir", str(rows)], "rows.jsonl, line 1: no column title, only id, name, text"),
-        (jsonl, ["--data_dir", str(nested)], "nested.jsonl, line 1: the column text holds a list, not a text"),
-        (jsonl, ["--data_dir", str(tmp_path / "bad.jsonl"), "--title_column", "id"], "bad.jsonl, line 2: not JSON"),
-        (jsonl, ["--data_dir", str(empty)], "holds no text"),
-        (jsonl, ["--data_dir", str(rows), "--output_dir", str(tmp_path / "taken")], "holds something that is no know"),
+        (own, ["--data_dir", str(tmp_path / "rows.csv")], "rows.csv: not a .jsonl or .corpus.gz file"),
+        (own, ["--data_dir", str(rows)], "rows.jsonl, line 1: no column title, only id, name, text"),
+        (own, ["--data_dir", str(nested)], "nested.jsonl, line 1: the column text holds a list, not a text"),
+        (own, ["--data_dir", str(tmp_path / "bad.jsonl"), "--title_column", "id"], "bad.jsonl, line 2: not JSON"),
+        (own, ["--data_dir", str(empty)], "holds no text"),
+        (own, ["--data_dir", str(rows), "--output_dir", str(tmp_path / "taken")], "holds something that is no know"),
     ]
     for script, arguments, message in cases:
         caplog.clear()

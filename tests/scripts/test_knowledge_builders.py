@@ -11,7 +11,8 @@ import pytest
 from datasets import Dataset
 from PIL import Image as Pictures
 
-from dataset_scripts import jsonl, wikipedia_images, wikipedia_text
+from dataset_scripts import corpus as own
+from dataset_scripts import wikipedia_images, wikipedia_text
 from dataset_scripts.wikipedia_text import in_copy
 from modeling_more.knowledge import BM25Retriever
 from wikipedia_rows import WIKI, WIT, WIT_ROWS, picture, read, shard_rows, write_jsonl
@@ -135,7 +136,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "own.jsonl", rows)
     mapped = ["--id_column", "code", "--title_column", "name", "--text_column", "about", "--image_column", "file"]
     arguments = ["--data_dir", str(file), *mapped, "--license", "cc0-1.0", "--description", "Colours.", "--output_dir"]
-    assert jsonl.run([*arguments, str(tmp_path / "out")]) == 0
+    assert own.run([*arguments, str(tmp_path / "out")]) == 0
     corpus = read(tmp_path / "out")
     assert corpus.paragraphs["id"][:] == ["7", "c"] and corpus.paragraphs["title"][:] == ["Red", "Bare"]
     assert corpus.images is not None and corpus.images["id"][:] == ["7"] and corpus.images["value"][:] == ["Red is."]
@@ -145,7 +146,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "gone.png").write_bytes(picture("blue"))
-    assert jsonl.run([*arguments, str(tmp_path / "out2"), "--image_dir", str(elsewhere)]) == 0
+    assert own.run([*arguments, str(tmp_path / "out2"), "--image_dir", str(elsewhere)]) == 0
     found = read(tmp_path / "out2").images
     assert found is not None and found["id"][:] == ["b"]
 
@@ -153,7 +154,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
 def test_flags(tmp_path: Path, shared_data: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--data_dir", str(shared_data / "images" / "flags.jsonl"), "--output_dir", str(out)]
-    assert jsonl.run([*arguments, "--id_column", "code", "--image_column", "file", "--max_articles", "40"]) == 0
+    assert own.run([*arguments, "--id_column", "code", "--image_column", "file", "--max_articles", "40"]) == 0
     corpus = read(out)
     assert corpus.images is not None and len(corpus.images) == 40
     entry = BM25Retriever.from_corpus(corpus).search(["landlocked Principality in the Pyrenees"], 1)[0][0]

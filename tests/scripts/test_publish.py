@@ -395,15 +395,15 @@ def test_regenerated_folders_and_those_of_one_name_give_their_own_rows(tmp_path:
 
 
 def test_misspelt_options_name_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataset_scripts import demo, jsonl
+    from dataset_scripts import corpus, demo
 
     given = ["--output_dir", str(tmp_path / "out")]
     for run, words, near in (
         (lambda words: main("twitter17", words), ["--retrival", "text"], "did you mean --retrieval?"),
         (lambda words: main("twitter17", words), ["--retrieval", "txt"], "did you mean text?"),
-        (jsonl.run, ["--data_dri", "x"], "did you mean --data_dir?"),
+        (corpus.run, ["--data_dri", "x"], "did you mean --data_dir?"),
         (demo.main, ["--sed", "1"], "did you mean --seed?"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            run([*words, *given, *(["--data_dir", "x"] if run is jsonl.run else [])])
+            run([*words, *given, *(["--data_dir", "x"] if run is corpus.run else [])])
         assert stopped.value.code == 2 and near in capsys.readouterr().err

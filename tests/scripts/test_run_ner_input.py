@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 import run_ner
-from dataset_scripts import _publish, jsonl, wikipedia_text
+from dataset_scripts import _publish, wikipedia_text
+from dataset_scripts import corpus as own
 from modeling_more.knowledge import KnowledgeCorpus
 from ner_runs import KNOWLEDGE, options, posts, run_script, write_conll, write_jsonl
 
@@ -217,7 +218,7 @@ def test_names_with_glob_characters(tiny_encoder, tmp_path, monkeypatch):
     data, corpus, cache = root / f"data {ODD}", root / f"corpus {ODD}", ["--cache_dir", str(root / f"cache {ODD}")]
     made = ["--retrieval", "text", "--knowledge", str(articles), "--output_dir", str(data)]
     assert _publish.main("twitter17", ["--data_dir", str(root / "raw"), *made, *cache]) == 0
-    assert jsonl.run(["--data_dir", str(articles), "--output_dir", str(corpus), *cache]) == 0
+    assert own.run(["--data_dir", str(articles), "--output_dir", str(corpus), *cache]) == 0
     (root / "wiki").mkdir()
     article = {"id": "1", "url": "u", "title": "Ada", "text": "Ada won."}
     Dataset.from_list([article]).to_parquet(root / "wiki" / f"a {ODD}.parquet")

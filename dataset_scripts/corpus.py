@@ -1,7 +1,7 @@
-"""A knowledge corpus of your own: JSON Lines with one article a line, whatever its columns are called.
+"""Build a knowledge corpus from your own articles, JSON Lines whose columns may have any names.
 
-python dataset_scripts/jsonl.py --data_dir FILE... --output_dir OUT
-python dataset_scripts/jsonl.py --data_dir flags.jsonl --id_column code --image_column file --output_dir OUT
+python dataset_scripts/corpus.py --data_dir FILE... --output_dir OUT
+python dataset_scripts/corpus.py --data_dir flags.jsonl --id_column code --image_column file --output_dir OUT
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dataset_scripts._knowledge import Plan, Row, add_image_options, local_files
 
 logger = logging.getLogger(__name__)
 
-NAME = "jsonl"
+NAME = "corpus"
 
 
 def lines(files: Sequence[str]) -> Iterator[Row]:
@@ -102,7 +102,7 @@ def _has_id(line: str) -> bool:
 def plan(given: argparse.Namespace) -> Plan:
     files = [file for path in given.data_dir for file in local_files(Path(path))]
     if wrong := [file for file in files if not file.name.endswith((".jsonl", ".jsonl.gz"))]:
-        raise ValueError(f"{wrong[0]}: not a .jsonl or .jsonl.gz file.")
+        raise ValueError(f"{wrong[0]}: not a .jsonl or .jsonl.gz file, from which a corpus is built.")
     if (given.image_model or given.image_index) and not given.image_column:
         raise ValueError("--image_model and --image_index are for corpora with images: give --image_column, too.")
     names = ("id", "title", "text", "lead", "image")

@@ -1,209 +1,32 @@
-"""What the builders share: finding or downloading the files of a set, reading them, checking what was read."""
+"""The builders of the data sets: they read the files of a set and check what was read."""
 
 import hashlib
-import http.client
 import logging
-import os
 import re
 import sys
-import urllib.error
-import urllib.request
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import datasets
-from datasets.utils import tqdm
 
+from dataset_scripts import _archives
+from dataset_scripts._archives import ARCHIVE_SUFFIX, SPLITS, archive_url, download, file_digest, find_source, named_in
 from modeling_more import posts, tagging, words
 from modeling_more.data import conll, entity_formats, relation_formats, tables, text_files
 from modeling_more.data import rows as row_checks
-from modeling_more.data.archives import extract_archive
 from modeling_more.data.entity_formats import read_labelled
 from modeling_more.data.relation_formats import read_relations
 from modeling_more.data.rows import HIDDEN, with_equal_columns
-from modeling_more.files import new_file
 from modeling_more.posts import KNOWLEDGE_COLUMNS, Row
 from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_DATA_URL = (
-    "https://modelscope.cn/api/v1/datasets/caijiong_sijun/MoRE-processed-data/repo/files?Revision=master&FilePath="
-)
-SPLITS = {"train": ("train",), "validation": ("dev", "valid", "val", "validation"), "test": ("test",)}
-SUFFIXES = (".txt", ".conll", ".json", ".jsonl")
-ARCHIVE_SUFFIX = {"none": "", "text": "-txt", "image": "-img"}
-
 # what the rows depend on besides the builder
-READERS = (conll, entity_formats, posts, relation_formats, row_checks, tables, tagging, text_files, words)
-
-Files = dict[str, Path]  # split -> file
-
-
-# --- files
-
-
-def archive_url(name: str) -> str:
-    """Address of an archive: below $MORE_DATA_URL if that is set, else where the authors published it."""
-    base = os.environ.get("MORE_DATA_URL") or DEFAULT_DATA_URL
-    return f"{base}{name}.zip" if base.endswith(("=", "/")) else f"{base}/{name}.zip"
-
-
-def download(url: str, folder: Path, timeout: float = 30) -> Path:
-    """The file at `url`, fetched once and kept in `folder` under a name of its address.
-
-    Raises:
-        ConnectionError: it can't be fetched; the sentence names the address and --data_dir.
-        ValueError: what came is no zip file.
-    """
-    name = url.rsplit("/", 1)[-1].rsplit("=", 1)[-1]
-    path = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    if path.is_file():
-        return path
-    elsewhere = "give --data_dir a folder or zip file with the data"
-    with new_file(path) as beside:
-        with open(beside, "wb") as copy:
-            try:
-                _fetch(url, copy, name, timeout)
-            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not an address at all
-                reason = f"HTTP {error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else error
-                raise ConnectionError(f"{name} can't be downloaded from {url} ({reason}); {elsewhere}.") from None
-        if not zipfile.is_zipfile(beside):
-            raise ValueError(f"{url}: what came is no zip file; {elsewhere}.")
-    return path
-
-
-def _fetch(url: str, copy: BinaryIO, name: str, timeout: float) -> None:
-    logger.info("Downloading %s", url)
-    with urllib.request.urlopen(url, timeout=timeout) as answer:
-        length = answer.headers.get("Content-Length")
-        expected = int(length) if length else None
-        with tqdm(total=expected, unit="B", unit_scale=True, desc=name) as bar:
-            while block := answer.read(1 << 16):
-                copy.write(block)
-                bar.update(len(block))
-    if expected is not None and copy.tell() != expected:
-        raise ConnectionError(f"{copy.tell()} of {expected} bytes came")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def unpack(archive: Path, folder: Path) -> Path:
-    """The unpacked archive in `folder`, under a name of its content: another archive of the same name is no hit."""
-    return extract_archive(archive, folder / f"{archive.stem}-{_digest(archive)[:16]}")
-
-
-def _split_of(path: Path) -> tuple[str, bool] | None:
-    """(split, whether the name is just that) of a file by its name, None where it names no split."""
-    stem = path.stem.lower()
-    parts = set(re.split(r"[^a-z]+", stem))
-    named = [split for split, names in SPLITS.items() if parts & set(names)]
-    return (named[0], stem in SPLITS[named[0]]) if len(named) == 1 else None
-
-
-def _choose(paths: Sequence[Path], folder: Path) -> Files:
-    """One file a split: `train.txt` before `twitter.train.txt`; ValueError where two files are equally good."""
-    found: dict[str, dict[bool, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(paths):
-        if named := _split_of(path):
-            found[named[0]][named[1]].append(path)
-    chosen = {}
-    for split, by_exactness in found.items():
-        best = by_exactness.get(True) or by_exactness[False]
-        if len(best) > 1:
-            names = " and ".join(str(path.relative_to(folder)) for path in best[:2])
-            raise ValueError(f"{folder}: {names} both look like the {split} split; give --data_dir a folder with one.")
-        chosen[split] = best[0]
-    return chosen
-
-
-def find_splits(folder: Path, recursive: bool = True) -> Files:
-    """The files of train, dev|valid|val|validation and test (.txt, .conll, .json, .jsonl) in a folder, at any depth.
-
-    Hidden files and `__MACOSX` are passed over; a folder that holds all three comes before files in several folders.
-
-    Raises:
-        ValueError: two files, or two folders, are equally good.
-    """
-    paths = []
-    for path in folder.rglob("*") if recursive else folder.glob("*"):
-        inner = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in inner)
-        if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
-            paths.append(path)
-    complete = []
-    for parent in sorted({path.parent for path in paths}):
-        beside = [path for path in paths if path.parent == parent]
-        if {named[0] for path in beside if (named := _split_of(path))} == set(SPLITS):
-            complete.append(_choose(beside, folder))
-    if len(complete) > 1:
-        names = " and ".join(str(next(iter(files.values())).parent) for files in complete[:2])
-        raise ValueError(f"{folder}: {names} both hold train, dev and test; give --data_dir one of them.")
-    return complete[0] if complete else _choose(paths, folder)
-
-
-def _named(data_dir: Path, names: Sequence[str]) -> Path | None:
-    """The folder or zip file in `data_dir` that has one of the names, whatever the case; the first name wins."""
-    inside = {path.name.lower(): path for path in sorted(data_dir.iterdir())}
-    for name in names:
-        for candidate in (name.lower(), f"{name.lower()}.zip"):
-            path = inside.get(candidate)
-            if path is not None and (path.is_dir() or candidate.endswith(".zip")):
-                return path
-    return None
-
-
-def find_source(data_dir: Path, names: Sequence[str], retrieval: str, archives: Path) -> tuple[Files, Path]:
-    """The files of a set below `data_dir`, and the folder or zip file they are from.
-
-    In this order: `data_dir` is a zip file; it holds the three splits itself; it holds the archive of this retrieval
-    (packed or not), else the bare one; it holds any one zip file; the splits lie somewhere below.
-
-    Args:
-        data_dir: folder or zip file.
-        names: names of the bare archive, the first is the authors'.
-        retrieval: "none", "text" or "image".
-        archives: folder to unpack zip files in.
-
-    Raises:
-        FileNotFoundError: no `data_dir`, or a split is missing.
-        ValueError: more than one choice, or an archive of the other retrieval.
-    """
-    if not data_dir.exists():
-        raise FileNotFoundError(f"{data_dir}: no such folder or zip file; --data_dir should be where the data is.")
-    source = data_dir
-    if data_dir.is_dir() and set(find_splits(data_dir, recursive=False)) != set(SPLITS):
-        wanted = ["", "-txt", "-img"] if retrieval == "none" else [ARCHIVE_SUFFIX[retrieval], ""]
-        zips = [path for path in data_dir.iterdir() if path.suffix.lower() == ".zip"]
-        named = _named(data_dir, [f"{name}{suffix}" for suffix in wanted for name in names])
-        source = named or (zips[0] if len(zips) == 1 else data_dir)
-    kind = {"text": "image", "image": "text"}.get(retrieval, "none")
-    if kind != "none" and source.name.lower().removesuffix(".zip") in [
-        f"{name}{ARCHIVE_SUFFIX[kind]}".lower() for name in names
-    ]:
-        raise ValueError(f"{source}: holds the knowledge of {kind} retrieval; --retrieval {kind} reads it.")
-    if source.is_file():
-        if source.suffix.lower() != ".zip":
-            raise ValueError(f"{source}: neither a folder nor a zip file; --data_dir should be one of them.")
-        folder = unpack(source, archives)
-    else:
-        folder = source
-    files = find_splits(folder)
-    missing = [split for split in SPLITS if split not in files]
-    if missing:
-        looked_for = " or ".join(f"{name}.txt" for name in SPLITS[missing[0]])
-        raise FileNotFoundError(f"{source}: no {missing[0]} split; a file {looked_for} should be in it.")
-    return {split: files[split] for split in SPLITS}, source
-
-
-# --- rows
+READERS = (_archives, conll, entity_formats, posts, relation_formats, row_checks, tables, tagging, text_files, words)
 
 
 def match_raw(rows: list[Row], raw: Sequence[Row]) -> int:
@@ -259,12 +82,12 @@ class NerConfig(datasets.BuilderConfig):
     Attributes:
         other_as_misc: write OTHER as MISC, as some copies of Twitter-2015 do.
         raw_dir: folder of the raw files, from which an archive's posts take id and image_id.
-        style: how raw sentences are split into words (WikiDiverse).
+        splitter: how raw sentences are split into words (WikiDiverse).
     """
 
     other_as_misc: bool = False
     raw_dir: str | None = None
-    style: str = words.DEFAULT_SPLITTER
+    splitter: str = words.DEFAULT_SPLITTER
 
 
 class PostsBuilder(datasets.GeneratorBasedBuilder):
@@ -355,7 +178,7 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
         given = options.get("raw_dir")
         raw_dir = Path(given) if given else None
         if raw_dir is None and data_dir is not None and source != Path(data_dir):
-            raw_dir = _named(Path(data_dir), self._names())
+            raw_dir = named_in(Path(data_dir), self._names())
         if raw_dir is None or raw_dir == source:
             return []
         files, _ = find_source(raw_dir, self._names(), "none", archives)
@@ -404,7 +227,7 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
     def _source_digest(self, inputs: Sequence[Path]) -> str:
         builder = sys.modules[type(self).__module__]
         sources = [Path(str(module.__file__)) for module in (sys.modules[__name__], builder, *READERS)]
-        return hashlib.sha256("\n".join(_digest(path) for path in [*sources, *inputs]).encode()).hexdigest()
+        return hashlib.sha256("\n".join(file_digest(path) for path in [*sources, *inputs]).encode()).hexdigest()
 
     def _info(self) -> datasets.DatasetInfo:
         features = self._features()
@@ -436,7 +259,7 @@ class NerBuilder(PostsBuilder):
             allowed: list[str] | None = list(dict.fromkeys([*self.TYPES, "OTHER", "MISC"]))
         else:  # no other file may hold a type that the training split lacks
             allowed = self._types_of(self.rows["train"]) if "train" in self.rows else None
-        return read_labelled(path, allowed, options.get("style", words.DEFAULT_SPLITTER), column, split)
+        return read_labelled(path, allowed, options.get("splitter", words.DEFAULT_SPLITTER), column, split)
 
     def _types_of(self, rows: Sequence[Row]) -> list[str]:
         return entity_types(tag for row in rows for tag in row["ner_tags"] or [])
@@ -494,7 +317,7 @@ class RelationBuilder(PostsBuilder):
     LABELS: ClassVar[tuple[str, ...]]
 
     def _read_file(self, path: Path, split: str, column: str, options: dict[str, Any]) -> list[Row]:
-        return read_relations(path, None, options.get("style", words.DEFAULT_SPLITTER), column, split)
+        return read_relations(path, None, options.get("splitter", words.DEFAULT_SPLITTER), column, split)
 
     def _settle_labels(self, source: Path, options: dict[str, Any]) -> None:
         found = {row["relation"] for rows in self.rows.values() for row in rows} - {None}
