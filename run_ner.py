@@ -16,7 +16,6 @@ python run_ner.py --model_name_or_path out --do_predict --predict_file posts.jso
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -45,28 +44,11 @@ from modeling_more.metrics import EntityF1
 from modeling_more.pipelines import EntityPipeline
 from modeling_more.posts import Posts
 from modeling_more.tagging import bioes_labels, valid_tags
-from modeling_more.training.checkpoints import (
-    check_checkpoint,
-    description,
-    load_best,
-    resume,
-    save_best,
-    save_checkpoint,
-)
+from modeling_more.training import checkpoints, optimization
 from modeling_more.training.evaluation import score_splits
 from modeling_more.training.mixture_posts import load_mixture_posts
 from modeling_more.training.mixture_runs import prepare_mixture, run_mixture
 from modeling_more.training.models import SAVED, encoder_options, load_saved, model_kind
-from modeling_more.training.optimization import (
-    EpochLoss,
-    batches_per_step,
-    check_lengths,
-    follow_schedule,
-    learning_rate_factor,
-    make_sampler,
-    parameter_groups,
-    steps_of_epochs,
-)
 from modeling_more.training.output_folders import begin_training
 from modeling_more.training.posts import check_splits, hold_out, load_posts
 from modeling_more.training.predict_mode import posts_to_predict, predict_alone
@@ -74,8 +56,6 @@ from modeling_more.training.results import begin_results, count_cut, finish, sav
 from modeling_more.training.retrieval import knowledge_column
 from modeling_more.training.score_mode import score_alone
 from modeling_more.training.setup import make_accelerator, running, start_trackers, stop_trackers
-
-logger = logging.getLogger("run_ner")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -110,12 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def train(
-    args: Arguments,
-    posts: dict[str, Posts],
-    types: list[str],
-    report: dict[str, Any],
-    to_predict: Posts,
-    command: str,
+    args: Arguments, posts: dict[str, Posts], types: list[str], report: dict[str, Any], to_predict: Posts, command: str
 ) -> dict[str, Any]:
     """Train and score an expert with one seed, and write all that is left of it; return its results.
 
@@ -165,9 +140,9 @@ def train(
 
     # posts to learn from, those that a gate will learn from later, and the folder of the run
     learned, held_out, dev = *hold_out(posts["train"], data.holdout_fraction), posts["validation"]
-    made_of = description(args, learned, dev)
+    made_of = checkpoints.description(args, learned, dev)
     with one_sentence_errors():
-        check_checkpoint(training, made_of)
+        checkpoints.check_checkpoint(training, made_of)
     begin_training(args, accelerator)
     results = begin_results(args, report, accelerator, learned, held_out)
 
@@ -176,28 +151,28 @@ def train(
     show = accelerator.is_main_process
     encoded = encode_posts(learned, processor, model.config.label2id, two_views, truncate=True, progress=show)
     encoded_dev = encode_posts(dev, processor, progress=show)
-    check_lengths(model, encoded)
+    optimization.check_lengths(model, encoded)
     results |= count_cut(encoded)
     collate = MoReDataCollator(processor)
-    sampler = make_sampler(encoded, training, accelerator.num_processes)
+    sampler = optimization.make_sampler(encoded, training, accelerator.num_processes)
     loader: Any = DataLoader(encoded, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
     dev_loader = evaluation_loader(encoded_dev, collate, accelerator, training.per_device_eval_batch_size)
 
     # optimizer and schedule; fused takes a third of the time of the plain step on a CPU
     fused = accelerator.device.type in ("cpu", "cuda")
-    groups = parameter_groups(model, training)
+    groups = optimization.parameter_groups(model, training)
     optimizer: Any = torch.optim.AdamW(groups, weight_decay=training.weight_decay, fused=fused)
-    steps = steps_of_epochs(sampler, training.num_train_epochs, accelerator)
-    schedule = LambdaLR(optimizer, learning_rate_factor(steps, training))
+    steps = optimization.steps_of_epochs(sampler, training.num_train_epochs, accelerator)
+    schedule = LambdaLR(optimizer, optimization.learning_rate_factor(steps, training))
     # not prepared by accelerate, which would step it once for each process: it steps here, once an optimizer step
     accelerator.register_for_checkpointing(schedule)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     start_trackers(args, accelerator)
     set_seed(training.seed, device_specific=True)  # from here on each process draws its own dropout
     folder = Path(training.output_dir) / "checkpoints"
-    state = resume(accelerator, folder, training.resume_from_checkpoint)
+    state = checkpoints.resume(accelerator, folder, training.resume_from_checkpoint)
     if state.epoch:
-        follow_schedule(schedule, sum(steps[: state.epoch]), training.num_train_epochs)
+        optimization.follow_schedule(schedule, sum(steps[: state.epoch]), training.num_train_epochs)
     metric = EntityF1(keep_in_memory=True)
 
     for epoch in range(state.epoch, training.num_train_epochs):
@@ -206,8 +181,10 @@ def train(
         # the loader counts its own epochs from 0 and would put the sampler back; behind a shard it does not reach it
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
-        shares = sampler.shares(batches_per_step(accelerator))[accelerator.process_index :: accelerator.num_processes]
-        began, losses = time.perf_counter(), EpochLoss(epoch)
+        shares = sampler.shares(optimization.batches_per_step(accelerator))[
+            accelerator.process_index :: accelerator.num_processes
+        ]
+        began, losses = time.perf_counter(), optimization.EpochLoss(epoch)
         model.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{training.num_train_epochs}", disable=not show)
         for batch, share in zip(bar, shares, strict=True):
@@ -230,17 +207,17 @@ def train(
         tags = [found[number] for number in range(len(dev))]
         scores = metric.compute(predictions=tags, references=[post["ner_tags"] for post in dev])
         if state.add(means, scores["f1"], seconds):
-            save_best(accelerator, model, folder)
+            checkpoints.save_best(accelerator, model, folder)
         accelerator.log({**means, "dev_f1": scores["f1"], "seconds": round(seconds, 1)}, step=state.epoch)
         if training.save_checkpoints:
-            save_checkpoint(accelerator, folder, state, made_of)
+            checkpoints.save_checkpoint(accelerator, folder, state, made_of)
 
     stop_trackers(accelerator)
     accelerator.free_memory(model, optimizer, loader)
     results |= {"best_epoch": state.best_epoch, "history": state.history}
 
     # the best epoch's model: scores with and without knowledge, predictions, card
-    best = load_best(MoReForTokenClassification, folder, accelerator.device)
+    best = checkpoints.load_best(MoReForTokenClassification, folder, accelerator.device)
     pipeline = EntityPipeline(best, processor, accelerator, training.per_device_eval_batch_size)
     results |= score_splits(ENTITIES, args, pipeline, posts)
     save_run(ENTITIES, args, pipeline, results, to_predict, command)

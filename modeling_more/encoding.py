@@ -41,8 +41,8 @@ def encode_posts(
     use_knowledge: bool = True,
     progress: bool = False,
 ) -> list[EncodedPost]:
-    """Return rows {tokens, ner_tags (BIO strings)?, knowledge column?}, or of relations {tokens, head, tail, relation?,
-    …}, as the collator's input.
+    """Return rows as the collator's input: {tokens, ner_tags (BIO strings)?, knowledge column?}, or of relations
+    {tokens, head, tail, relation?, …}.
 
     Args:
         posts: the rows; those of a training split carry `ner_tags` or `relation`.

@@ -124,8 +124,8 @@ class RelationF1(evaluate.Metric):
             features=datasets.Features({"predictions": name, "references": name}),
         )
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
-        return relation_scores(predictions, references)
+    def _compute(self, predictions: list[str], references: list[str], none: str = "None") -> dict[str, Any]:
+        return relation_scores(predictions, references, none)
 
 
 def entity_counts(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:

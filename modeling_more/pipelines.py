@@ -308,7 +308,8 @@ def predict(
     accelerator: Accelerator | None = None,
     image_encoder: Any = None,
 ) -> list[dict[str, Any]]:
-    """Return the entities of posts {text or tokens, knowledge column?, id?}, or the relations of {…, head, tail} or {…, entities}.
+    """Return the entities of posts {text or tokens, knowledge column?, id?}; of {…, head, tail} or {…, entities} the
+    relations.
 
     `head`, `tail` and each of `entities` are spans [start, end], end exclusive: characters of `text`, or words of
     `tokens`; an entity as this function returns it will do. Of `entities` all ordered pairs are classified.

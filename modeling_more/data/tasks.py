@@ -1,4 +1,4 @@
-"""What differs between entities and relations: how their rows are read, which models read them, how they are scored."""
+"""What differs between entities and relations: how rows are read, which models read them, how they are scored."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def _read(file: Path) -> Features:
 def image_features(
     posts: Dataset, image_dir: str | Path | None, encoder: Any, cache_dir: str | Path | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return embeddings [P, D] of the posts' images and whether each has a usable one [P]; the others are zeros, counted.
+    """Return embeddings [P, D] of the posts' images, zeros where there is no usable one, and whether there is one [P].
 
     Args:
         posts: with a column `image`, or with `image_id`s that name files of `image_dir`.

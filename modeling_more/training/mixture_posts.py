@@ -147,8 +147,8 @@ def _by_image(data: DataArguments, experts: Sequence[Expert]) -> DataArguments:
 
 
 def image_model_of(args: Arguments, experts: Sequence[Expert]) -> str | None:
-    """Return the tower by which the gate sees images: the one that this run names, that a saved gate learned with, or that
-    an expert searched with; None for a gate that sees no images."""
+    """Return the tower by which the gate sees images: the one that this run names, that a saved gate learned with, or
+    that an expert searched with; None for a gate that sees no images."""
     data, model = args.data, args.model
     given = data.image_model if data.image_model != DataArguments.image_model else None
     if not args.training.do_train:
@@ -160,7 +160,7 @@ def image_model_of(args: Arguments, experts: Sequence[Expert]) -> str | None:
 
 
 def _saved_config(args: ModelArguments) -> MoReMixtureConfig:
-    """Return the configuration of the mixture that is to be scored; ValueError where `--model_name_or_path` is none."""
+    """Return the configuration of the mixture to be scored; ValueError where `--model_name_or_path` is none."""
     with loaded_from("--model_name_or_path", args.model_name_or_path):
         config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     if not isinstance(config, MoReMixtureConfig):

@@ -54,7 +54,7 @@ def weights_of_labels(class_weights: Sequence[float] | None, posts: Sequence[Map
 
 
 def check_lengths(model: Any, posts: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError for the first post with a longer row than the encoder reads: before the training, not amid it."""
+    """Raise ValueError for the first post with a longer row than the encoder reads: before training, not amid it."""
     limit = position_limit(model.encoder)
     for number, post in enumerate(posts):
         rows = (row for view in ("", TEXT_ONLY) for row in post.get(f"{view}input_ids", ()))

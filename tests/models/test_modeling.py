@@ -18,9 +18,9 @@ from transformers import (
 from conftest import ENCODER_KINDS, SENTENCES
 from modeling_more.configuration_more import MoReConfig
 from modeling_more.data_collator import MoReDataCollator
+from modeling_more.encoding import encode_posts
 from modeling_more.metrics import entity_scores
 from modeling_more.modeling_more import MoReForTokenClassification
-from modeling_more.encoding import encode_posts
 from modeling_more.pipelines import predict
 from modeling_more.processing_more import MoReProcessor
 from modeling_more.tagging import bioes_labels

@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoProcessor, Auto
 from conftest import ENCODER_KINDS
 from dataset_scripts import load
 from modeling_more import MoReConfig, MoReDataCollator, MoReForRelationExtraction, MoReProcessor, predict
-from modeling_more.metrics import RelationF1, relation_scores
 from modeling_more.encoding import encode_posts
+from modeling_more.metrics import RelationF1, relation_scores
 from modeling_more.processing_more import MARKERS
 from re_runs import RELATIONS, pairs
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_scripts import corpus as own
 from dataset_scripts import _knowledge, wikipedia_images, wikipedia_text
+from dataset_scripts import corpus as own
 from dataset_scripts._knowledge import write_shards
 from hub_server import NOW, LocalHub
 from wikipedia_rows import numbered, picture, read, shard_rows, text_plan, write_jsonl

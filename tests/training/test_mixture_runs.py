@@ -24,9 +24,9 @@ from dataset_scripts.demo_tower import make_tower, save_tower
 from modeling_more import predict
 from modeling_more.data.sources import post_digest
 from modeling_more.data_collator import MoReDataCollator
+from modeling_more.encoding import encode_posts
 from modeling_more.knowledge import ImageEncoder
 from modeling_more.metrics import entity_counts, paired_bootstrap, relation_counts
-from modeling_more.encoding import encode_posts
 from modeling_more.training import expert_outputs as mixture
 from modeling_more.training import mixture_runs
 from modeling_more.training.arguments import DataArguments
