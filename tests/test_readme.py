@@ -9,8 +9,13 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 import run_ner
-from modeling_more.training.arguments import DataArguments, MixtureArguments, ModelArguments, RunArguments
-from modeling_more.training.loop import TrainingArguments
+from modeling_more.training.arguments import (
+    DataArguments,
+    HubArguments,
+    MixtureArguments,
+    ModelArguments,
+    TrainingArguments,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +41,7 @@ def test_library_example_runs(tiny_encoder, tmp_path, capsys):
 
 
 def test_options_of_run_ner_exist():
-    groups = [DataArguments, ModelArguments, TrainingArguments, RunArguments, MixtureArguments]
+    groups = [DataArguments, ModelArguments, TrainingArguments, HubArguments, MixtureArguments]
     known = {option for action in HfArgumentParser(groups)._actions for option in action.option_strings}
     # of accelerate, and of the data set scripts
     elsewhere = {"--config_file", "--num_cpu_threads_per_process", "--output_dir"}

@@ -176,7 +176,7 @@ def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
 
 @contextmanager
 def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """Give a folder to write into; it becomes `target` when the block ends well, and leaves nothing when it does not."""
+    """Give a folder to write into; it becomes `target` when the block ends well, or leaves nothing."""
     incoming = target.with_name(target.name + ".incoming")
     if accelerator.is_main_process:
         shutil.rmtree(incoming, ignore_errors=True)

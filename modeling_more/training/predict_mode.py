@@ -36,7 +36,7 @@ def predict_alone(task: Task, args: Arguments, accelerator: Accelerator) -> dict
 
 
 def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: Accelerator) -> Posts:
-    """Return the posts of `--predict_file` with their knowledge, split into words as the expert's training posts were."""
+    """Return the posts of `--predict_file` with their knowledge, in words as the expert's training posts were."""
     data = args.data
     splitter, column = data.splitter, knowledge_column(data.retrieval)  # of an expert that this run trains
     processor: Any = None

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image
 
-from modeling_more.data.sources import ENTITIES, RELATIONS, Source, _searched, load_posts
+from modeling_more.data.sources import Source
+from modeling_more.data.tasks import ENTITIES, RELATIONS
 from modeling_more.training.arguments import DataArguments
+from modeling_more.training.posts import _searched, load_posts
 from ner_runs import KNOWLEDGE, PEOPLE, posts, write_jsonl
 from re_runs import pairs
 

@@ -8,11 +8,11 @@ import pytest
 from accelerate import Accelerator
 
 import run_ner
-import run_re
 from modeling_more.data.conll import looks_like_conll, read_conll
 from modeling_more.data.entity_formats import read_labelled, read_posts
-from modeling_more.data.sources import ENTITIES, RELATIONS, load_posts
-from modeling_more.training.arguments import parse_arguments
+from modeling_more.data.tasks import ENTITIES, RELATIONS
+from modeling_more.training.command_line import parse_arguments
+from modeling_more.training.posts import load_posts
 from modeling_more.training.predict_mode import posts_to_predict
 
 POSTS = [(["Ada", "lives"], ["B-PER", "O"]), (["Oslo"], ["B-LOC"])]
@@ -232,14 +232,14 @@ def test_columns_are_an_option_of_the_scripts(tmp_path: Path, tiny_encoder: Call
     for words in (["--columns", "2", "3"], [str(tmp_path / "options.yaml")]):
         words += ["--model_name_or_path", tiny_encoder("bert")]
         args = parse_arguments([*words, "--train_file", str(train), "--predict_file", str(train)], "")
-        rows, types, _ = load_posts(args[0], ENTITIES, lambda: None, [])
+        rows, types, _ = load_posts(args.data, ENTITIES, lambda: None, [])
         assert rows["train"][0]["tokens"] == ["Ada", "lives"] and types == ["PER"]
-        [post] = posts_to_predict(run_ner.EntityTask(), args, True, Accelerator(cpu=True))
+        [post] = posts_to_predict(ENTITIES, args, True, Accelerator(cpu=True))
         assert post["tokens"] == ["Ada", "lives"]
         args = parse_arguments([*words, "--train_file", str(pairs), "--predict_file", str(pairs)], "")
-        rows, types, _ = load_posts(args[0], RELATIONS, lambda: None, [])
+        rows, types, _ = load_posts(args.data, RELATIONS, lambda: None, [])
         assert rows["train"][0]["tokens"] == ["Ada", "Oslo"] and types == ["/y"]
-        assert posts_to_predict(run_re.RelationTask(), args, True, Accelerator(cpu=True))[0]["tokens"] == [
+        assert posts_to_predict(RELATIONS, args, True, Accelerator(cpu=True))[0]["tokens"] == [
             "Ada",
             "Oslo",
         ]

@@ -9,8 +9,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from modeling_more.data.entity_formats import read_labelled, read_posts
 from modeling_more.data.relation_formats import read_relations
-from modeling_more.data.sources import ENTITIES, RELATIONS, Schema, load_posts
+from modeling_more.data.tasks import ENTITIES, RELATIONS, Task
 from modeling_more.training.arguments import DataArguments
+from modeling_more.training.posts import load_posts
 from ner_runs import publish_folder
 
 ONE = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -22,7 +23,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def load_folder(folder: str, cache: Path, schema: Schema = ENTITIES) -> dict[str, list[dict[str, Any]]]:
+def load_folder(folder: str, cache: Path, schema: Task = ENTITIES) -> dict[str, list[dict[str, Any]]]:
     args = DataArguments(dataset=folder, cache_dir=str(cache))
     return load_posts(args, schema, lambda *_, **__: DatasetDict(), [])[0]
 

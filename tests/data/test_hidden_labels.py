@@ -12,8 +12,9 @@ import run_ner
 import run_re
 from dataset_scripts import load
 from mixture_experts import save_expert
-from modeling_more.data.sources import ENTITIES, load_posts
+from modeling_more.data.tasks import ENTITIES
 from modeling_more.training.arguments import DataArguments
+from modeling_more.training.posts import load_posts
 from ner_runs import posts, publish_folder, read_lines, write_jsonl
 from re_runs import RELATIONS, pairs
 
@@ -150,13 +151,13 @@ def test_a_mixture_limits_each_expert_to_the_same_posts(
         save(tmp_path, tiny_encoder, "none"),
         save_expert(tmp_path / "text", "entities", tiny_encoder("bert"), seed=1, max_length=64),
     ]
-    from modeling_more.training.arguments import parse_arguments
-    from modeling_more.training.expert_outputs import EXPERT_KNOWLEDGE
-    from modeling_more.training.mixture_runs import load_mixture_posts
+    from modeling_more.encoding import EXPERT_KNOWLEDGE
+    from modeling_more.training.command_line import parse_arguments
+    from modeling_more.training.mixture_posts import load_mixture_posts
 
     given = ["--dataset", str(tmp_path / "data"), "--retrieval", "moe", "--experts", *experts, "--no_gate_images",
              "--max_train_samples", "3", "--max_eval_samples", "2", "--cache_dir", str(tmp_path / "c")]  # fmt: skip
-    found, _, _ = load_mixture_posts(run_ner.EntityTask(), parse_arguments(given, ""), load, [])
+    found, _, _ = load_mixture_posts(ENTITIES, parse_arguments(given, ""), load, [])
     assert {split: [row["id"] for row in own] for split, own in found.items()} == {
         "train": ["post-0", "post-1", "post-2"], "validation": ["post-0", "post-1"],
     }  # fmt: skip

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from modeling_more.data.entity_formats import read_labelled
 from modeling_more.data.relation_formats import check_pair, read_relations
 from modeling_more.data.rows import check_tag
-from modeling_more.data.sources import ENTITIES, RELATIONS, Schema
+from modeling_more.data.tasks import ENTITIES, RELATIONS, Task
 from named_sets import load_set
 from ner_runs import write_jsonl
 
@@ -66,7 +66,7 @@ def test_hidden_relations_are_no_label(hidden: int | None) -> None:
         (related([1, None]), RELATIONS, "split test, row 1"),
     ],
 )
-def test_labels_beside_hidden_ones_are_an_error(data: Dataset, schema: Schema, told: str) -> None:
+def test_labels_beside_hidden_ones_are_an_error(data: Dataset, schema: Task, told: str) -> None:
     with pytest.raises(ValueError) as raised:
         load_set({"test": data}, schema)
     assert told in str(raised.value) and "label" in str(raised.value) and "own" in str(raised.value)

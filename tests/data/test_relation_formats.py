@@ -8,7 +8,7 @@ import pytest
 from dataset_scripts import load
 from modeling_more.data.entity_formats import read_labelled
 from modeling_more.data.relation_formats import ENTITY_DATA, read_pairs, read_relations
-from modeling_more.data.sources import split_holdout
+from modeling_more.training.posts import split_holdout
 from re_runs import marked_lines, mnre_line, pairs
 
 NESTED = {"id": "n", "tokens": ["New", "York", "Times", "!"], "head": [0, 3], "tail": [0, 2], "relation": "None"}

@@ -16,7 +16,7 @@ from mixture_experts import save_expert
 from modeling_more import MoReForRelationExtraction, MoReForTokenClassification, MoReProcessor, predict
 from modeling_more.data.entity_formats import read_labelled, read_posts
 from modeling_more.data.relation_formats import read_pairs, read_relations
-from modeling_more.data.sources import RELATIONS
+from modeling_more.data.tasks import RELATIONS
 from modeling_more.knowledge.captions import read_captions
 from modeling_more.knowledge.entities import read_predictions
 from named_sets import Rows, load_set

@@ -15,10 +15,11 @@ from datasets import load_dataset
 from PIL import Image, ImageFile
 
 import run_ner
+from modeling_more.data.tasks import ENTITIES
 from modeling_more.knowledge import KnowledgeCorpus
 from modeling_more.knowledge.pictures import ImageError, find_image, open_image, read_bytes, require_images
-from modeling_more.training.arguments import parse_arguments
-from modeling_more.training.mixture_runs import _add_images
+from modeling_more.training.command_line import parse_arguments
+from modeling_more.training.mixture_posts import _add_images
 from modeling_more.training.predict_mode import posts_to_predict
 from pictures import encoded, noise
 
@@ -167,10 +168,10 @@ def test_a_folder_without_any_image_of_the_posts_is_refused_by_the_scripts(
     encoder = ["--model_name_or_path", tiny_encoder("bert")]
     args = parse_arguments([*own, *encoder, "--predict_file", str(train)], "")
     with pytest.raises(ValueError, match=WRONG_FOLDER.format("predict")):
-        posts_to_predict(run_ner.EntityTask(), args, True, Accelerator(cpu=True))
+        posts_to_predict(ENTITIES, args, True, Accelerator(cpu=True))
     args = parse_arguments([*own, "--retrieval", "moe"], "")
     with pytest.raises(ValueError, match=WRONG_FOLDER.format("training")):
-        _add_images(run_ner.EntityTask(), args, [], {"train": posts}, lambda: None, [], str(tmp_path / "no_tower"))
+        _add_images(ENTITIES, args, [], {"train": posts}, lambda: None, [], str(tmp_path / "no_tower"))
 
 
 def test_images_of_some_posts_are_enough_but_training_needs_its_own(tmp_path: Path) -> None:

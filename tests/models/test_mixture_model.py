@@ -29,7 +29,7 @@ from modeling_more.gate import Gate, mix
 from modeling_more.tagging import allowed_transitions, bioes_labels
 from modeling_more.training.arguments import MixtureArguments
 from modeling_more.training.expert_outputs import Features
-from modeling_more.training.mixture_runs import DevResult, train_gate
+from modeling_more.training.gate_training import DevResult, train_gate
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ from modeling_more import (
 from modeling_more.encoding import encode_posts
 from modeling_more.positions import position_limit, position_limit_of
 from modeling_more.tagging import bioes_labels
-from modeling_more.training.loop import TrainingArguments, make_accelerator, train
+from modeling_more.training.arguments import TrainingArguments
+from modeling_more.training.loop import train
+from modeling_more.training.setup import make_accelerator
 from ner_runs import options, posts, read_lines, write_jsonl
 
 LABELS = dict(enumerate(bioes_labels(["PER", "LOC"])))

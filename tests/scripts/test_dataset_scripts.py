@@ -13,8 +13,9 @@ import pytest
 
 from dataset_scripts import NAMES, RETRIEVALS, load
 from dataset_scripts._archives import archive_url, find_splits
-from modeling_more.data.sources import ENTITIES, load_posts
+from modeling_more.data.tasks import ENTITIES
 from modeling_more.training.arguments import DataArguments
+from modeling_more.training.posts import load_posts
 
 RAW = {
     "train": "IMGID:1\nAda\tB-PER\nwon\tO\n\nIMGID:2\nOslo\tB-LOC\nUnited\tI-LOC\n\nIMGID:3\nAda\tB-PER\nwon\tO",

@@ -16,7 +16,7 @@ from transformers import AutoModelForTokenClassification, AutoProcessor
 import run_ner
 from modeling_more import predict
 from modeling_more.tagging import tags_to_spans
-from modeling_more.training.arguments import parse_arguments
+from modeling_more.training.command_line import parse_arguments
 from modeling_more.training.results import over_seeds
 from ner_runs import (
     ROOT,
@@ -298,8 +298,9 @@ def test_a_folder_is_read_as_it_is_now(tmp_path):
     """Folders of one name, and one that changed: `datasets` alone would give the rows that it read first."""
     from datasets import Dataset, DatasetDict
 
-    from modeling_more.data.sources import ENTITIES, load_posts
+    from modeling_more.data.tasks import ENTITIES
     from modeling_more.training.arguments import DataArguments
+    from modeling_more.training.posts import load_posts
 
     def write(folder, word):
         rows = Dataset.from_dict({"id": ["1"], "tokens": [[word]], "ner_tags": [["O"]]})
@@ -443,7 +444,8 @@ def test_recipes_are_the_papers():
 
 
 def test_learning_rate_decays_by_step_or_by_epoch():
-    from modeling_more.training.loop import TrainingArguments, learning_rate_factor
+    from modeling_more.training.arguments import TrainingArguments
+    from modeling_more.training.optimization import learning_rate_factor
 
     by_epoch = learning_rate_factor([3, 2, 5], TrainingArguments(lr_decay="epoch"))
     assert [by_epoch(step) for step in range(11)] == pytest.approx([1] * 3 + [2 / 3] * 2 + [1 / 3] * 5 + [0])
@@ -460,8 +462,9 @@ def test_gz_knowledge_and_shuffled_control(files, tiny_encoder, tmp_path):
 
 
 def test_shuffled_posts_get_another_posts_knowledge():
-    from modeling_more.data.sources import Source, with_knowledge
+    from modeling_more.data.sources import Source
     from modeling_more.training.arguments import DataArguments
+    from modeling_more.training.posts import with_knowledge
 
     args = DataArguments(retrieval="text", shuffle_knowledge=True)
     for number in (2, 3, 10):

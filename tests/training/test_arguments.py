@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from modeling_more.training.arguments import parse_arguments
-from modeling_more.training.loop import TrainingArguments, check_checkpoint
+from modeling_more.training.arguments import TrainingArguments
+from modeling_more.training.checkpoints import check_checkpoint
+from modeling_more.training.command_line import parse_arguments
 
 
 def refused(capsys, *arguments):

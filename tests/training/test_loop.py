@@ -8,7 +8,8 @@ import run_ner
 from modeling_more import MoReForTokenClassification, MoReProcessor
 from modeling_more.encoding import encode_posts
 from modeling_more.tagging import bioes_labels
-from modeling_more.training.loop import TrainingArguments, train
+from modeling_more.training.arguments import TrainingArguments
+from modeling_more.training.loop import train
 from ner_runs import options, posts, read, read_lines, write_jsonl
 
 

@@ -22,7 +22,6 @@ import run_ner
 import run_re
 from dataset_scripts.demo_tower import make_tower, save_tower
 from modeling_more import predict
-from modeling_more.data.sources import post_digest
 from modeling_more.data_collator import MoReDataCollator
 from modeling_more.encoding import encode_posts
 from modeling_more.knowledge import ImageEncoder
@@ -30,9 +29,10 @@ from modeling_more.metrics import entity_counts, paired_bootstrap, relation_coun
 from modeling_more.training import expert_outputs as mixture
 from modeling_more.training import mixture_runs
 from modeling_more.training.arguments import DataArguments
+from modeling_more.training.checks import check_retrieval
 from modeling_more.training.expert_outputs import Features, gate_batch, image_features
 from modeling_more.training.experts import load_experts
-from modeling_more.training.retrieval import check_retrieval
+from modeling_more.training.posts import post_digest
 from ner_runs import ROOT, options, read, read_lines
 from re_runs import options as re_options
 from re_runs import write_files

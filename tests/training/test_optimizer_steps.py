@@ -13,7 +13,9 @@ from modeling_more import MoReForRelationExtraction, MoReForTokenClassification,
 from modeling_more.data_collator import LengthBatchSampler, MoReDataCollator
 from modeling_more.encoding import encode_posts
 from modeling_more.tagging import bioes_labels
-from modeling_more.training.loop import TrainingArguments, make_accelerator, train
+from modeling_more.training.arguments import TrainingArguments
+from modeling_more.training.loop import train
+from modeling_more.training.setup import make_accelerator
 from ner_runs import ROOT, posts
 from re_runs import RELATIONS, pairs
 

@@ -12,7 +12,7 @@ import ner_runs
 import re_runs
 import run_ner
 import run_re
-from modeling_more.training.arguments import parse_arguments
+from modeling_more.training.command_line import parse_arguments
 from modeling_more.training.experts import load_experts
 from modeling_more.training.output_folders import check_output_dir, forget_predictions
 from ner_runs import options
@@ -155,7 +155,7 @@ def test_default_folders(tmp_path, monkeypatch):
          f"{tmp_path.parent.name}-predicted-my_posts"),
         (["--dataset", "twitter17", "--no_do_train", "--output_dir", "there"], "there"),
     ):  # fmt: skip
-        assert parse_arguments(given, "")[2].output_dir == folder
+        assert parse_arguments(given, "").training.output_dir == folder
 
 
 def test_a_finished_run_is_not_written_over(here, tmp_path, capsys):
