@@ -65,7 +65,7 @@ class _Parser(NamingParser, HfArgumentParser):
             action for action in self._actions if not any(one.startswith("--no_") for one in action.option_strings)
         ]
         negative = {action.dest: action for action in self._actions if action not in shown}
-        groups = {"what most people need": FIRST}
+        groups: dict[str, Sequence[str]] = {"what most people need": FIRST}
         groups |= {title: [one.name for one in fields(part)] for title, part in GROUPS.items()}
         formatter = self._get_formatter()
         formatter.add_text(self.description)

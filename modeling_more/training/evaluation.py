@@ -69,7 +69,7 @@ def prediction_rows(task: Task, pipeline: MoRePipeline, posts: Posts, found: Seq
     """Return the rows of a predictions file, without `gold` where the labels are hidden."""
     rows = []
     for post, prediction in zip(posts, found, strict=True):
-        row = {key: post[key] for key in ("id", "text", "tokens") if key in post}
+        row: Row = {key: post[key] for key in ("id", "text", "tokens") if key in post}
         row |= task.prediction(prediction.labels)
         if post[task.label] is not None:
             row["gold"] = post[task.label]

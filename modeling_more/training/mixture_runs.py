@@ -244,9 +244,9 @@ def _compare(
     if scored:
         name, (posts, found) = list(scored.items())[-1]
         for other, system in compared.items():
-            pair = [task.count(found[key], posts, none_relation) for key in ("", system)]
+            own, its = (task.count(found[key], posts, none_relation) for key in ("", system))
             more[f"{name}_f1_minus_{other}"] = dict(
-                zip(("difference", "low", "high"), paired_bootstrap(*pair), strict=True)
+                zip(("difference", "low", "high"), paired_bootstrap(own, its), strict=True)
             )
     return more
 

@@ -56,8 +56,8 @@ def load_splits(
     Raises:
         ValueError: a data set and files are both given, or can't be used.
     """
-    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    files = {split: path for split, path in files.items() if path is not None}
+    given_files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    files = {split: path for split, path in given_files.items() if path is not None}
     given = next((name for name in ("dataset", "data_dir") if getattr(args, name) is not None), None)
     if files and given:
         raise ValueError(f"--{given} and --{next(iter(files))}_file are both given: use one of them")
