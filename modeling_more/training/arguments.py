@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+#: how text is searched; a class of the user's own is named FILE.py:CLASS
+RETRIEVERS = ("bm25", "dense", "both")
 RETRIEVALS = ("none", "text", "image", "moe")
 #: the trackers that accelerate knows, and "all" that are installed
 TRACKERS = [
@@ -76,8 +78,8 @@ class DataArguments:
     retriever: str = field(
         default="bm25",
         metadata={
-            "help": "how text is searched: by words, by a sentence encoder, or by both",
-            "choices": ["bm25", "dense", "both"],
+            "help": "how text is searched: by words (bm25), by a sentence encoder (dense), by both, or by a class of "
+            "your own, FILE.py:CLASS",
         },
     )
     text_model: str = field(

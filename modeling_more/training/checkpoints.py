@@ -128,7 +128,7 @@ def save_best(accelerator: Accelerator, model: torch.nn.Module, folder: Path) ->
 def load_best(model_class: type[Model], folder: Path, device: torch.device) -> Model:
     """Return the best epoch's model, through the code that users load with, whatever was done to it in training."""
     best: Any = model_class.from_pretrained(folder / BEST, dtype=torch.float32)
-    return best.to(device)  # type: ignore[no-any-return]
+    return best.to(device)
 
 
 def description(args: Arguments, *posts: Posts) -> dict[str, Any]:

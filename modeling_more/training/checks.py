@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.columns import check_columns
-from ..naming import check_source
-from .arguments import Arguments, DataArguments
+from ..naming import check_source, nearest
+from .arguments import RETRIEVERS, Arguments, DataArguments
 from .output_folders import check_output_dir
 
 MILVUS = "milvus:"  # begins the address of a database, where `--knowledge` names one
@@ -38,6 +38,11 @@ def check_values(args: Arguments) -> None:
             value = given[name]
             if value is not None and not (math.isfinite(value) and fits(value)):
                 raise ValueError(f"--{name} is {value}, it must be {said}")
+    if (retriever := args.data.retriever) not in RETRIEVERS and ".py:" not in retriever:
+        raise ValueError(
+            f"argument --retriever: it is {retriever!r}, it must be one of {', '.join(RETRIEVERS)}, or FILE.py:CLASS"
+            f"{nearest(retriever, RETRIEVERS)}"
+        )
     if twice := [seed for seed, count in Counter(given["seeds"]).items() if count > 1]:
         raise ValueError(f"--seeds holds {twice[0]} twice, each must be another one")
 

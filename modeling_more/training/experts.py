@@ -16,7 +16,7 @@ from ..encoding import EXPERT_KNOWLEDGE
 from ..naming import loaded_from
 from ..posts import Posts
 from ..processing_more import MoReProcessor
-from .arguments import DataArguments
+from .arguments import RETRIEVERS, DataArguments
 from .retrieval import knowledge_column, retrieved
 
 #: options of an expert's run with which its knowledge is retrieved again
@@ -53,6 +53,12 @@ class Expert:
     def data(self, data: DataArguments) -> DataArguments:
         """Return the options by which the posts of this run get this expert's knowledge."""
         found = {key: self.options[key] for key in RETRIEVAL_OPTIONS if key in self.options}
+        # whoever published the expert must not choose which file is run here
+        if (own := found.get("retriever", "bm25")) not in RETRIEVERS and own != data.retriever:
+            raise ValueError(
+                f"expert {self.name} ({self.source}) searches by code of its own: give --retriever {own} if that file "
+                "is here and yours to run"
+            )
         if not found:
             column = self.processor.knowledge_column
             found = {"retrieval": "none" if column is None else column.removeprefix("knowledge_")}

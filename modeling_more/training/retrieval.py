@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from ..posts import Posts
-from .arguments import DataArguments
+from .arguments import RETRIEVERS, DataArguments
 from .checks import MILVUS, check_retrieval
 
 if TYPE_CHECKING:
@@ -98,6 +100,9 @@ def _text_retriever(args: DataArguments) -> TextRetriever:
         from ..knowledge.entities import EntityRetriever
 
         return EntityRetriever.from_corpus(corpus)
+    if args.retriever not in RETRIEVERS:
+        found: TextRetriever = _own_class(args.retriever).from_corpus(corpus)
+        return found
     from ..knowledge import BM25Retriever
 
     if args.retriever == "bm25":
@@ -106,6 +111,24 @@ def _text_retriever(args: DataArguments) -> TextRetriever:
 
     dense = DenseRetriever.from_corpus(corpus, args.text_model)
     return dense if args.retriever == "dense" else FusedRetriever([BM25Retriever.from_corpus(corpus), dense])
+
+
+def _own_class(told: str) -> Any:
+    """Return the class that `--retriever FILE.py:CLASS` names; its file runs, as the user asked.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such file or class.
+    """
+    file, _, name = told.rpartition(":")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"--retriever {told}: there is no file {file}")
+    spec = spec_from_file_location(Path(file).stem, file)
+    assert spec is not None and spec.loader is not None  # of a .py file there always is
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(getattr(module, name, None), "from_corpus"):
+        raise ValueError(f"--retriever {told}: {file} has no class {name} with a method from_corpus(corpus)")
+    return getattr(module, name)
 
 
 def _by_image(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
