@@ -1,1 +1,1 @@
-"""What a run does: arguments, retrieval, models, optimization, checkpoints, scores, the mixture, cards."""
+"""This package trains, scores and publishes experts and mixtures, as `run_ner.py` and `run_re.py` ask."""

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, resumed bit for bit, refused where they are of another run."""
+"""This module writes checkpoints whole or not at all, resumes them bit for bit, and refuses those of other runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 LAST, BEST, STATE = "last", "best", "training_state.json"
-#: arguments that a run may change when it goes on from a checkpoint
+#: options that may differ when a run resumes from a checkpoint
 MAY_CHANGE = {
     *("output_dir", "seeds", "num_train_epochs", "early_stopping_patience", "resume_from_checkpoint"),
     *("do_train", "do_predict", "overwrite_output_dir"),
@@ -37,12 +37,12 @@ MAY_CHANGE = {
 
 @dataclass
 class TrainingState:
-    """How far a training is.
+    """A record of how far a training has come.
 
     Attributes:
-        history: a row {epoch, loss, dev_f1, seconds, …} of each epoch that is done.
-        best_score, best_epoch: the best dev F1 in percent, and its epoch from 1.
-        epoch: the number of epochs that are done.
+        history: one row {epoch, loss, dev_f1, seconds, …} per finished epoch.
+        best_score, best_epoch: the best dev F1 in percent, and its epoch, counted from 1.
+        epoch: the number of finished epochs.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class TrainingState:
         return True
 
     def is_out_of_patience(self, patience: int | None) -> bool:
-        """Return whether so many epochs went by without a better dev score."""
+        """Return whether the last `patience` epochs brought no better dev score."""
         over = patience is not None and bool(self.history) and self.epoch - self.best_epoch >= patience
         if over:
             logger.info("stopped after epoch %d: no better dev score for %d epochs", self.epoch, patience)
@@ -69,16 +69,16 @@ class TrainingState:
 
 
 def resume(accelerator: Accelerator, folder: Path, wanted: str | None) -> TrainingState:
-    """Load the state of model, optimizer, schedule and random numbers from a checkpoint, and return how far it is.
+    """Load model, optimizer, schedule and random states from a checkpoint, and return how far its training was.
 
-    Without one, the checkpoints of an earlier run are deleted: they must not be resumed by mistake.
+    If `wanted` is None, the checkpoints of an earlier run are deleted, so that none is resumed by mistake.
 
     Args:
-        folder: that of this run's checkpoints.
+        folder: the folder of this run's checkpoints.
         wanted: `"latest"`, the folder of a checkpoint, or None.
 
     Raises:
-        FileNotFoundError: the checkpoint is not there, or not whole.
+        FileNotFoundError: if the checkpoint is missing or incomplete.
     """
     state = TrainingState()
     if wanted and (checkpoint := find_checkpoint(folder, wanted)) is None:
@@ -106,10 +106,10 @@ def resume(accelerator: Accelerator, folder: Path, wanted: str | None) -> Traini
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, state: TrainingState, made_of: dict[str, Any] | None = None
 ) -> None:
-    """Replace the checkpoint by the present state, whole or not at all; every process calls this.
+    """Replace the last checkpoint by the current state, whole or not at all; every process must call this.
 
     Args:
-        made_of: what the run is made of, for `check_checkpoint`.
+        made_of: the `description` of the run, for `check_checkpoint`.
     """
     with replacing(folder / LAST, accelerator) as target:
         accelerator.save_state(str(target))
@@ -118,7 +118,7 @@ def save_checkpoint(
 
 
 def save_best(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
-    """Replace the best epoch's model by this one, as safetensors and configuration; every process calls this."""
+    """Replace the best epoch's saved model (safetensors and configuration); every process must call this."""
     with replacing(folder / BEST, accelerator) as target:
         core: PreTrainedModel = accelerator.unwrap_model(model)
         state = accelerator.get_state_dict(model)  # sharded weights are gathered
@@ -126,33 +126,33 @@ def save_best(accelerator: Accelerator, model: torch.nn.Module, folder: Path) ->
 
 
 def load_best(model_class: type[Model], folder: Path, device: torch.device) -> Model:
-    """Return the best epoch's model, through the code that users load with, whatever was done to it in training."""
+    """Return the best epoch's model, loaded as users load it, however it was wrapped in training."""
     best: Any = model_class.from_pretrained(folder / BEST, dtype=torch.float32)
     return best.to(device)
 
 
 def description(args: Arguments, *posts: Posts) -> dict[str, Any]:
-    """Return what makes a training run: it may be gone on with only where this is the same."""
+    """Return the options and a digest of the posts; a run can only be resumed if they are the same."""
     data = args.data
     reading = ("retrieval", "top_k", "knowledge_words", "max_length", "overflow", "splitter")
     options = asdict(args.model) | {name: getattr(data, name) for name in reading}
     options |= {key: value for key, value in asdict(args.training).items() if key not in MAY_CHANGE}
     if data.retrieval == "moe":
         options |= asdict(args.mixture)
-    # images are tensors, made of the files that the posts name
+    # images are tensors made from the files that the posts name
     rows = [[{**post, "image": None, "has_image": None} for post in split] for split in posts]
     return options | {"posts": hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:32]}
 
 
 def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
-    """See that the checkpoint to resume from (if any) is whole and of this run.
+    """Check that the checkpoint to resume from, if any, is complete and belongs to this run.
 
     Args:
-        made_of: what the run is made of, as `description` tells it.
+        made_of: the `description` of this run.
 
     Raises:
-        FileNotFoundError: the checkpoint, or the best epoch's model beside it, is not there.
-        ValueError: another run made it (names the differing options), or it has more epochs behind it than are wanted.
+        FileNotFoundError: if the checkpoint, or the best epoch's model beside it, is missing.
+        ValueError: if another run made it (names the differing options) or it has more epochs than are wanted.
     """
     if not args.resume_from_checkpoint:
         return
@@ -177,7 +177,7 @@ def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
 
 @contextmanager
 def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """Give a folder to write into; it becomes `target` when the block ends well, or leaves nothing."""
+    """Yield a folder to write into, which replaces `target` if the block succeeds."""
     incoming = target.with_name(target.name + ".incoming")
     if accelerator.is_main_process:
         shutil.rmtree(incoming, ignore_errors=True)
@@ -197,7 +197,7 @@ def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path | None:
-    """Return the checkpoint to resume from; None when 'latest' is wanted and there is none yet."""
+    """Return the checkpoint to resume from, or None if 'latest' is wanted and there is none yet."""
     if wanted != "latest":
         if not (Path(wanted) / STATE).is_file():
             raise FileNotFoundError(f"{wanted} is no checkpoint of this library: {STATE} is missing there")
@@ -210,7 +210,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Path | None:
 
 
 def _best_beside(checkpoint: Path) -> Path:
-    """Return the folder of the best epoch's model that was written with a checkpoint."""
+    """Return the folder of the best epoch's model, which lies beside a checkpoint."""
     for name in (BEST, BEST + ".outgoing"):
         if (checkpoint.parent / name).is_dir():
             return checkpoint.parent / name

@@ -1,4 +1,4 @@
-"""The checks of the arguments that need neither posts nor a model, so that a wrong option is told at once."""
+"""This module checks the options before posts or a model are loaded, so that a wrong one is reported at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..naming import check_source, nearest
 from .arguments import RETRIEVERS, Arguments, DataArguments
 from .output_folders import check_output_dir
 
-MILVUS = "milvus:"  # begins the address of a database, where `--knowledge` names one
-#: values that options may have, by the names of those that are alike; not a number is none of them
+MILVUS = "milvus:"  # how the address of a Milvus database begins in `--knowledge`
+#: options, the condition on their values, and its wording; NaN is always refused
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("gate_learning_rate kl_temperature", lambda value: value > 0, "above 0"),
     ("learning_rate crf_learning_rate", lambda value: value >= 0, "at least 0 (0: these parts stay as they are)"),
@@ -31,7 +31,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 
 def check_values(args: Arguments) -> None:
-    """Raise ValueError for an option whose value can't be."""
+    """Raise ValueError if the value of an option is out of range."""
     given = {name: value for part in vars(args).values() for name, value in vars(part).items()}
     for names, fits, said in RANGES:
         for name in names.split():
@@ -48,11 +48,7 @@ def check_values(args: Arguments) -> None:
 
 
 def check_retrieval(args: DataArguments) -> None:
-    """Options that would be ignored are errors: they were given for a reason.
-
-    Raises:
-        ValueError: options that do not go together, in one sentence.
-    """
+    """Raise ValueError, in one sentence, if retrieval options do not go together or would be ignored."""
     if args.retrieval == "none":
         ignored = {"--knowledge": args.knowledge, "--shuffle_knowledge": args.shuffle_knowledge}
         for name, value in ignored.items():
@@ -84,10 +80,10 @@ def check_retrieval(args: DataArguments) -> None:
 
 
 def check_arguments(args: Arguments) -> None:
-    """See that the options go together, and that the folders they name are there.
+    """Check that the options go together and that the folders they name exist.
 
     Raises:
-        ValueError, OSError: with one sentence, for options that can't be followed.
+        ValueError, OSError: with one sentence, if the options can't be followed.
     """
     data, training, mixture, hub = args.data, args.training, args.mixture, args.hub
     if args.posts is None and not training.do_predict:

@@ -1,4 +1,4 @@
-"""From the command line, an options file and a recipe of the paper to the arguments of a run."""
+"""This module reads a run's options from the command line, an options file and the paper's recipes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TYPES = {one.name: str(one.type) for group in GROUPS.values() for one in fields(
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """A formatter that shows defaults where there are any, and the examples of the description line by line."""
+    """A help formatter that shows defaults, if any, and keeps the line breaks of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, []) else super()._get_help_string(action)
@@ -54,7 +54,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 class _Parser(NamingParser, HfArgumentParser):
-    """A parser with errors in one sentence, and a help in groups that begins with what most people need."""
+    """A parser that reports errors in one sentence and groups its help, the most used options first."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
@@ -84,17 +84,19 @@ class _Parser(NamingParser, HfArgumentParser):
 
 
 def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
-    """Read the arguments: command line over YAML file (`run_ner.py my.yaml --seed 1`) over the recipe of `--dataset`
-    and `--retrieval` over the defaults.
+    """Return the options of a run.
+
+    The command line overrides a YAML file (`run_ner.py my.yaml --seed 1`), which overrides the recipe of `--dataset`
+    and `--retrieval`, which overrides the defaults.
 
     Raises:
-        SystemExit: with one sentence, for arguments that can't be.
+        SystemExit: with one sentence, for invalid options.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(
         list(GROUPS.values()), description=description, formatter_class=_HelpFormatter, allow_abbrev=False
     )
-    parser.set_defaults(output_dir=None)  # that it is given shows; the default depends on what is done
+    parser.set_defaults(output_dir=None)  # None: not given; the default depends on what is done
     own: dict[str, Any] = {}
     try:
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
@@ -115,17 +117,17 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
 
 
 def read_recipe(dataset: str | None, retrieval: str) -> dict[str, Any]:
-    """The options of the paper for a data set and a retrieval; empty where the paper has none."""
+    """Return the paper's options for a data set and a retrieval, or an empty dict if it has none."""
     path = files("modeling_more") / "recipes" / f"{dataset}_{retrieval}.yaml"
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Options of a YAML (or JSON) file: a mapping of argument names.
+    """Return the options in a YAML (or JSON) file, which maps option names to values.
 
     Raises:
-        FileNotFoundError: when the file is missing.
-        ValueError: when it is no such mapping.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it holds no mapping.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no options file {path}")
@@ -147,7 +149,7 @@ def _set_defaults(parser: HfArgumentParser, options: dict[str, Any]) -> None:
 
 
 def _converted(action: argparse.Action, value: Any) -> Any:
-    """A value of an options file as the command line would have it: argparse takes defaults as they are."""
+    """Return a value of an options file converted as on the command line; argparse does not convert defaults."""
     wanted = TYPES.get(action.dest, "str")
     if value is None and "None" in wanted:
         return None
@@ -176,12 +178,13 @@ def _converted(action: argparse.Action, value: Any) -> Any:
 def read_arguments(
     argv: list[str] | None, description: str, foreign: Sequence[str] = (), foreign_data: str = ""
 ) -> Arguments:
-    """Return the arguments of a script, or end the program with one sentence where they can't be followed.
+    """Return the checked options of a script, or end the program with one sentence if they are invalid.
 
     Args:
-        argv: the words of the command line, without the script; default: those of this program.
+        argv: the command line without the script; default: that of this program.
         description: the text of `--help`.
-        foreign: data sets of the other task, which `foreign_data` sends to its script.
+        foreign: the names of the other task's data sets.
+        foreign_data: an error message that points to the other task's script.
     """
     args = parse_arguments(argv, description)
     with one_sentence_errors():
@@ -193,7 +196,7 @@ def read_arguments(
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """End the program with one sentence where the input is at fault."""
+    """End the program with one sentence if the block raises ValueError or OSError, the errors of wrong input."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -202,7 +205,7 @@ def one_sentence_errors() -> Iterator[None]:
 
 
 def command_of(script: str, argv: Sequence[str] | None, processes: int, mixed_precision: str) -> str:
-    """Return the command that runs this again, but for what a configuration file of accelerate says of sharding."""
+    """Return the command that repeats this run; sharding set in a configuration file of accelerate is not in it."""
     words = sys.argv[1:] if argv is None else argv
     start = ["python", script]
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate launch sets it

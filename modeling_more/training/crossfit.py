@@ -1,4 +1,4 @@
-"""Crossfit: the gate learns from all training posts, each as experts say it that were trained on the other folds."""
+"""This module gives a gate out-of-fold outputs: each training post is read by experts that did not train on it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .posts import post_digest
 
 logger = logging.getLogger(__name__)
 
-MADE_OF = "made_of.txt"  # of a finished fold: a digest of the posts and options that made its expert
+MADE_OF = "made_of.txt"  # marks a finished fold; holds a digest of its expert's posts and options
 
 
 class Fold(NamedTuple):
-    """An expert to be trained anew on the posts outside a fold: the options, and the splits of posts."""
+    """A training of an expert on the posts outside a fold, given by its options and its splits of posts."""
 
     args: Arguments
     posts: dict[str, Posts]
 
 
 def folds_of(posts: Posts, folds: int) -> list[int]:
-    """Return the fold of each post, alike for all rows of one post."""
+    """Return the number of each row's fold, which all rows of one post share."""
     return [post_digest(post) % folds for post in posts]
 
 
@@ -44,11 +44,12 @@ def fold_folder(output_dir: str, expert: Expert, fold: int) -> str:
 def folds_to_train(
     args: Arguments, experts: Sequence[Expert], splits: dict[str, Posts], accelerator: Accelerator
 ) -> Iterator[Fold]:
-    """Yield the experts that are yet to be trained for `--gate_data crossfit`; each counts as trained when the next
-    one is asked for.
+    """Yield the trainings that `--gate_data crossfit` still needs.
+
+    Each is marked as finished when the next one is requested.
 
     Args:
-        splits: the posts of the mixture, with what each expert reads in `EXPERT_KNOWLEDGE`.
+        splits: the mixture's posts, with the knowledge of each expert in `EXPERT_KNOWLEDGE`.
     """
     if args.mixture.gate_data != "crossfit" or not args.training.do_train:
         return
@@ -64,11 +65,11 @@ def folds_to_train(
                 )
             }
             folder = Path(fold_folder(training.output_dir, expert, fold))
-            # the gate's images are tensors, and no expert reads them
+            # images are tensors for the gate; no expert reads them
             told = [[{**post, "image": None, "has_image": None} for post in rows] for rows in own.values()]
             made_of = hashlib.sha256(json.dumps([expert.options, told], default=str).encode()).hexdigest()[:32]
             if (folder / MADE_OF).is_file() and (folder / MADE_OF).read_text(encoding="utf-8") == made_of:
-                continue  # of a run that was killed
+                continue  # finished by an earlier run that was interrupted
             logger.info(
                 "crossfit: expert %s without fold %d of %d", expert.name, fold + 1, args.mixture.crossfit_folds
             )
@@ -88,11 +89,11 @@ def folds_to_train(
 def said_by_folds(
     args: Arguments, experts: Sequence[Expert], posts: Posts, mixture_class: Any, features_of: Any, model: Any
 ) -> list[Tensor]:
-    """Return the log-probabilities [Z, N, L] (or [Z, C]) of each post, by the experts that did not train on it.
+    """Return the log-probabilities [Z, N, L] (or [Z, C]) of each post, from the experts that did not train on it.
 
     Args:
-        features_of: (posts, description, mixture) -> what these experts say, see `expert_features`.
-        model: the mixture, whose order the labels have.
+        features_of: a function (posts, description, mixture) -> outputs of its experts, see `expert_features`.
+        model: the final mixture, which sets the order of the labels.
     """
     folds = folds_of(posts, args.mixture.crossfit_folds)
     said: dict[int, Tensor] = {}
@@ -104,8 +105,8 @@ def said_by_folds(
             gate=args.mixture.gate,
         ).to(model.device)
         features = features_of([posts[row] for row in rows], f"fold {fold + 1}", of_fold)
-        features.images = None  # this mixture's own gate is not asked
-        # the fold's experts speak for themselves: their CRFs are others than those of the final experts
+        features.images = None  # this mixture's gate is not used
+        # through the fold's own mixture: its experts' CRFs differ from those of the final experts
         labels = [of_fold.config.label2id[label] for _, label in sorted(model.config.id2label.items())]
         found = [
             one[:, :length] if one.dim() == 3 else one

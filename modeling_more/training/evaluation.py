@@ -1,4 +1,4 @@
-"""Scores of a split with its knowledge and without, and the file of its predictions."""
+"""This module scores an expert on the dev and test splits, with and without knowledge, and writes its predictions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .output_folders import forget_predictions, suffix_beside_record
 
 logger = logging.getLogger(__name__)
 
-NAMES = {"validation": "dev", "test": "test"}  # of the scored splits in results and files
+NAMES = {"validation": "dev", "test": "test"}  # split -> its name in results and files
 
 
 def score_splits(task: Task, args: Arguments, pipeline: MoRePipeline, splits: Mapping[str, Posts]) -> dict[str, Any]:
-    """Score dev and test, and write what is said of their posts; a split without labels is predicted alone.
+    """Score dev and test and write their predictions; a split without labels is only predicted.
 
     Returns:
-        scores like `dev_f1`, and `test_no_knowledge_f1` of an expert that reads knowledge, where it reads none.
+        scores like `dev_f1`; if the expert reads knowledge, also its scores without, like `test_no_knowledge_f1`.
     """
     output, suffix = Path(args.training.output_dir), suffix_beside_record(args)
     if pipeline.accelerator.is_main_process and not suffix:
@@ -43,10 +43,10 @@ def score_splits(task: Task, args: Arguments, pipeline: MoRePipeline, splits: Ma
 def score_posts(
     task: Task, pipeline: MoRePipeline, posts: Posts, name: str, none_relation: str = "None"
 ) -> tuple[list[Prediction], dict[str, Any]]:
-    """Return what an expert says of labelled posts, and its scores, with knowledge and without where it reads any.
+    """Return an expert's predictions for posts and, if they have labels, its scores.
 
     Args:
-        name: what the scores begin with.
+        name: the prefix of the scores' names.
         none_relation: the class of pairs without a relation, which F1 leaves out.
     """
     scored = is_labelled(posts, task)
@@ -66,7 +66,7 @@ def score_posts(
 
 
 def prediction_rows(task: Task, pipeline: MoRePipeline, posts: Posts, found: Sequence[Prediction]) -> list[Row]:
-    """Return the rows of a predictions file, without `gold` where the labels are hidden."""
+    """Return the rows of a predictions file, without `gold` if the labels are hidden."""
     rows = []
     for post, prediction in zip(posts, found, strict=True):
         row: Row = {key: post[key] for key in ("id", "text", "tokens") if key in post}
