@@ -1,4 +1,4 @@
-"""What a mixture's gate reads of each post: the experts' outputs and image embeddings, computed once and cached."""
+"""This module computes and caches what a mixture's gate reads: the experts' outputs and the image embeddings."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ CACHE_VERSION = 1
 
 @dataclass
 class Features:
-    """What the gate reads of the posts of a split, in their order.
+    """A gate's inputs for the posts of a split, in their order.
 
     Attributes:
-        expert_logits: of each post [Z, N, L] emissions of the experts, or [Z, C] of a relation.
-        text: of each post [H], or [N, H] for a gate per word.
-        images: float32 [P, D], and [P] whether there is one; None where the gate sees no images.
-        expert_log_probs: as `expert_logits`, where other models than the mixture's experts said them.
+        expert_logits: the experts' logits for each post, [Z, N, L], or [Z, C] for relations.
+        text: the text features of each post, [H], or [N, H] for a gate per word.
+        images: float32 embeddings [P, D] and whether each is usable [P]; None for a gate without images.
+        expert_log_probs: log-probabilities shaped like `expert_logits`, if they come from other models than the
+            mixture's experts.
     """
 
     expert_logits: list[Tensor]
@@ -72,17 +73,17 @@ def expert_features(
     cache_dir: str | Path | None = None,
     description: str = "experts",
 ) -> Features:
-    """Return the experts' outputs and the gate's text features, read from the cache where they were computed before.
+    """Return the experts' outputs and the gate's text features, from the cache if they were computed before.
 
     Args:
         posts: rows {tokens, expert_knowledge, (head, tail)}.
-        cache_dir: of files named by the experts' weights and what they read; None keeps nothing.
+        cache_dir: the folder of the cache, whose file names are digests of weights and inputs; None caches nothing.
     """
     encoded = encode_for_experts(posts, processor)
     file = None
     if cache_dir is not None:
         file = Path(cache_dir) / "mixture" / f"{_digest(model, encoded)}.safetensors"
-        # all or none: who computes waits for what the others compute
+        # all processes or none: computing gathers from all of them
         if all(gather_object([file.is_file()])):
             return _read(file)
 
@@ -109,7 +110,7 @@ def expert_features(
 
 
 def _digest(model: Mixture, encoded: Sequence[Post]) -> str:
-    """Return a digest of the experts' weights, of the gate's kind of text features, and of all that they read."""
+    """Return a digest of the experts' weights, the kind of gate, and all their inputs."""
     about = [CACHE_VERSION, model.config.gate, len(encoded), weights_digest(model.experts)]
     digest = hashlib.sha256(json.dumps(about).encode())
     for post in encoded:
@@ -123,7 +124,7 @@ def _digest(model: Mixture, encoded: Sequence[Post]) -> str:
 
 def _write(file: Path, features: Features) -> None:
     tensors: dict[str, Tensor] = {}
-    # words first: posts of any length then stand one after the other
+    # words first, so that posts of any length can be concatenated
     kinds = {
         "expert_logits": [one.transpose(0, 1) if one.dim() == 3 else one for one in features.expert_logits],
         "text": features.text,
@@ -153,10 +154,10 @@ def _read(file: Path) -> Features:
 def image_features(
     posts: Dataset, image_dir: str | Path | None, encoder: Any, cache_dir: str | Path | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return embeddings [P, D] of the posts' images, zeros where there is no usable one, and whether there is one [P].
+    """Return embeddings [P, D] of the posts' images, zeros without a usable one, and whether each is usable [P].
 
     Args:
-        posts: with a column `image`, or with `image_id`s that name files of `image_dir`.
+        posts: a data set with a column `image`, or `image_id`, which names files in `image_dir`.
         encoder: an `ImageEncoder`.
     """
     if image_dir is None:
@@ -198,7 +199,7 @@ def image_features(
                 _save(file, tensors)
         vectors[first : first + len(rows)] = tensors["vectors"]
         usable[first : first + len(rows)] = tensors["usable"].bool()
-    if not usable.all():  # the reasons are known where the images were opened now, not where the cache had them
+    if not usable.all():  # the reasons are only known for images that were not cached
         told = "".join(f", {count} {reason}" for reason, count in reasons.most_common())
         lacking = len(posts) - int(usable.sum())
         logger.warning("%d of %d posts have no usable image%s: the gate is told so.", lacking, len(posts), told)
@@ -206,10 +207,10 @@ def image_features(
 
 
 def gate_batch(features: Features, rows: Sequence[int], labels: Sequence[Any] | None = None) -> dict[str, Tensor]:
-    """Return the inputs of a mixture's forward for some posts, from cached outputs: no expert runs.
+    """Return the inputs of a mixture's forward for some posts, from stored outputs: no expert runs.
 
     Args:
-        labels: of all posts: label ids of the words, or the id of the relation.
+        labels: for every post of `features`, the label ids of its words, or the id of its relation.
     """
     chosen = features.select(rows)
     relations = chosen.expert_logits[0].dim() == 2
@@ -230,7 +231,7 @@ def gate_batch(features: Features, rows: Sequence[int], labels: Sequence[Any] | 
 
 
 def mixed(model: Mixture, features: Features, batch_size: int = 64) -> Iterator[tuple[MoReMixtureOutput, Tensor]]:
-    """Yield what a mixture makes of cached outputs, batch by batch, with the mask of the words [B, N]."""
+    """Yield a mixture's outputs for stored features, batch by batch, with the mask of the words [B, N]."""
     model.eval()
     for first in range(0, len(features), batch_size):
         rows = range(first, min(first + batch_size, len(features)))

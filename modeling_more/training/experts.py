@@ -1,4 +1,4 @@
-"""The experts that `--experts` names: what made them, and what each retrieves for these posts."""
+"""This module reads how the experts of `--experts` were made, and retrieves for new posts as each of them did."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..processing_more import MoReProcessor
 from .arguments import RETRIEVERS, DataArguments
 from .retrieval import knowledge_column, retrieved
 
-#: options of an expert's run with which its knowledge is retrieved again
+#: options of an expert's run that say how its knowledge is retrieved
 RETRIEVAL_OPTIONS = (
     *("retrieval", "knowledge", "top_k", "title_in_key", "retriever", "text_model", "query", "captions", "entities"),
     *("image_dir", "image_model"),
@@ -29,14 +29,14 @@ Options = TypeVar("Options")
 
 @dataclass
 class Expert:
-    """An expert and how it was made.
+    """A saved expert and how it was made.
 
     Attributes:
-        source: folder or Hub id.
-        name: short and unique, for cards and scores: what it retrieves by.
-        options: of its run; empty where they are not known.
-        holdout_ids: training posts that it did not train on; None where that is not known.
-        processor: its own.
+        source: its folder or Hub id.
+        name: a short unique name for cards and scores, after what it retrieves by.
+        options: the options of its run; empty if unknown.
+        holdout_ids: ids of the training posts that it did not train on; None if unknown.
+        processor: its processor.
     """
 
     source: str
@@ -46,12 +46,12 @@ class Expert:
     processor: MoReProcessor
 
     def options_of(self, kind: type[Options], **changes: Any) -> Options:
-        """Return its options of one dataclass."""
+        """Return the expert's options as one dataclass, with some of them changed."""
         known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
         return kind(**{key: value for key, value in self.options.items() if key in known} | changes)
 
     def data(self, data: DataArguments) -> DataArguments:
-        """Return the options by which the posts of this run get this expert's knowledge."""
+        """Return the options that retrieve this expert's knowledge for the posts of this run."""
         found = {key: self.options[key] for key in RETRIEVAL_OPTIONS if key in self.options}
         # whoever published the expert must not choose which file is run here
         if (own := found.get("retriever", "bm25")) not in RETRIEVERS and own != data.retriever:
@@ -62,7 +62,7 @@ class Expert:
         if not found:
             column = self.processor.knowledge_column
             found = {"retrieval": "none" if column is None else column.removeprefix("knowledge_")}
-        # files that lie elsewhere now, or belong to other posts; an expert that read none still reads none
+        # files may have moved, or belong to other posts; an expert without a file of a kind gets none
         own = {"knowledge": bool(found.get("knowledge")), "image_dir": True}
         own |= {"captions": found.get("query") == "caption", "entities": found.get("query") == "entities"}
         found |= {key: getattr(data, key) for key, wanted in own.items() if wanted and getattr(data, key)}
@@ -73,7 +73,7 @@ def load_experts(sources: Sequence[str]) -> list[Expert]:
     """Return the experts that `--experts` names.
 
     Raises:
-        ValueError: none given, or one is no saved expert.
+        ValueError: if there are none, or one is not a saved expert.
     """
     if not sources:
         raise ValueError("--retrieval moe needs --experts FOLDER_OR_ID …")
@@ -98,14 +98,16 @@ def _read_json(source: str, name: str) -> Any:
     if not Path(source).is_dir():
         try:
             path = Path(hf_hub_download(source, name))
-        except (OSError, ValueError):  # not there: not every expert was made by our scripts
+        except (OSError, ValueError):  # missing: not every expert was made by our scripts
             return None
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def add_expert_knowledge(posts: Posts, data: DataArguments, sources: Sequence[str]) -> None:
-    """Retrieve for posts without labels as each expert did in its training, into `EXPERT_KNOWLEDGE`; where an expert
-    does not retrieve, it reads what the posts bring along."""
+    """Retrieve knowledge for posts without labels as each expert did in training, into `EXPERT_KNOWLEDGE`.
+
+    An expert that does not retrieve reads what the posts bring along.
+    """
     columns = []
     for expert in load_experts(sources):
         own = expert.data(data)

@@ -1,4 +1,4 @@
-"""The training of a mixture's gate on what the experts said, and the rule by which the plain average stays."""
+"""This module trains a mixture's gate on stored outputs, and decides whether it is better than the plain average."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class DevResult(NamedTuple):
-    """F1 on dev in percent, and the counts of each post that it comes from, int [posts, 3]."""
+    """A dev F1 in percent, and the counts per post that it is computed from, int [posts, 3]."""
 
     f1: float
     counts: np.ndarray
@@ -38,13 +38,13 @@ def train_gate(
 ) -> TrainingState:
     """Train the gate on the experts' stored outputs; the model keeps the epoch with the best dev score.
 
-    Untrained, the gate is the plain average of the experts, which stays (epoch 0) unless the best epoch is better than
-    it on dev by more than a standard error: of forty epochs the best one looks better by chance alone. (The
-    one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3.)
+    An untrained gate is the plain average of the experts. It stays (epoch 0) unless the best epoch beats it on dev by
+    more than a standard error, since the best of forty epochs looks better by chance alone (the one-standard-error
+    rule: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3).
 
-    Every process does the same here: the posts are few numbers, and no expert runs.
+    Every process does the same here: it is little work, and no expert runs.
     """
-    torch.manual_seed(seed)  # of the dropped images: what ran before must not matter, a cache that was warm or cold
+    torch.manual_seed(seed)  # for the image dropout, which must not depend on whether the cache was filled
     text = torch.cat([one if one.dim() == 2 else one[None] for one in features.text])
     images = None if features.images is None else features.images[0][features.images[1]]
     model.gate.standardise(text, images)

@@ -1,4 +1,4 @@
-"""Train a model of any kind by the loop of the scripts: where the code is a notebook's, or the model a mixture."""
+"""This module holds the training loop, which experts and mixtures share and notebooks can call."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def train(
     collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     made_of: dict[str, Any] | None = None,
 ) -> tuple[Model, TrainingState]:
-    """Train on encoded posts; return the model of the best epoch by `evaluate(model)`, and what happened.
+    """Train on encoded posts, and return the model of the best epoch by `evaluate(model)` and the training's record.
 
-    An optimizer step follows the mean loss of its posts, every post weighing the same, however they are spread over
-    processes and accumulated batches.
+    In an optimizer step every post weighs the same, however the posts are spread over processes and accumulated
+    batches.
 
-    After each epoch a checkpoint (weights, optimizer, schedule, random states) replaces the one before, whole or not
-    at all; `resume_from_checkpoint` goes on from it exactly as the unbroken run would have. With another
+    After each epoch a checkpoint (weights, optimizer, schedule, random states) replaces the last one, whole or not at
+    all; `resume_from_checkpoint` continues from it exactly as the unbroken run would have. With another
     `num_train_epochs` than before, batches, random states and rates from there on are those of an unbroken run of the
-    new length; the weights it goes on from were trained with the rates of the old one.
+    new length, but the weights so far were trained with the rates of the old one.
 
     Args:
-        posts: what `collate` makes batches of (default: posts encoded by a `MoReProcessor`).
-        made_of: kept in the checkpoints, for `check_checkpoint`.
+        posts: the input of `collate` (default: posts encoded by a `MoReProcessor`).
+        made_of: the `description` of the run, kept in the checkpoints for `check_checkpoint`.
 
     Raises:
-        FileNotFoundError: when the checkpoint to resume from is not there.
-        ValueError: for posts with more sub-tokens than the encoder reads.
+        FileNotFoundError: if the checkpoint to resume from is missing.
+        ValueError: if a post has more sub-tokens than the encoder reads.
     """
     checkpoints = Path(args.output_dir) / "checkpoints"
     if args.gradient_checkpointing:
@@ -70,11 +70,11 @@ def train(
     fused = accelerator.device.type in ("cpu", "cuda")  # a third of the time of the plain step on a CPU
     optimizer: Any = torch.optim.AdamW(parameter_groups(model, args), weight_decay=args.weight_decay, fused=fused)
     steps = steps_of_epochs(sampler, args.num_train_epochs, accelerator)
-    # not prepared by accelerate, which would step it once for each process: it steps here, once an optimizer step
+    # not prepared by accelerate, which would step it once per process; here it steps once per optimizer step
     schedule = LambdaLR(optimizer, learning_rate_factor(steps, args))
     accelerator.register_for_checkpointing(schedule)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    set_seed(args.seed, device_specific=True)  # from here on each process draws its own dropout
+    set_seed(args.seed, device_specific=True)  # from here on each process draws its own dropout masks
     state = resume(accelerator, checkpoints, args.resume_from_checkpoint)
     if state.epoch:
         follow_schedule(schedule, sum(steps[: state.epoch]), args.num_train_epochs)
@@ -82,7 +82,7 @@ def train(
     for epoch in range(state.epoch, args.num_train_epochs):
         if state.is_out_of_patience(args.early_stopping_patience):
             break
-        # the loader counts its own epochs from 0 and would put the sampler back; behind a shard it does not reach it
+        # the loader counts epochs from 0 and would reset the sampler; if it is sharded, it does not reach it at all
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
         shares = sampler.shares(batches_per_step(accelerator), weights)

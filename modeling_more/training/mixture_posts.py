@@ -1,4 +1,4 @@
-"""The posts of a mixture: joined by id as every expert reads them, with the embedding of each image."""
+"""This module loads the posts of a mixture, with the knowledge of every expert and the embeddings of their images."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def load_mixture_posts(
     """Return the splits with what every expert retrieves, joined by id, and the embedding of each post's image.
 
     Returns:
-        rows with `EXPERT_KNOWLEDGE` (a list over the experts) and, where the gate sees images, `image` and
-        `has_image`; the types; what retrieval did, by expert.
+        the rows, with `EXPERT_KNOWLEDGE` (a list over the experts) and, if the gate sees images, `image` and
+        `has_image`; the entity types or relations; and each expert's report of its retrieval.
 
     Raises:
-        ValueError: an id that is missing or double for one of the experts.
+        ValueError: if an id is missing or appears twice for one of the experts.
     """
     data = args.data
     experts = load_experts(args.mixture.experts)
-    tower = image_model_of(args, experts)  # before anything is searched: a model that is no mixture ends here
+    tower = image_model_of(args, experts)  # before anything is searched: raises for a model that is no mixture
     joined: dict[str, Posts] = {}
     all_ids: dict[str, set[str]] = {}
     types: list[str] = []
@@ -73,7 +73,7 @@ def load_mixture_posts(
                     f"the {split} posts of expert {expert.name} are not those of {experts[0].name}: "
                     f"{len(differing)} ids are in one only, like {differing[0]}"
                 )
-            # experts may read other configurations of a data set, whose rows need not stand in one order
+            # experts may read different configurations of a data set, whose rows may be in different orders
             places[split] = [at[row["id"]] for row in joined[split]]
         splits, report = with_knowledge(own, source, places)
         if report:
@@ -90,7 +90,7 @@ def load_mixture_posts(
 
 
 def cache_of(args: Arguments) -> Path | None:
-    """Return where the experts' outputs and the tower's embeddings are kept; None where they are not."""
+    """Return the folder that caches the experts' outputs and the image embeddings, or None if nothing is cached."""
     if not args.mixture.cache_expert_outputs:
         return None
     from ..knowledge.corpus import default_cache_dir
@@ -107,13 +107,13 @@ def _add_images(
     names: Sequence[str],
     tower: str,
 ) -> None:
-    """Embed the posts' images where there are any: a column `image`, or `--image_dir`."""
+    """Add the embeddings of the posts' images, if they have any in a column `image` or in `--image_dir`."""
     data = args.data
     by_image = _by_image(data, experts)
     image_dir = data.image_dir or by_image.image_dir
     source = None
     if image_dir is None:
-        # a published set may hold the pictures beside the knowledge that they found only
+        # a published set may hold the images only in its configuration for image retrieval
         published = by_image.retrieval == "image" and not by_image.knowledge
         own = replace(data, retrieval="image" if published else "none", knowledge=[])
         source = load_splits(own, task, load_named, names)
@@ -123,7 +123,7 @@ def _add_images(
     from ..knowledge import ImageEncoder
     from ..knowledge.pictures import require_images
 
-    if data.image_dir is not None:  # that of an expert's training may lie elsewhere now, and is only warned of
+    if data.image_dir is not None:  # an expert's own image_dir may have moved, which is only a warning
         require_images(data.image_dir, {split: [row["image_id"] for row in rows] for split, rows in joined.items()})
     encoder = ImageEncoder(tower)
     for split, rows in joined.items():
@@ -142,13 +142,15 @@ def _add_images(
 
 
 def _by_image(data: DataArguments, experts: Sequence[Expert]) -> DataArguments:
-    """Return the options of the first expert that retrieves by image; without one, those of this run."""
+    """Return the options of the first expert that retrieves by image, or those of this run if there is none."""
     return next((own for expert in experts if (own := expert.data(data)).retrieval == "image"), data)
 
 
 def image_model_of(args: Arguments, experts: Sequence[Expert]) -> str | None:
-    """Return the tower by which the gate sees images: the one that this run names, that a saved gate learned with, or
-    that an expert searched with; None for a gate that sees no images."""
+    """Return the image tower of the gate, or None if it sees no images.
+
+    It is the one that this run names, else the one that a saved gate was trained with or that an expert searches with.
+    """
     data, model = args.data, args.model
     given = data.image_model if data.image_model != DataArguments.image_model else None
     if not args.training.do_train:
@@ -160,7 +162,7 @@ def image_model_of(args: Arguments, experts: Sequence[Expert]) -> str | None:
 
 
 def _saved_config(args: ModelArguments) -> MoReMixtureConfig:
-    """Return the configuration of the mixture to be scored; ValueError where `--model_name_or_path` is none."""
+    """Return the configuration of the mixture to score, or raise ValueError if `--model_name_or_path` is none."""
     with loaded_from("--model_name_or_path", args.model_name_or_path):
         config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     if not isinstance(config, MoReMixtureConfig):

@@ -1,4 +1,4 @@
-"""How a mixture's gate weighs its experts: a table and a plot for the card."""
+"""This module shows how a mixture's gate weighs its experts, in a table and a plot for the model card."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")
 
 
 def report_gate(posts: Posts, found: Sequence[Prediction], plot: Path) -> list[dict[str, Any]]:
-    """Draw how the gate weighs the experts of these posts, and return it as a table.
+    """Draw how the gate weighs the experts for these posts, and return it as a table.
 
     Args:
-        posts: with `has_image` where the gate sees images.
-        found: what the mixture says of them, with weights and experts.
+        posts: rows, with `has_image` if the gate sees images.
+        found: the mixture's predictions for them.
+        plot: the file to draw to.
     """
     names = list(found[0].experts or {})
     weights = torch.tensor([list((one.expert_weights or {}).values()) for one in found])
@@ -37,12 +38,12 @@ def report_gate(posts: Posts, found: Sequence[Prediction], plot: Path) -> list[d
 def gate_table(
     weights: Tensor, names: Sequence[str], agree: Sequence[bool], has_image: Sequence[bool] | None
 ) -> list[dict[str, Any]]:
-    """Mean weight of each expert over all posts, by agreement of the experts and by presence of an image.
+    """Return each expert's mean weight over all posts, by agreement of the experts, and by presence of an image.
 
     Args:
-        weights: [P, Z] of each post.
-        agree: whether all experts say the same of it.
-        has_image: whether it has a usable image; None where the gate sees none.
+        weights: the weights of the experts for each post, [P, Z].
+        agree: whether all experts predict the same for the post.
+        has_image: whether the post has a usable image; None if the gate sees no images.
     """
     groups: dict[str, list[bool]] = {
         "all posts": [True] * len(agree),
@@ -60,7 +61,7 @@ def gate_table(
 
 
 def draw_gate_weights(weights: Tensor, names: Sequence[str], agree: Sequence[bool], path: Path) -> None:
-    """Histograms of each expert's weight over the test posts, where the experts agree and where they do not."""
+    """Draw histograms of each expert's weight over the test posts, for those on which the experts agree and others."""
     figure = Figure(figsize=(9, 3.2), dpi=130, layout="constrained")
     for axes, title, wanted in zip(
         figure.subplots(1, 2), ("experts agree", "experts disagree"), (True, False), strict=True
@@ -80,7 +81,7 @@ def draw_gate_weights(weights: Tensor, names: Sequence[str], agree: Sequence[boo
 
 
 def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[str, Any]:
-    """What a mixture's card says besides: description, usage and sections, as `write_model_card` takes them."""
+    """Return the parts of the model card that only mixtures have, as arguments of `write_model_card`."""
     experts = results["experts"]
     listed = ", ".join(f"`{expert}` ({Path(source).name})" for expert, source in experts.items())
     description = (

@@ -1,4 +1,4 @@
-"""A run of `--retrieval moe`: the experts and the gate, its training, and the scores beside what it mixes."""
+"""This module runs `--retrieval moe`: it builds a mixture, trains its gate, and scores it beside its experts."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ MAIN_SCORES = ("f1", "precision", "recall", "accuracy")
 
 @dataclass
 class MixtureRun:
-    """A mixture that is about to be trained (unless it is a saved one) and scored.
+    """A mixture that is ready to be trained (unless it is a saved one) and scored.
 
     Attributes:
         args: the options of one seed.
-        splits: the posts as `load_mixture_posts` gives them.
+        splits: the posts, as `load_mixture_posts` returns them.
         gate_posts: the training posts that the gate learns from.
     """
 
@@ -64,16 +64,16 @@ class MixtureRun:
     gate_posts: Posts
 
     def folds(self) -> Any:
-        """Yield the experts that `--gate_data crossfit` wants trained before, see `folds_to_train`."""
+        """Return an iterator over the trainings that `--gate_data crossfit` needs first, see `folds_to_train`."""
         return folds_to_train(self.args, self.experts, self.splits, self.accelerator)
 
     def pipeline(self) -> MoRePipeline:
-        """Return the pipeline of the mixture as it is now."""
+        """Return a pipeline around the mixture in its present state."""
         size = self.args.training.per_device_eval_batch_size
         return self.task.pipeline_class(self.model, self.processor, self.accelerator, size)
 
     def features(self, posts: Posts, name: str, model: Mixture | None = None) -> Features:
-        """Return what the gate reads of these posts, from the cache unless the experts are trained along."""
+        """Return the gate's inputs for these posts, cached unless the experts are trained too."""
         cache = None if self.args.mixture.train_experts else cache_of(self.args)
         found = expert_features(
             model or self.model, self.processor, posts, self.accelerator,
@@ -85,10 +85,10 @@ class MixtureRun:
 
 
 def prepare_mixture(task: Task, args: Arguments, splits: dict[str, Posts], types: list[str]) -> MixtureRun:
-    """Load experts, gate and processor, see that they fit the posts, and make the folder of the run ready.
+    """Load experts, gate and processor, check that they fit the posts, and prepare the output folder.
 
     Raises:
-        SystemExit: with one sentence, for experts that do not fit the posts, each other or the options.
+        SystemExit: with one sentence, if the experts do not fit the posts, each other or the options.
     """
     accelerator = make_accelerator(args.training)
     set_seed(args.training.seed)
@@ -109,15 +109,15 @@ def prepare_mixture(task: Task, args: Arguments, splits: dict[str, Posts], types
 
 
 def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, command: str) -> dict[str, Any]:
-    """Train the gate (if told so, the experts too), score the mixture and what it mixes, write everything of one seed.
+    """Train the gate (and the experts, if asked), score the mixture and its experts, and write the files of one seed.
 
     Args:
-        report: what retrieval did, by expert.
-        to_predict: posts of `--predict_file`.
-        command: the command line, for the card.
+        report: each expert's report of its retrieval.
+        to_predict: the posts of `--predict_file`.
+        command: the command line, for the model card.
 
     Returns:
-        what `all_results.json` holds.
+        the content of `all_results.json`.
     """
     task, args, accelerator = run.task, run.args, run.accelerator
     names: list[str] = run.model.config.expert_names
@@ -154,7 +154,7 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
 
 
 def train_mixture(run: MixtureRun) -> TrainingState:
-    """Train the gate on what the experts said of the gate's posts, or the experts along with it."""
+    """Train the gate on the experts' stored outputs, or with `--train_experts` together with the experts."""
     task, args, posts, dev = run.task, run.args, run.gate_posts, run.splits["validation"]
     labels = [task.label_ids(post[task.label], run.model.config.label2id) for post in posts]
 
@@ -194,7 +194,7 @@ def train_mixture(run: MixtureRun) -> TrainingState:
 
 
 def predict_systems(pipeline: MoRePipeline, features: Features) -> dict[str, list[Prediction]]:
-    """Return what the mixture ("") says of each post, and beside it each expert, the average, the other decoding."""
+    """Return the predictions of the mixture (""), of each expert, of their average, and of the other decoding."""
     config = pipeline.core.config
     found: dict[str, list[Prediction]] = {"": [], "average": []}
     other = None if pipeline.processor.markers else "word" if config.decoding == "viterbi" else "viterbi"
@@ -216,7 +216,7 @@ def predict_systems(pipeline: MoRePipeline, features: Features) -> dict[str, lis
 def score_systems(
     task: Task, found: Mapping[str, Sequence[Prediction]], posts: Posts, name: str, none_relation: str
 ) -> dict[str, Any]:
-    """Return the scores of every system under keys like `test_f1`, `test_average_f1`, `test_expert_text_f1`."""
+    """Return the scores of every system, under keys like `test_f1`, `test_average_f1`, `test_expert_text_f1`."""
     results: dict[str, Any] = {}
     for system, predictions in found.items():
         scored = task.score(predictions, posts, none_relation)
@@ -232,10 +232,10 @@ def _compare(
     results: Mapping[str, Any],
     none_relation: str,
 ) -> dict[str, Any]:
-    """Return what the mixture gains over the average and over the best expert on dev, on the last scored split."""
+    """Return the mixture's gains over the average, and over the best expert on dev, on the last scored split."""
     compared = {"average": "average"}
     more: dict[str, Any] = {}
-    if "dev_f1" in results:  # a saved mixture may be scored without
+    if "dev_f1" in results:  # a saved mixture may be scored without a dev split
         best = max(names, key=lambda name: results[f"dev_expert_{name}_f1"])
         more["best_expert"] = best
         compared["best_expert"] = f"expert_{best}"
@@ -254,7 +254,7 @@ def _compare(
 def _build(
     task: Task, args: Arguments, experts: Sequence[Expert], splits: dict[str, Posts], accelerator: Accelerator
 ) -> tuple[Mixture, MoReMixtureProcessor]:
-    """Return a mixture of these experts with a fresh gate, or the saved one, of such experts, that is to be scored."""
+    """Return a mixture of these experts with a new gate, or the saved mixture to score, whose experts must match."""
     model_args, mixture = args.model, args.mixture
     first = next(iter(splits.values()))[0]
     model: Mixture
@@ -295,7 +295,7 @@ def _build(
 
 
 def _check_gate_data(task: Task, args: Arguments, experts: Sequence[Expert], model: Mixture, types: list[str]) -> None:
-    """Raise ValueError where these experts can't give what `--gate_data` asks for."""
+    """Raise ValueError if these experts do not allow the choice of `--gate_data`."""
     for expert in experts:
         if args.mixture.gate_data == "holdout" and not expert.holdout_ids:
             raise ValueError(
