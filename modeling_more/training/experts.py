@@ -62,7 +62,7 @@ class Expert:
         if not found:
             column = self.processor.knowledge_column
             found = {"retrieval": "none" if column is None else column.removeprefix("knowledge_")}
-        # files may have moved, or belong to other posts; an expert without a file of a kind gets none
+        # files may have moved, or belong to other posts; an expert that read none still reads none
         own = {"knowledge": bool(found.get("knowledge")), "image_dir": True}
         own |= {"captions": found.get("query") == "caption", "entities": found.get("query") == "entities"}
         found |= {key: getattr(data, key) for key, wanted in own.items() if wanted and getattr(data, key)}

@@ -1,4 +1,4 @@
-"""The card of a trained model: scores, exact command, settings, versions and training curve, all from saved values."""
+"""This module writes the model card: scores, command, settings, versions and training curve, all from saved values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PAPER = "[Named Entity and Relation Extraction with Multi-Modal Retrieval](https
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SCORE = re.compile(rf"(?P<split>test|dev)_(?:(?P<variant>\w+?)_)??(?P<metric>{'|'.join(METRICS)})")
-# the name ends so: --max_tokens_per_batch and --tokenizer_name are no secrets
+# only at the end of a name: --max_tokens_per_batch and --tokenizer_name are no secrets
 _SECRET_NAME = re.compile(r"(^|[_-])(token|api[_-]?key|access[_-]?key|password|passwd|secret|credentials?)$", re.I)
 _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org|ghp|gho|ghs|github_pat|glpat|sk|xox[bp])[_-][A-Za-z0-9_-]{8,}\b"  # well-known prefixes
@@ -82,28 +82,28 @@ def write_model_card(
     license: str = "apache-2.0",
     language: str = "en",
 ) -> Path:
-    """Write README.md, the training curve and, for a data set of the Hub, `.eval_results/NAME.yaml`.
+    """Write README.md, the training curve and, for a data set on the Hub, `.eval_results/NAME.yaml`.
 
     Args:
         output_dir: the model's folder.
-        results: what `all_results.json` holds: `{test,dev}[_VARIANT]_METRIC`, a METRIC of METRICS, in percent, each
-            with an optional `…_std` over seeds, and `test_f1_per_type` {type: {precision, recall, f1, support}}. Any
-            VARIANT becomes a row of its own (`no_knowledge`, an expert of a mixture).
-        config: the run's settings. `dataset`, `retrieval`, `model_name_or_path` and `hub_model_id` also go into the
-            metadata where they are given.
+        results: the content of `all_results.json`: scores `{test,dev}[_VARIANT]_METRIC` in percent, with METRIC from
+            METRICS, each with an optional `…_std` over seeds, and `test_f1_per_type` {type: {precision, recall, f1,
+            support}}. Each VARIANT becomes a row (`no_knowledge`, an expert of a mixture).
+        config: the run's settings; `dataset`, `retrieval`, `model_name_or_path` and `hub_model_id`, if given, also go
+            into the metadata.
         command: the exact command line, as a string or as its arguments.
-        history: one row per epoch {epoch, loss?, dev_f1?, seed?}; the curve is left out without rows.
-        task: pipeline tag of the Hub, `"token-classification"` or `"text-classification"`.
-        description: a paragraph on what this model is, in place of the general one.
-        usage: Python code that uses the model, in place of the task's own.
-        tags: more tags for the Hub.
-        sections: more sections (title, Markdown), after the scores.
+        history: one row per epoch {epoch, loss?, dev_f1?, seed?}; without rows there is no curve.
+        task: pipeline tag on the Hub, `"token-classification"` or `"text-classification"`.
+        description: a paragraph on this model that replaces the general one.
+        usage: Python code that replaces the task's own example.
+        tags: additional tags for the Hub.
+        sections: additional sections (title, Markdown), after the scores.
 
     Returns:
-        the path of README.md. Tokens, keys and passwords in command and config are replaced by `<secret>`.
+        the path of README.md, in which tokens, keys and passwords are replaced by `<secret>`.
 
     Raises:
-        ValueError: for an unknown task.
+        ValueError: if the task is unknown.
     """
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, it must be one of {', '.join(TASKS)}")
@@ -144,7 +144,7 @@ def write_model_card(
 
 
 def scrub_command(command: str | Sequence[str]) -> str:
-    """The command as one shell line, without the values of secret options and variables, known tokens, and folders."""
+    """Return the command as one shell line without secrets (option values, variables, known tokens) and folders."""
     try:
         words = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
     except ValueError:  # unbalanced quotes
@@ -164,7 +164,7 @@ def scrub_command(command: str | Sequence[str]) -> str:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table; numbers right-aligned, floats with two decimals, None as a dash."""
+    """Return rows of equal keys as a Markdown table: numbers right-aligned, floats with two decimals, None a dash."""
     if not rows:
         return ""
     columns = list(rows[0])
@@ -189,7 +189,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Python and the packages that a score depends on, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that a score depends on."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -203,7 +203,7 @@ def draw_training_curve(history: Sequence[Mapping[str, Any]], path: str | Path) 
     """Draw training loss and dev F1 over the epochs as a PNG: one line per seed, the best epoch marked.
 
     Args:
-        history: rows {epoch, loss?, dev_f1?, seed?}; values that are missing or not finite are left out.
+        history: rows {epoch, loss?, dev_f1?, seed?}; missing or non-finite values are left out.
     """
     runs: dict[Any, list[Mapping[str, Any]]] = {}
     for row in history:
@@ -268,8 +268,7 @@ def _card_data(
     license: str,
     language: str,
 ) -> ModelCardData:
-    """The metadata; ids that the Hub could not resolve (local folders) are left out, for it refuses them, and nobody
-    should read there where a folder lies."""
+    """Return the card's metadata, without local folders: the Hub refuses them, and they are private."""
     dataset, base_model = config.get("dataset"), config.get("model_name_or_path")
     shown = _shown(dataset or "custom")
     scores = _scores(results)
@@ -303,7 +302,7 @@ def _card_data(
 
 
 def _write_eval_results(output_dir: Path, results: Mapping[str, Any], dataset: Any, retrieval: str) -> None:
-    """The Hub's newer form of results; an entry names the data set's repository, so a local set has none."""
+    """Write the results in the Hub's newer form, which exists only for data sets on the Hub."""
     f1 = _scores(results).get(("test", ""), {}).get("f1")
     if f1 is None or not _is_hub_id(dataset):
         return
@@ -313,7 +312,7 @@ def _write_eval_results(output_dir: Path, results: Mapping[str, Any], dataset: A
 
 
 def _scores(results: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
-    """`{("test", ""): {"f1": 83.1, …}, ("test", "no_knowledge"): …}` in the order test first, no variant first."""
+    """Return `{("test", ""): {"f1": 83.1, …}, ("test", "no_knowledge"): …}`, test first and no variant first."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in results.items():
         match = _SCORE.fullmatch(key)
@@ -365,7 +364,7 @@ def _description(task: str, config: Mapping[str, Any], dataset: Any, retrieval: 
 
 
 def scored_parts(model: str, task: str, retrieval: str) -> dict[str, str]:
-    """What `write_model_card` takes for a model that was scored as it is: nothing was trained in its run."""
+    """Return the arguments of `write_model_card` for a saved model that a run scored without training it."""
     return {
         "description": f"Scores of `{_shown(model)}` as it is: {TASKS[task].lower()} by the method of {PAPER}.",
         "usage": _usage(task, _shown(model), retrieval),
@@ -380,7 +379,7 @@ def _usage(task: str, name: str, retrieval: str) -> str:
 
 
 def _scrub_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as YAML can hold them, secrets hidden."""
+    """Return settings in types that YAML can hold, with secrets hidden."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -399,7 +398,7 @@ def _is_hub_id(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """An id of the Hub whole; of a folder its name, not where it lies."""
+    """Return a Hub id as it is, and of a folder's path only the name."""
     return str(value) if _is_hub_id(value) else Path(str(value)).name or Path(str(value)).resolve().name
 
 

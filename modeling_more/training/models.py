@@ -1,4 +1,4 @@
-"""Saved experts and mixtures, and their processors, as a run asks for them."""
+"""This module loads the saved experts, mixtures and processors that the options of a run name."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def load_saved(
     """Return a saved expert, to be scored or trained further, and its processor.
 
     Args:
-        labels: those of the posts.
+        labels: the labels of the posts.
 
     Raises:
-        ValueError: it is no expert of the task, or lacks some of the labels.
+        ValueError: if it is no expert for the task, or does not know all labels.
     """
     name = args.model.model_name_or_path
     if model_kind(args.model) == MoReMixtureConfig.model_type:
@@ -59,7 +59,7 @@ def encoder_options(args: ModelArguments) -> dict[str, Any]:
 
 
 def model_kind(args: ModelArguments) -> str:
-    """Return the model type: that of an expert, of a mixture, or of an encoder."""
+    """Return the `model_type` in the model's configuration: an expert's, a mixture's, or an encoder's."""
     with loaded_from("--model_name_or_path", args.model_name_or_path):
         config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     return str(config.model_type)
@@ -69,7 +69,7 @@ def load_processor(task: Task, args: ModelArguments, accelerator: Accelerator) -
     """Return the processor of a saved expert or mixture.
 
     Raises:
-        ValueError: it is neither, or one of the other task.
+        ValueError: if it is neither, or is for the other task.
     """
     name, revision = args.model_name_or_path, args.model_revision
     if (kind := model_kind(args)) not in SAVED:
@@ -86,7 +86,7 @@ def load_processor(task: Task, args: ModelArguments, accelerator: Accelerator) -
 
 
 def load_expert(task: Task, args: ModelArguments, accelerator: Accelerator) -> MoRePreTrainedModel:
-    """Return the saved expert or mixture, in float32, on its device."""
+    """Return the saved expert or mixture in float32, on the accelerator's device."""
     name, revision = args.model_name_or_path, args.model_revision
     model_class = task.mixture_class if model_kind(args) == MoReMixtureConfig.model_type else task.model_class
     with accelerator.main_process_first():

@@ -1,4 +1,4 @@
-"""What an optimizer step is made of: groups of parameters, their rates, and the loss of an epoch."""
+"""This module holds the parts of the training loop: batches, parameter groups, learning rates and epoch losses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def make_sampler(posts: Sequence[Mapping[str, Any]], args: TrainingArguments, processes: int) -> LengthBatchSampler:
-    """Return the sampler of the training batches, which gives every process as many.
+    """Return the sampler of the training batches, which gives every process the same number of batches.
 
     Args:
-        posts: encoded posts, of an expert or of a mixture.
+        posts: posts encoded for an expert or a mixture.
     """
     views = [post.get("experts") or [post] for post in posts]
     return LengthBatchSampler(
@@ -38,8 +38,8 @@ def make_sampler(posts: Sequence[Mapping[str, Any]], args: TrainingArguments, pr
 
 
 def batches_per_step(accelerator: Accelerator) -> int:
-    """Return the number of batches that an optimizer step is made of, over all processes."""
-    # of the accelerator, not of the arguments: `accelerate launch` may have said otherwise
+    """Return the number of batches in an optimizer step, over all processes."""
+    # from the accelerator, not from the options, which `accelerate launch` may override
     return accelerator.num_processes * accelerator.gradient_accumulation_steps
 
 
@@ -49,12 +49,12 @@ def steps_of_epochs(sampler: LengthBatchSampler, epochs: int, accelerator: Accel
 
 
 def weights_of_labels(class_weights: Sequence[float] | None, posts: Sequence[Mapping[str, Any]]) -> list[float] | None:
-    """Return the weight of each encoded pair in a loss that is a weighted mean; None where it is a plain one."""
+    """Return the class weight of each encoded pair, or None if there are no class weights."""
     return None if class_weights is None else [class_weights[post["label"]] for post in posts]
 
 
 def check_lengths(model: Any, posts: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError for the first post with a longer row than the encoder reads: before training, not amid it."""
+    """Raise ValueError, before training starts, for the first post with a row longer than the encoder reads."""
     limit = position_limit(model.encoder)
     for number, post in enumerate(posts):
         rows = (row for view in ("", TEXT_ONLY) for row in post.get(f"{view}input_ids", ()))
@@ -66,7 +66,7 @@ def check_lengths(model: Any, posts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def parameter_groups(model: torch.nn.Module, args: TrainingArguments) -> list[dict[str, Any]]:
-    """Return the CRF's parameters with their own learning rate, those of encoder and linear layer with the other."""
+    """Return groups of parameters: the CRF's with its own learning rate, all others with the general one."""
     trained = [(f".{name}", parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     crf = [parameter for name, parameter in trained if ".crf." in name]  # also those of a mixture's experts
     others = [parameter for name, parameter in trained if ".crf." not in name]
@@ -78,10 +78,13 @@ def parameter_groups(model: torch.nn.Module, args: TrainingArguments) -> list[di
 
 
 def learning_rate_factor(steps: Sequence[int], args: TrainingArguments) -> Callable[[int], float]:
-    """Return what the learning rates are multiplied with at each optimizer step, for epochs of so many steps.
+    """Return a function from an optimizer step to the factor of the learning rates there.
 
     Decay `"epoch"` is that of the authors' framework (`LinearLR` stepped once an epoch): epoch e of E, from 0, has the
-    factor 1 - e/E throughout. Training ends with a larger step than under decay `"step"`.
+    factor 1 - e/E throughout. Training ends with larger steps than under decay `"step"`.
+
+    Args:
+        steps: the number of optimizer steps of each epoch.
     """
     total, ends = sum(steps), list(accumulate(steps))
     warmup = round(args.warmup_ratio * total)
@@ -97,9 +100,9 @@ def learning_rate_factor(steps: Sequence[int], args: TrainingArguments) -> Calla
 
 
 def follow_schedule(schedule: LambdaLR, step: int, epochs: int) -> None:
-    """Put a schedule at an optimizer step, and give the optimizer the rates that it has there.
+    """Move a schedule to an optimizer step, and set the optimizer's rates to those at that step.
 
-    A checkpoint brings the place and rates of its own run, which may have had other epochs or processes.
+    A checkpoint restores the step and rates of its own run, which may have had other epochs or processes.
     """
     schedule.last_epoch = step
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
@@ -114,7 +117,7 @@ def follow_schedule(schedule: LambdaLR, step: int, epochs: int) -> None:
 
 
 class EpochLoss:
-    """The mean of each loss over the posts of an epoch, of all processes."""
+    """A running mean of each loss over an epoch's posts."""
 
     def __init__(self, epoch: int):
         self.epoch = epoch
@@ -122,10 +125,10 @@ class EpochLoss:
         self.posts = self.batches = 0
 
     def add(self, output: Any, share: BatchShare) -> float | None:
-        """Add the losses of a batch; return the mean so far every twenty batches, as it waits for the device.
+        """Add the losses of a batch, and return the mean so far, only every twenty batches: it waits for the device.
 
         Raises:
-            FloatingPointError: when that is not finite.
+            FloatingPointError: if the mean is not finite.
         """
         for key in ("loss", "nll_loss", "kl_loss"):
             if output.get(key) is not None:
@@ -141,7 +144,7 @@ class EpochLoss:
         return loss / max(self.posts, 1)
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means over all processes, each of which calls this."""
+        """Return the means over all processes; every process must call this."""
         self._so_far()
         posts = accelerator.reduce(torch.tensor(self.posts, device=accelerator.device), "sum").item()
         return {key: accelerator.reduce(value, "sum").item() / posts for key, value in self.sums.items()}

@@ -1,4 +1,4 @@
-"""Where a run may write: never over a finished run, the record of a training, or what others put there."""
+"""This module decides where a run may write: never over a finished run, a training's record, or others' files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPTIONS, RESULTS, CARD, CONFIG = "arguments.json", "all_results.json", "README.md", "config.json"
-RECORD = (OPTIONS, RESULTS, CARD, CONFIG)  # what tells how a model was made
+RECORD = (OPTIONS, RESULTS, CARD, CONFIG)  # files that tell how a model was made
 PREDICTIONS = ("dev.jsonl", "test.jsonl", "predict.jsonl")
-#: what a run writes, which may be deleted with it
+#: patterns of the files that a run writes, which may be deleted with it
 FILES = (
     *(OPTIONS, RESULTS, CARD, CONFIG, "holdout_ids.json", "scores-*.json", "made_of.txt", TEMPORARY),
     *("training_curve.png", "gate_weights*.png", "model*.safetensors", "model.safetensors.index.json"),
@@ -40,10 +40,10 @@ FILES = (
 )
 INSIDE = {"predictions": ("*.jsonl", TEMPORARY), ".eval_results": ("*.yaml", TEMPORARY)}
 MODEL_TYPES = ("more", "more-mixture")  # those of our configurations, which take seconds to import
-RUNS = ("crossfit", "experts")  # hold a folder of such files for each expert
+RUNS = ("crossfit", "experts")  # folders that hold a folder of such files for each expert
 CHECKPOINTS = tuple(f"{name}{more}" for name in ("last", "best") for more in ("", ".incoming", ".outgoing"))
-LOGS = ("events.out.tfevents*", "hparams.yml")  # what trackers write into a run's folder
-#: options that name what a run reads
+LOGS = ("events.out.tfevents*", "hparams.yml")  # files that trackers write into a run's folder
+#: options that name files or folders that a run reads
 INPUTS = (
     *("model_name_or_path", "experts", "dataset", "data_dir", "train_file", "validation_file", "test_file"),
     *("predict_file", "knowledge", "captions", "entities", "image_dir", "image_model", "text_model", "cache_dir"),
@@ -51,8 +51,10 @@ INPUTS = (
 
 
 def default_output_dir(args: Arguments) -> str:
-    """The folder of a run that was not told where to write: `out` for a training; a scoring or predicting gets one in
-    the current folder that is named after the model, what is done, and the posts (`out-scored-posts`)."""
+    """Return the folder of a run without `--output_dir`.
+
+    It is `out` for a training, else it is named after the model, what is done and the posts (`out-scored-posts`).
+    """
     if args.trains:
         return "out"
     model, here = args.model.model_name_or_path, Path.cwd()
@@ -63,14 +65,13 @@ def default_output_dir(args: Arguments) -> str:
         parts = parts or [folder.name]
     done = "predicted" if args.posts is None else "scored"
     name = f"{'-'.join(parts)}-{done}-{_name_of_posts(args)}"
-    # called from within a model's folder it would lie there, too
+    # if the current folder is inside a model's folder, the new one lies beside that
     runs = [folder for folder in (here, *here.parents) if _has_options(folder) or _is_model(folder)]
     return os.path.relpath(runs[-1].parent / name) if runs else name
 
 
 def suffix_beside_record(args: Arguments) -> str:
-    """What the files of a scoring are called beside, where its folder keeps the record of a training: `-posts`; empty
-    where they may have the usual names."""
+    """Return the suffix of a scoring's files, like `-posts`, if its folder holds a training's record; else ""."""
     folder = Path(args.training.output_dir)
     if args.trains or not any((folder / name).exists() for name in RECORD):
         return ""
@@ -78,11 +79,11 @@ def suffix_beside_record(args: Arguments) -> str:
 
 
 def check_output_dir(args: Arguments) -> None:
-    """See that the run may write into its folder.
+    """Check that the run may write into its folder.
 
     Raises:
-        ValueError: a training would write over a finished or unfinished run, or over what is not ours; or
-            `--overwrite_output_dir` would delete what this run reads or what is not ours.
+        ValueError: if a training would write over a finished or unfinished run, or over files of no run; or if
+            `--overwrite_output_dir` would delete files of no run or files that this run reads.
     """
     training = args.training
     folder, resumed = Path(training.output_dir), training.resume_from_checkpoint
@@ -133,14 +134,14 @@ def check_output_dir(args: Arguments) -> None:
 
 
 def begin_training(args: Arguments, accelerator: Accelerator) -> None:
-    """Make the folder of a training ready: emptied where that was asked for, marked by the run's options.
+    """Prepare the folder of a training: empty it if asked to, and write the run's options into it.
 
-    Call it when all else that may fail has not, so that a mistyped option deletes nothing.
+    Call it after all other checks, so that a mistyped option deletes nothing.
     """
     training = args.training
     folder = Path(training.output_dir)
     several = len(training.seeds) > 1  # `folder` is then that of one seed
-    accelerator.wait_for_everyone()  # until the others have checked it, too
+    accelerator.wait_for_everyone()  # until all processes have checked the folder
     if accelerator.is_main_process:
         if training.overwrite_output_dir and (not several or training.seed == training.seeds[0]):
             _empty(folder.parent if several else folder)
@@ -150,9 +151,9 @@ def begin_training(args: Arguments, accelerator: Accelerator) -> None:
 
 
 def forget_predictions(folder: Path, trained: bool) -> None:
-    """Delete the predictions of an earlier model, or of other posts, before new ones are written beside them.
+    """Delete older predictions before new ones are written.
 
-    Only of a model that was `trained` here, what another one predicted for posts without labels goes, too.
+    Those for posts without labels are deleted only if a new model was `trained`.
     """
     for name in PREDICTIONS:
         if trained or name != "predict.jsonl":
@@ -160,10 +161,10 @@ def forget_predictions(folder: Path, trained: bool) -> None:
 
 
 def published(folder: Path, predictions: bool) -> list[str]:
-    """The files of a run that are uploaded: what a run writes, nothing else that lies in its folder.
+    """Return the files of a run to upload: those that a run writes, and nothing else in its folder.
 
     Args:
-        predictions: those of the posts, too.
+        predictions: whether to upload the predictions too.
     """
     places = {Path("."): FILES, Path(".eval_results"): INSIDE[".eval_results"]}
     places |= {one.relative_to(folder): FILES for one in folder.glob("experts/*") if _is_folder(one)}
@@ -179,7 +180,7 @@ def published(folder: Path, predictions: bool) -> list[str]:
 
 
 def _check_overwriting(args: Arguments, folder: Path) -> None:
-    """See that `--overwrite_output_dir` deletes a run, nothing else, and nothing that this run reads."""
+    """Check that `--overwrite_output_dir` deletes a run, nothing else, and nothing that this run reads."""
     given = {
         name: value for part in vars(args).values() for name, value in vars(part).items() if name in INPUTS and value
     }
@@ -228,7 +229,7 @@ def _of_seeds(folder: Path) -> bool:
 
 
 def _finished(folder: Path) -> bool:
-    """Whether a run ended here; predictions and models that were written alone count, too."""
+    """Return whether the folder holds a finished run, or a model or predictions without one."""
     if _has_options(folder):
         return (folder / RESULTS).exists()
     return _is_model(folder) or (_has_predictions(folder) and not (folder / CONFIG).exists())
@@ -239,12 +240,12 @@ def _begun(folder: Path) -> bool:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether a run left a checkpoint or the model of its best epoch; a crash may leave them under the second name."""
+    """Return whether a run left a checkpoint or its best model here, which a crash may leave as `.outgoing`."""
     return any((folder / "checkpoints" / name).is_dir() for name in CHECKPOINTS if not name.endswith(".incoming"))
 
 
 def _goes_on(folder: Path) -> bool:
-    """Whether there is something to go on from: a checkpoint, or the experts of a gate's folds."""
+    """Return whether a run can be resumed here, from a checkpoint or from the experts of a gate's folds."""
     last = (folder / "checkpoints" / name / "training_state.json" for name in ("last", "last.outgoing"))
     return any(file.exists() for file in last) or (folder / "crossfit").is_dir()
 
@@ -254,7 +255,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _strange(folder: Path) -> Path | None:
-    """Something in the folder of a run that no run writes."""
+    """Return a path in the folder of a run that no run writes, if there is one."""
     for path in sorted(folder.iterdir()):
         found: Path | None = path
         if not _is_folder(path):
@@ -278,7 +279,7 @@ def _strange(folder: Path) -> Path | None:
 
 
 def _strange_checkpoint(folder: Path) -> Path | None:
-    """What stands in the place of a run's checkpoints and is none of them."""
+    """Return a path in the place of a run's checkpoints that is none of them, if there is one."""
     if not _is_folder(folder):
         return folder if os.path.lexists(folder) else None
     inner = sorted(folder.iterdir())
@@ -290,12 +291,12 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_file(path: Path, patterns: Sequence[str]) -> bool:
-    """Whether this is a file, no link, of a name that a run gives."""
+    """Return whether the path is a file, not a link, whose name matches a pattern."""
     return path.is_file() and not path.is_symlink() and any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def _empty(folder: Path) -> None:
-    """Delete what a folder holds; the folder stays, it may be a link or a disk."""
+    """Delete the content of a folder, but not the folder, which may be a link or a mount point."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""From the arguments to the posts of a run: the splits with their knowledge, and the part that is held out."""
+"""This module loads the posts that the options name, adds their knowledge, and holds a part of them out."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def load_posts(
     names: Sequence[str],
     training: bool = False,
 ) -> tuple[dict[str, Posts], list[str], dict[str, Any]]:
-    """Return the splits that the arguments name as rows: labels as strings and, for `--retrieval`, their knowledge.
+    """Return the splits that the options name as rows, with labels as strings and the knowledge of `--retrieval`.
 
-    Of each split only the first rows are kept, as many as `--max_train_samples` and `--max_eval_samples` say, and
-    knowledge is retrieved for these alone. Labels that are hidden (all of a split) are None.
+    Only the first rows of each split are kept, as `--max_train_samples` and `--max_eval_samples` say, and knowledge is
+    retrieved only for these. If the labels of a split are hidden, they are None.
 
     Args:
         task: `ENTITIES` or `RELATIONS`.
-        load_named, names: the named data sets, see `load_source`.
-        training: whether train and validation split must have labels.
+        load_named, names: the loader and the names of the named data sets, see `load_source`.
+        training: whether the train and validation splits must have labels.
 
     Returns:
-        rows of each split; the entity types or relations; a report of what retrieval did.
+        the rows of each split, the entity types or relations, and a report of the retrieval.
 
     Raises:
-        ValueError: for data that can't be used, with the reason in one sentence.
+        ValueError: if the data can't be used, with the reason in one sentence.
     """
     source = load_splits(args, task, load_named, names)
     if training:
@@ -51,17 +51,17 @@ def load_posts(
 def load_splits(
     args: DataArguments, task: Task, load_named: Callable[..., DatasetDict], names: Sequence[str]
 ) -> Source:
-    """Return the splits that the arguments name, before anything is retrieved.
+    """Return the splits that the options name, before anything is retrieved.
 
     Raises:
-        ValueError: a data set and files are both given, or can't be used.
+        ValueError: if a data set and files are both given, or can't be used.
     """
     given_files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     files = {split: path for split, path in given_files.items() if path is not None}
     given = next((name for name in ("dataset", "data_dir") if getattr(args, name) is not None), None)
     if files and given:
         raise ValueError(f"--{given} and --{next(iter(files))}_file are both given: use one of them")
-    # where knowledge is retrieved here, what a data set brings along is not read
+    # if knowledge is retrieved here, the data set's own is not read
     retrieval = "none" if args.knowledge and not files else args.retrieval
     return load_source(
         task, args.dataset, files, retrieval,
@@ -71,7 +71,7 @@ def load_splits(
 
 
 def chosen(args: DataArguments, source: Source) -> dict[str, list[int]]:
-    """Return the places of the rows that are used: the first of each split, as the options limit them."""
+    """Return the positions of the rows to use: the first of each split, up to the limits in the options."""
     limits = {split: args.max_train_samples if split == "train" else args.max_eval_samples for split in source.rows}
     return {split: list(range(len(rows)))[: limits[split]] for split, rows in source.rows.items()}
 
@@ -79,13 +79,13 @@ def chosen(args: DataArguments, source: Source) -> dict[str, list[int]]:
 def with_knowledge(
     args: DataArguments, source: Source, places: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, Posts], dict[str, Any]]:
-    """Return the rows at some places of each split, with the knowledge column that `--retrieval` names.
+    """Return the rows at some positions of each split, with the knowledge column that `--retrieval` names.
 
-    With `--shuffle_knowledge` a post gets the knowledge of the post half the split away: nothing random, nobody keeps
-    the own one. What is not used is not retrieved.
+    With `--shuffle_knowledge` a post gets the knowledge of the post half a split away: this is not random, and no post
+    keeps its own. Knowledge that is not used is not retrieved.
 
     Returns:
-        the rows, and a report of what retrieval did.
+        the rows, and a report of the retrieval.
     """
     rows = {split: [source.rows[split][place] for place in chosen] for split, chosen in places.items()}
     if args.retrieval == "none":
@@ -112,14 +112,14 @@ def with_knowledge(
 
 
 def _searched(source: Source, split: str, places: Sequence[int]) -> Dataset:
-    """Return what retrieval sees of some rows, with their images."""
+    """Return the columns of some rows that retrieval may see, with their images."""
     posts = searchable([source.rows[split][place] for place in places], source.columns.get(split))
     images = source.images.get(split)
     return posts if images is None else concatenate_datasets([posts, images.select(places)], axis=1)
 
 
 def check_splits(splits: Mapping[str, Posts], types: Sequence[str], task: Task, training: bool) -> None:
-    """Log what the splits hold, and raise ValueError where one is lacking that the run needs."""
+    """Log the content of the splits, and raise ValueError if one that the run needs is missing."""
     logger.info("rows: %s; labels: %s", describe(splits), ", ".join(types))
     for split, posts in splits.items():
         if not is_labelled(posts, task):
@@ -132,7 +132,7 @@ def check_splits(splits: Mapping[str, Posts], types: Sequence[str], task: Task, 
 
 
 def hold_out(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
-    """Return the posts to train on and those that are held out, or end the program where none is left."""
+    """Return the posts to train on and those that are held out, or end the program if none is left to train on."""
     kept, held = split_holdout(posts, fraction)
     if not kept:
         raise SystemExit(f"error: all {len(held)} training posts are held out: lower --holdout_fraction")
@@ -140,7 +140,7 @@ def hold_out(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
 
 
 def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
-    """Set about `fraction` of the posts aside, chosen by a digest: all experts keep the same ones."""
+    """Return the posts to keep and about `fraction` of them to hold out, by a digest: the same for all experts."""
     if not 0 <= fraction < 1:
         raise ValueError(f"--holdout_fraction is {fraction}, it must lie between 0 and 1")
     kept: Posts = []
@@ -151,15 +151,15 @@ def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
 
 
 def post_digest(post: dict[str, Any]) -> int:
-    """Return a number of 64 bits by which posts are parted, alike for all rows of one post.
+    """Return a 64-bit number by which posts are split, the same for all rows of one post.
 
-    A row of entities is a post and goes by its id. Relations have a row for each pair of a post (two fifths of
-    MNRE's are further ones), so they go by the words: a gate must not learn from posts that the experts know.
+    For entities a row is a post, and its id counts. For relations a post has a row per pair (two fifths of MNRE's rows
+    are further pairs), so its words count: a gate must not learn from posts that the experts know.
     """
     name = "\0".join(post["tokens"]) if "relation" in post else post["id"]
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def describe(rows: Mapping[str, Posts]) -> str:
-    """Return `train 3373, validation 723, test 723`."""
+    """Return the sizes of the splits in words, like `train 3373, validation 723, test 723`."""
     return ", ".join(f"{split} {len(posts)}" for split, posts in rows.items())

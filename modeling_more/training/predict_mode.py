@@ -1,4 +1,4 @@
-"""Predict mode: posts without labels, with the knowledge that the expert reads, and what it says of them."""
+"""This module predicts posts without labels (`--do_predict`), with the knowledge that the expert reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def predict_alone(task: Task, args: Arguments, accelerator: Accelerator) -> dict[str, Any]:
-    """Predict the posts of `--predict_file` with a saved expert or mixture; there are no scores to return."""
+    """Predict the posts of `--predict_file` with a saved expert or mixture, and return an empty dict of scores."""
     with one_sentence_errors():
         posts = posts_to_predict(task, args, False, accelerator)
         processor = load_processor(task, args.model, accelerator)
@@ -36,9 +36,9 @@ def predict_alone(task: Task, args: Arguments, accelerator: Accelerator) -> dict
 
 
 def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: Accelerator) -> Posts:
-    """Return the posts of `--predict_file` with their knowledge, in words as the expert's training posts were."""
+    """Return the posts of `--predict_file` with their knowledge, split into words as the expert's training posts."""
     data = args.data
-    splitter, column = data.splitter, knowledge_column(data.retrieval)  # of an expert that this run trains
+    splitter, column = data.splitter, knowledge_column(data.retrieval)  # for an expert that this run trains
     processor: Any = None
     if training and data.retrieval == "moe":
         processor = AutoProcessor.from_pretrained(args.mixture.experts[0])
@@ -67,7 +67,7 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
 
 
 def write_predictions(output: Path, pipeline: MoRePipeline, posts: Posts) -> None:
-    """Write what an expert or mixture says of these posts into `predictions/predict.jsonl`."""
+    """Write an expert's or a mixture's predictions for these posts to `predictions/predict.jsonl`."""
     read = getattr(pipeline.processor, "processors", [pipeline.processor])
     given = len(posts[0].get(EXPERT_KNOWLEDGE) or read)
     if given != len(read):

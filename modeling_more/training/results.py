@@ -1,4 +1,4 @@
-"""What a run leaves behind: scores, options, predictions, card; and the upload of it all."""
+"""This module writes what a run leaves behind (model, scores, options, predictions, card), and uploads it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .predict_mode import write_predictions
 
 logger = logging.getLogger(__name__)
 
-NAMING_FOLDERS = (OPTIONS, RESULTS)  # say where a run read; their copies on the Hub don't
+NAMING_FOLDERS = (OPTIONS, RESULTS)  # name folders that a run read, which their copies on the Hub leave out
 
 
 def begin_results(
@@ -36,11 +36,12 @@ def begin_results(
     learned: Posts | None = None,
     held_out: Posts = [],  # noqa: B006
 ) -> dict[str, Any]:
-    """Return what is known before anything is scored; of a training, write which posts it holds out.
+    """Return the results that are known before scoring, and write the ids of the posts that a training holds out.
 
     Args:
-        report: what retrieval did.
-        learned: the posts that are trained on; None of a scoring.
+        report: the report of the retrieval.
+        learned: the posts to train on; None if nothing is trained.
+        held_out: the posts that are held out.
     """
     results: dict[str, Any] = {
         "seed": args.training.seed,
@@ -57,7 +58,7 @@ def begin_results(
 
 
 def count_cut(posts: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Return, and log, how much of encoded training posts lies past max_length."""
+    """Return and log how much of the encoded training posts is cut off at max_length."""
     cut = {f"train_{name}": sum(post[name] for post in posts) for name in ("cut_words", "cut_knowledge")}
     if words := cut["train_cut_words"]:
         logger.warning("%d words of training posts lie past max_length and are not learned from", words)
@@ -67,12 +68,12 @@ def count_cut(posts: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
-    """The model card, of one run or of several seeds."""
+    """Write the model card of one run or of several seeds."""
     runs = results.get("runs", [results])
     best = max(runs, key=_dev_score)
     history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
     more = {}
-    if "experts" in best:  # over several seeds: the weights and gains of the one whose model this is
+    if "experts" in best:  # for several seeds: weights and gains of the seed whose model is kept
         more = card_parts(best, task.pipeline_tag, args.hub.hub_model_id or output.resolve().name)
     if not args.training.do_train:
         told = scored_parts(
@@ -85,10 +86,10 @@ def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any
 def save_run(
     task: Task, args: Arguments, pipeline: MoRePipeline, results: dict[str, Any], to_predict: Posts, command: str
 ) -> None:
-    """Write model, processor, scores, options and card, and the predictions that were asked for.
+    """Write model, processor, scores, options, card, and predictions for posts without labels.
 
-    Of a model that was only scored its scores alone, unless they are to be published with it; beside the record of a
-    training they have a name of their own.
+    If nothing was trained, the model is only written if it is to be published; and in a folder with a training's
+    record, only the scores are written, under a name of their own.
     """
     accelerator = pipeline.accelerator
     output = Path(args.training.output_dir)
@@ -113,7 +114,7 @@ def save_run(
 def finish(
     task: Task, args: Arguments, accelerator: Accelerator, all_results: list[dict[str, Any]], command: str
 ) -> dict[str, Any]:
-    """Write what several seeds came to, log the scores, publish where that is asked for; return the results."""
+    """Sum several seeds up, log the scores, upload the run if asked to, and return the results."""
     results, output = all_results[0], Path(args.training.output_dir)
     if accelerator.is_main_process:
         if len(all_results) > 1:
@@ -130,11 +131,11 @@ def finish(
 
 
 def over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-    """Mean and sample deviation of every score over the seeds, and each seed's own."""
+    """Return the mean and sample deviation of every score over the seeds, and each seed's results as `runs`."""
     merged: dict[str, Any] = {"seeds": seeds}
     for key, value in results[0].items():
         if key.endswith("_per_type"):
-            # a type that the reference lacks is there only where a seed predicted it
+            # a type that the reference lacks only appears if a seed predicted it
             types = {type_: scores for row in results for type_, scores in row[key].items()}
             merged[key] = {
                 type_: {
@@ -154,14 +155,14 @@ def _dev_score(result: dict[str, Any]) -> float:
 
 
 def adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
-    """The files of the seed with the best dev score also stand in the output folder itself, ready to load."""
+    """Copy the files of the seed with the best dev score into the output folder itself, ready to load."""
     best = max(results, key=_dev_score)
     forget_predictions(output, trained=True)
     copy_folder(output / f"seed-{best['seed']}", output, leave_out=("checkpoints", "logs", "crossfit"))
 
 
 def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
-    """Dev and test F1 and the scores `shown`, with their deviation over the seeds."""
+    """Log dev and test F1 and the scores `shown`, with their deviation over the seeds."""
     for key in ("dev_f1", "test_f1", *shown, "test_no_knowledge_f1"):
         if key in results:
             spread = f" ± {results[key + '_std']:.2f}" if key + "_std" in results else ""
@@ -169,18 +170,18 @@ def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
 
 
 def privacy(private: bool) -> str:
-    """How private a new repository becomes, in words."""
+    """Return in words how private a new repository becomes."""
     return "private" if private else "if it is new, as private as the account or organisation has it by default"
 
 
 def push(folder: Path, repository: str, private: bool, predictions: bool = False) -> None:
-    """Upload what a run writes, but for checkpoints, logs and predictions, and without the folders of this machine.
+    """Upload the files of a run except checkpoints, logs and predictions, without the paths of local folders.
 
-    A failure loses nothing and says how to try again.
+    If the upload fails, nothing is lost, and the error says how to try again.
 
     Args:
-        private: of a repository that is new; False leaves it to the default of the account or organisation.
-        predictions: upload these, too: they hold the posts' own words.
+        private: whether a new repository is private; False leaves it to the account's or organisation's default.
+        predictions: whether to upload the predictions too, which hold the posts' words.
     """
     from huggingface_hub import HfApi
 
@@ -207,7 +208,7 @@ def push(folder: Path, repository: str, private: bool, predictions: bool = False
                 delete_patterns="predictions/*",  # of the model that was there before
                 commit_message="Upload a MoRe expert",
             )
-    except Exception as error:  # of the Hub, of its HTTP library, of the system: the run's files matter more
+    except Exception as error:  # from the Hub, its HTTP library or the system: whatever it is, say how to go on
         logger.debug("upload failed", exc_info=True)
         left_out = [*NAMING_FOLDERS, *([] if predictions else ["predictions/*"])]
         again = f"hf upload {repository} {shlex.quote(str(folder))} . "

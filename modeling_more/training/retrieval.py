@@ -1,4 +1,4 @@
-"""From `--knowledge` and its options to the knowledge column of the posts."""
+"""This module retrieves from `--knowledge`, as the options say, to fill the knowledge column of the posts."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Query = Callable[[dict[str, Any]], str]
 
 
 def knowledge_column(retrieval: str) -> str | None:
-    """The column that a retrieval fills and an expert reads."""
+    """Return the column that a kind of retrieval fills and its expert reads, or None for `none`."""
     return None if retrieval == "none" else f"knowledge_{retrieval}"
 
 
 def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str, Any]]:
-    """Retrieve from `--knowledge` where it is given; else the splits must hold the column already.
+    """Add knowledge from `--knowledge` to the splits; without it, check that they have a knowledge column already.
 
     Returns:
-        the splits with their column, and what was done: the options and counts of `AttachReport`, and, as the options
-        have it, of the posts that have no caption or no predictions.
+        the splits with the column, and a report: options, the counts of `AttachReport`, and for some queries the
+        number of posts without a caption or predictions.
 
     Raises:
-        ValueError: options that do not go together, a column that is missing.
-        FileNotFoundError: a file or model that is not there.
+        ValueError: if options do not go together, or a column is missing.
+        FileNotFoundError: if a file or model is missing.
     """
     check_retrieval(args)
     column = str(knowledge_column(args.retrieval))
@@ -51,10 +51,10 @@ def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str
 
 
 def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> None:
-    """Raise ValueError where posts whose knowledge is not retrieved come without it.
+    """Raise ValueError if posts lack the knowledge column although nothing is retrieved.
 
     Args:
-        columns: what they have.
+        columns: the columns of the posts.
     """
     check_retrieval(args)
     column = str(knowledge_column(args.retrieval))
@@ -66,7 +66,7 @@ def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> Non
 
 
 def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
-    # here, because it takes seconds that other runs need not wait
+    # imported here, because it takes seconds that other runs save
     from ..knowledge import attach_text_knowledge
     from ..knowledge.attach import post_text
 
@@ -136,7 +136,7 @@ def _by_image(args: DataArguments, splits: Splits, column: str) -> tuple[Splits,
     from ..knowledge.attach import ImageSearch
     from ..knowledge.pictures import require_images
 
-    if args.image_dir is not None:  # now: a wrong folder must not show after the corpus is embedded
+    if args.image_dir is not None:  # before the corpus is embedded, which takes long
         ids = {split: list(data["image_id"]) for split, data in splits.items() if "image_id" in data.column_names}
         require_images(args.image_dir, ids)
     encoder = ImageEncoder(args.image_model)
@@ -154,7 +154,7 @@ def _by_image(args: DataArguments, splits: Splits, column: str) -> tuple[Splits,
 
 
 def _caption_query(file: str, splits: Splits) -> tuple[Query, dict[str, int]]:
-    """Search for the caption of the post's image; a post without one searches for nothing and finds nothing."""
+    """Return a function from a post to its query, its image's caption (empty if it has none), and counts."""
     from ..knowledge.captions import degenerate_captions, image_key, read_captions
 
     captions = read_captions(file)
@@ -178,7 +178,7 @@ def _caption_query(file: str, splits: Splits) -> tuple[Query, dict[str, int]]:
 
 
 def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, int]]:
-    """Search for the post's words and, among the titles, for the entities predicted in it."""
+    """Return a function from a post to its query, its words and its predicted entities (for titles), and counts."""
     from ..knowledge.attach import post_text
     from ..knowledge.entities import entity_query, read_predictions
 
@@ -211,10 +211,10 @@ def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, in
 
 
 def searchable(posts: Posts, columns: Container[str] | None = None) -> Dataset:
-    """What retrieval sees of rows: their ids and words, never their labels.
+    """Return the part of rows that retrieval may see: their ids and words, never their labels.
 
     Args:
-        columns: those that the rows came with; ids that were made up are left out. Default: all.
+        columns: the columns that the rows came with, to leave out ids that were made up; default: all.
     """
     names = [name for name in ("id", "image_id") if columns is None or name in columns]
     kinds = {name: Value("string") for name in names} | {"tokens": List(Value("string"))}
@@ -222,7 +222,7 @@ def searchable(posts: Posts, columns: Container[str] | None = None) -> Dataset:
 
 
 def retrieved(data: DataArguments, posts: Posts) -> list[Any]:
-    """The knowledge of posts without labels, as `--retrieval` and its options say; none for a post without words."""
+    """Return the knowledge that `--retrieval` finds for posts without labels; a post without words gets none."""
     filled = [post for post in posts if post["tokens"]]
     if not filled:
         return [[] for _ in posts]

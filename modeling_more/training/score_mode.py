@@ -1,4 +1,4 @@
-"""Scoring alone: a saved expert on labelled posts, with nothing trained."""
+"""This module scores a saved expert on labelled posts without training (`--no_do_train`)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ def score_alone(
     to_predict: Posts,
     command: str,
 ) -> dict[str, Any]:
-    """Score a saved expert with knowledge and without, write scores and predictions; return the results.
+    """Score a saved expert with and without knowledge, write scores and predictions, and return the results.
 
     Args:
-        splits, types: posts and their types, see `load_posts`.
-        report: what retrieval did.
-        to_predict: posts of `--predict_file`.
-        command: the command line, for the card.
+        splits, types, report: the posts, their types and the report of the retrieval, see `load_posts`.
+        to_predict: the posts of `--predict_file`.
+        command: the command line, for the model card.
     """
     accelerator = make_accelerator(args.training)
     set_seed(args.training.seed)

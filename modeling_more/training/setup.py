@@ -1,4 +1,4 @@
-"""How a run starts and stops: devices and processes, the log, and what is said when it is interrupted."""
+"""This module starts and stops a run: devices and processes, logging, trackers, and the message on an interruption."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """Return the Accelerator of these arguments; what `accelerate launch` configured holds where they are silent."""
+    """Return an Accelerator with these options; unset ones are left to `accelerate launch`."""
     return Accelerator(
-        # LengthBatchSampler gives every process as many batches itself
+        # LengthBatchSampler itself gives every process the same number of batches
         dataloader_config=DataLoaderConfiguration(even_batches=False),
         cpu=args.use_cpu,
         mixed_precision="bf16" if args.bf16 else None,
@@ -35,14 +35,14 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
 
 
 def warn_of_slow_cpu(accelerator: Accelerator, predict: bool = False) -> None:
-    """Log what makes a run on a CPU many times slower than it need be; of threads only where it does not `predict`."""
+    """Warn of settings that make a run on a CPU needlessly slow; of few threads only if it does not just `predict`."""
     if accelerator.device.type != "cpu":
         return
     if accelerator.mixed_precision == "bf16" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         logger.warning("this CPU has no bf16 instructions: without --bf16 training is some ten times faster here")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not predict and accelerator.num_processes == 1 and torch.get_num_threads() == 1 < cores:
-        # what accelerate launch sets unless it was told otherwise
+        # one thread is the default of accelerate launch
         logger.warning(
             "computing with one thread on %d cores: accelerate launch --num_cpu_threads_per_process %d uses them all",
             cores, cores,
@@ -50,18 +50,18 @@ def warn_of_slow_cpu(accelerator: Accelerator, predict: bool = False) -> None:
 
 
 def start_logging(accelerator: Accelerator) -> None:
-    """Log to the screen, from the main process more than from the others, and without the chatter of libraries."""
+    """Log to the screen: all messages of the main process, errors of the others, and little from libraries."""
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for chatty in ("httpx", "accelerate", "faiss"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()  # of weights, which are there at once
+    transformers_logging.disable_progress_bar()  # of loading weights, which is fast
 
 
 @contextmanager
 def running(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
-    """Begin a run, and end it well: with its processes, or when it is interrupted with a sentence on how to go on."""
+    """Start logging, run the block, and end its processes; if interrupted, end with a sentence on how to resume."""
     start_logging(accelerator)
     warn_of_slow_cpu(accelerator, predict=args.posts is None)
     try:
@@ -75,7 +75,7 @@ def running(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
 
 
 def start_trackers(args: Arguments, accelerator: Accelerator) -> None:
-    """Tell the trackers of `--report_to`, if any, the options of the run."""
+    """Start the trackers of `--report_to`, if any, with the options of the run."""
     if args.training.report_to:
         options = args.options().items()
         plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}
@@ -83,6 +83,6 @@ def start_trackers(args: Arguments, accelerator: Accelerator) -> None:
 
 
 def stop_trackers(accelerator: Accelerator) -> None:
-    """Finish the trackers of this training; `end_training` would also end the group of processes."""
+    """Finish the trackers of this training, but not the process group, which `end_training` would end too."""
     for tracker in accelerator.trackers:
         tracker.finish()
