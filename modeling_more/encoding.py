@@ -1,4 +1,4 @@
-"""Posts as what a collator reads, and batches of them in which nothing is trained."""
+"""This module encodes posts for the collators, and runs models over batches of them without training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .tagging import bio_to_bioes
 
 logger = logging.getLogger(__name__)
 
-#: the column of a post's knowledge for each expert of a mixture, in their order
+#: the column that holds a post's knowledge for each expert of a mixture, in their order
 EXPERT_KNOWLEDGE = "expert_knowledge"
 IMAGES_AT_ONCE = 256  # decoded pictures are large
 
@@ -41,15 +41,15 @@ def encode_posts(
     use_knowledge: bool = True,
     progress: bool = False,
 ) -> list[EncodedPost]:
-    """Return rows as the collator's input: {tokens, ner_tags (BIO strings)?, knowledge column?}, or of relations
-    {tokens, head, tail, relation?, …}.
+    """Return rows encoded for the collator.
 
     Args:
-        posts: the rows; those of a training split carry `ner_tags` or `relation`.
-        label2id: BIOES label ids, or those of the relations; None leaves the labels out.
-        two_views: also encode the words alone, for the second view.
-        truncate: cut words that do not fit (training on entities) instead of reading them in windows.
-        use_knowledge: False reads the words alone.
+        posts: rows {tokens, ner_tags (BIO strings)?, knowledge column?}, or {tokens, head, tail, relation?, …}.
+        label2id: the ids of the BIOES labels or of the relations; None leaves the labels out.
+        two_views: whether to encode the words without knowledge too, for the second view.
+        truncate: whether to cut words that do not fit (to train on entities) instead of reading them in windows.
+        use_knowledge: whether to read the knowledge.
+        progress: whether to show a progress bar.
     """
     encoded: list[EncodedPost] = []
     column = processor.knowledge_column if use_knowledge else None
@@ -65,7 +65,7 @@ def encode_posts(
             row: EncodedPost = {"index": len(encoded)}
             for prefix, view in zip(("", TEXT_ONLY), inputs, strict=False):
                 row |= {prefix + key: value for key, value in view.items()}
-                # a third of a list's memory
+                # takes a third of a list's memory
                 row[prefix + "input_ids"] = [array("i", ids) for ids in view["input_ids"]]
             if label2id is not None and processor.markers:
                 row["label"] = label2id[post["relation"]]
@@ -77,7 +77,7 @@ def encode_posts(
 
 
 def encode_for_experts(posts: Sequence[Post], processor: MoReMixtureProcessor) -> list[dict[str, Any]]:
-    """Return each post as every expert reads it, with its own item of `EXPERT_KNOWLEDGE`, and as words alone."""
+    """Return each post encoded for every expert, with its item of `EXPERT_KNOWLEDGE`, and without knowledge."""
     encoded: list[dict[str, Any]] = []
     for first in range(0, len(posts), 1000):
         chunk = posts[first : first + 1000]
@@ -95,10 +95,10 @@ def evaluation_loader(
     accelerator: Accelerator,
     batch_size: int,
 ) -> DataLoader[Any]:
-    """Return a loader whose batches hold posts of like length, the longest first, and the `index` of each post.
+    """Return a loader of batches of similarly long posts, the longest first, with the `index` of each post.
 
     Args:
-        encoded: posts as `encode_posts` or `encode_for_experts` gives them.
+        encoded: posts as `encode_posts` or `encode_for_experts` returns them.
     """
 
     def length(post: EncodedPost) -> int:
@@ -106,7 +106,7 @@ def evaluation_loader(
         return sum(len(row) for view in views for row in view["input_ids"])
 
     by_length = sorted(encoded, key=length, reverse=True)
-    # not through the accelerator, whose checkpoints would keep a sampler for every evaluation
+    # not accelerator.prepare, with which checkpoints would keep a sampler for every evaluation
     return prepare_data_loader(
         DataLoader(by_length, batch_size=batch_size, collate_fn=collate),  # type: ignore[arg-type]
         accelerator.device,
@@ -124,10 +124,11 @@ def map_batches(
     batch_size: int,
     description: str,
 ) -> list[Result]:
-    """Return what `compute(batch)` makes of each post, without gradients, gathered from all processes.
+    """Return the results of `compute(batch)` for each post, without gradients, gathered from all processes.
 
     Args:
-        encoded, collate: see `evaluation_loader`; `compute` gets the batch without `index`.
+        encoded, collate: see `evaluation_loader`.
+        compute: a function from a batch without `index` to a result per post.
 
     Returns:
         a result for each post, in the order of `encoded`.
@@ -144,7 +145,7 @@ def map_batches(
 
 
 def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tensor, Tensor]:
-    """Return embeddings [P, D] of the `image` that posts carry, and whether each has a usable one [P]."""
+    """Return embeddings [P, D] of the posts' `image`s, and whether each post has a usable one [P]."""
     vectors, usable = torch.zeros(len(posts), config.image_dim), torch.zeros(len(posts), dtype=torch.bool)
     given = [row for row, post in enumerate(posts) if post.get("image") is not None]
     if not given:
@@ -162,7 +163,7 @@ def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tens
             f"the gate reads {config.image_dim} image features, {encoder.label} gives {encoder.dimension}: "
             f"the tower must be {config.image_model or 'that of the training'}"
         )
-    # all pairs of a post share its image; of different ones only so many are open at once
+    # all pairs of a post share its image; at most IMAGES_AT_ONCE are open at once
     rows_of: dict[Any, list[int]] = {}
     for row in given:
         image = posts[row]["image"]

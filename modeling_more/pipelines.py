@@ -1,4 +1,4 @@
-"""The one way from posts to predictions, for experts and mixtures: preprocess, forward, postprocess."""
+"""This module holds the pipelines from posts to predictions, for experts and mixtures, and `predict`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Post = Mapping[str, Any]
 
 @dataclass
 class Prediction:
-    """What a model says of one post, or of one pair of entities.
+    """A model's prediction for one post, or for one pair of entities.
 
     Attributes:
-        labels: BIOES tags of the words, or the relation.
-        scores: the probability of each entity that the tags hold, or of each relation in the order of the labels.
-        expert_weights: the weight of each expert of a mixture by its name, the mean over the words where they differ.
-        experts: what each expert of a mixture says by itself.
+        labels: the BIOES tags of the words, or the relation.
+        scores: the probability of each entity in the tags, or of each relation in the order of the labels.
+        expert_weights: the weight of each expert of a mixture by name; of a gate per word, the mean over the words.
+        experts: each expert's own prediction, for a mixture.
     """
 
     labels: Any
@@ -51,25 +51,24 @@ class Prediction:
 
 
 class MoRePipeline(ABC):
-    """A pipeline from posts to what a model says of them; a call does it all, its three steps are of use alone.
+    """A pipeline from posts to predictions, whose call runs the steps `preprocess`, `forward` and `postprocess`.
 
         pipeline = EntityPipeline(model, processor)
         pipeline([{"text": "Rivera joins Northfield United"}])
 
-    A mixture is just a model whose outputs also hold weights: each of its experts reads its own knowledge column, or
-    its item of `expert_knowledge`.
+    Each expert of a mixture reads its own knowledge column, or its item of `expert_knowledge`.
 
     Args:
         model: an expert or a mixture; accelerate may have wrapped it.
-        processor: the one saved with it.
-        accelerator: where several processes share the work, each of which gets all results; default: one process, on
-            the model's own device.
-        batch_size: posts of a batch.
-        image_encoder: an `ImageEncoder`, with which a mixture's gate sees the `image` of the posts; default: the one
-            that the mixture names, loaded where a post has an image.
+        processor: the processor saved with the model.
+        accelerator: an Accelerator to share the work between processes, each of which gets all results; default: one
+            process, on the model's own device.
+        batch_size: the number of posts in a batch.
+        image_encoder: the `ImageEncoder` with which a mixture's gate sees the `image` of the posts; default: the one
+            that the mixture names, loaded if a post has an image.
     """
 
-    key: str  # of the results
+    key: str  # the key of the predictions in the results
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class MoRePipeline(ABC):
         self.mixed = isinstance(processor, MoReMixtureProcessor)
 
     def __call__(self, posts: Sequence[Post]) -> list[dict[str, Any]]:
-        """Return what the model says of each post, see `predict`."""
+        """Return the model's predictions for each post, see `predict`."""
         self._limit_length()
         prepared = [self._check(post, f"post {number}") for number, post in enumerate(posts)]
         given = sum(post.get("text") is not None for post in posts)
@@ -111,10 +110,10 @@ class MoRePipeline(ABC):
         return results
 
     def preprocess(self, rows: Sequence[Post], use_knowledge: bool = True) -> list[EncodedPost]:
-        """Return rows {tokens, knowledge columns, head and tail of pairs, image?} as the collator's input.
+        """Return rows {tokens, knowledge columns, head and tail of pairs, image?} encoded for the collator.
 
         Raises:
-            ValueError: rows with images whose tower is not known or gives other features than the gate reads.
+            ValueError: if rows have images and the gate's image tower is unknown or another one.
         """
         if not self.mixed:
             return encode_posts(rows, self.processor, use_knowledge=use_knowledge)
@@ -130,7 +129,7 @@ class MoRePipeline(ABC):
         return encoded
 
     def forward(self, encoded: Sequence[EncodedPost], description: str = "predict") -> list[Prediction]:
-        """Return what the model says of encoded rows, in their order; every process gets the whole result."""
+        """Return the predictions for encoded rows, in their order; every process gets all of them."""
 
         def compute(batch: dict[str, Any]) -> list[Prediction]:
             batch = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(TEXT_ONLY)}
@@ -142,36 +141,36 @@ class MoRePipeline(ABC):
 
     @abstractmethod
     def read(self, output: Any, word_mask: Tensor) -> list[Prediction]:
-        """Return what a model's output says of each post of the batch; `word_mask` [B, N] is True at words."""
+        """Return the predictions in a model's output, one per row; `word_mask` [B, N] is True at words."""
 
     @abstractmethod
     def decode(self, logits: Tensor, word_mask: Tensor, decoding: str | None = None) -> list[Any]:
-        """Return the labels of each post from the model's logits alone, without probabilities."""
+        """Return the labels of each row of the batch from the model's logits, without probabilities."""
 
     @abstractmethod
     def postprocess(self, row: Post, prediction: Prediction) -> dict[str, Any]:
-        """Return a prediction as it is shown: with words, text and places."""
+        """Return a prediction as users see it, with words, text and positions."""
 
     @abstractmethod
     def _check(self, post: Post, where: str) -> dict[str, Any]:
-        """Return the post with its words, or raise ValueError where it is none."""
+        """Return the post with its words, or raise ValueError if it is invalid."""
 
     @abstractmethod
     def _rows(self, post: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return what is predicted of a checked post."""
+        """Return the rows of a checked post that the model reads, for relations one per pair."""
 
     @abstractmethod
     def _add(self, result: dict[str, Any], found: dict[str, Any]) -> None:
-        """Add what was found to the result of a post."""
+        """Add the postprocessed prediction of a row to the result of its post."""
 
     def _limit_length(self) -> None:
-        """Lower max_length where the model reads fewer sub-tokens."""
+        """Lower the processor's max_length if the model reads fewer sub-tokens."""
         pairs = zip(self.processor.processors, self.core.experts, strict=True) if self.mixed else []
         for processor, expert in pairs or [(self.processor, self.core)]:
             processor.limit_length(position_limit(expert.encoder))
 
     def _with_words(self, post: Post, where: str) -> dict[str, Any]:
-        """Return the post with its words and, where it has a text, their offsets: the check of the rows of files."""
+        """Return the post with its words and, if it has a text, their offsets, checked as rows of files are."""
         if not isinstance(post, Mapping):
             raise ValueError(f'{where} is a {type(post).__name__}, it should be an object with "text" or "tokens"')
         if given_words(post) is None and post.get("text") is None:
@@ -186,11 +185,11 @@ class MoRePipeline(ABC):
     def _add_experts(
         self, predictions: list[Prediction], output: Any, word_mask: Tensor, opinions: Sequence[list[Prediction]]
     ) -> list[Prediction]:
-        """Add the weights and what each expert says to the predictions of a mixture."""
+        """Add the experts' weights and their own predictions to the predictions of a mixture."""
         names = self.core.config.expert_names
         for place, prediction in enumerate(predictions):
             weights = output.expert_weights[place]
-            if weights.dim() == 2:  # of a gate per word
+            if weights.dim() == 2:  # from a gate per word
                 weights = weights[word_mask[place]].mean(0)
             prediction.expert_weights = dict(zip(names, weights.tolist(), strict=True))
             prediction.experts = {name: said[place] for name, said in zip(names, opinions, strict=True)}
@@ -235,7 +234,7 @@ class EntityPipeline(MoRePipeline):
     def _scored(
         self, paths: Sequence[Sequence[int]], span_scores: Callable[..., Sequence[Tensor]]
     ) -> list[Prediction]:
-        """Return the predictions of these label ids, `span_scores` being that of who says them."""
+        """Return the predictions for label ids, with `span_scores` of the model that they come from."""
         label2id = self.core.config.label2id
         tags = [self._tags(path) for path in paths]
         spans = [
@@ -308,30 +307,30 @@ def predict(
     accelerator: Accelerator | None = None,
     image_encoder: Any = None,
 ) -> list[dict[str, Any]]:
-    """Return the entities of posts {text or tokens, knowledge column?, id?}; of {…, head, tail} or {…, entities} the
-    relations.
+    """Return the entities of posts {text or tokens, knowledge column?, id?}, or the relations of {…, head, tail} or
+    {…, entities}.
 
-    `head`, `tail` and each of `entities` are spans [start, end], end exclusive: characters of `text`, or words of
-    `tokens`; an entity as this function returns it will do. Of `entities` all ordered pairs are classified.
+    `head`, `tail` and each of `entities` are spans [start, end], end exclusive, in characters of `text` or in words of
+    `tokens`, or entities as this function returns them. All ordered pairs of `entities` are classified.
 
     Args:
         model: an expert, or a mixture, whose experts each read their own knowledge column.
-        processor: the one saved with it; its max_length is lowered where the model reads fewer sub-tokens.
+        processor: the processor saved with it; its max_length is lowered if the model reads fewer sub-tokens.
         batch_size, accelerator, image_encoder: see `MoRePipeline`.
 
     Returns:
-        per post: the post's id and text (if any), tokens, and entities [{type, text, start, end, char_start, char_end,
-        score}] with spans in words and in characters, ends exclusive; score is the probability of the span. Of
-        relations: relations [{head, tail, head_text, tail_text, relation, score}], spans in words, score its
-        probability, and where the post has a text also head_chars and tail_chars. Of a mixture also expert_weights and
-        experts, what each says by itself (of relations, each pair's). A post without a word has no entities.
+        a dict per post, with its id and text (if any), its tokens, and entities [{type, text, start, end, char_start,
+        char_end, score}]: spans in words and in characters, ends exclusive, and the probability of the span. For
+        relations, it has relations [{head, tail, head_text, tail_text, relation, score}] instead, with spans in words
+        and, if the post has a text, also head_chars and tail_chars. For a mixture, the dict (or each relation) also
+        has expert_weights and experts, each expert's own prediction. A post without words has no entities.
 
-        Characters are those of the post's text; of a post that is given as words, of the words joined by blanks.
-        Tokens and text may be given together, with or without offsets, where the text is these words.
+        Characters are counted in the post's text or, without one, in the words joined by blanks. Tokens and text may
+        be given together, with or without offsets, if the text consists of these words.
 
     Raises:
-        ValueError: for a post with neither text nor tokens, tokens that are no list of words, half a surrogate pair;
-            or, for relations, without spans or with wrong ones. Names the post by its place.
+        ValueError: if a post has neither text nor tokens, its tokens are no list of words, it holds half a surrogate
+            pair, or, for relations, its spans are missing or wrong. The message names the post's position.
     """
     kind = RelationPipeline if processor.markers else EntityPipeline
     return kind(model, processor, accelerator, batch_size, image_encoder)(posts)
@@ -340,7 +339,7 @@ def predict(
 def entities(
     words: Sequence[str], text: str | None, offsets: Sequence[Sequence[int]] | None, prediction: Prediction
 ) -> list[dict[str, Any]]:
-    """Return the entities of one post: word span, character span in `text` (None: the words joined by blanks)."""
+    """Return the entities of one post, with spans in words and in characters of `text` (None: the joined words)."""
     if text is None or offsets is None:
         text, offsets = " ".join(words), []
         for word in words:
@@ -364,7 +363,7 @@ def relation(
     text: str | None = None,
     offsets: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """Return the relation of a pair of word spans; of a post with a text also their characters in it."""
+    """Return the relation of a pair of word spans and, if the post has a text, their characters in it."""
     spans = {"head": list(head), "tail": list(tail)}
     found: dict[str, Any] = {**spans}
     if text is None or offsets is None:

@@ -1,4 +1,4 @@
-"""The splits of a data set, of a folder of Parquet, or of files of one's own, every row checked."""
+"""This module loads and checks the splits of a data set, a folder of Parquet, or the user's own files."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from .tasks import Task
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-VALIDATION = ("validation", "valid", "dev", "val")  # names that sets give to it
+VALIDATION = ("validation", "valid", "dev", "val")  # names that data sets give it
 
 
 @dataclass
 class Source:
-    """The splits as a source holds them, every row checked, before anything is retrieved.
+    """A data set whose rows are checked, before anything is retrieved for them.
 
     Attributes:
-        rows: of each split, labels as strings (None where they are hidden).
+        rows: the rows of each split, with labels as strings (None if they are hidden).
         types: the entity types or relations.
-        images: the column image of the splits that have one.
-        columns: names of the columns that each split came with.
+        images: the column `image` of each split that has one.
+        columns: the names of the columns that each split came with.
     """
 
     rows: dict[str, Posts]
@@ -60,20 +60,20 @@ def load_source(
     splitter: str = DEFAULT_SPLITTER,
     columns: Sequence[int] | None = None,
 ) -> Source:
-    """Return the splits of a data set or of files, every row checked.
+    """Return the checked splits of a data set or of files.
 
     Args:
         task: `ENTITIES` or `RELATIONS`.
-        dataset: one of `names`, a folder of Parquet, or a Hub id; or else
+        dataset: one of `names`, a folder of Parquet, or a Hub id; not used with `files`.
         files: {"train": path, …}, in any of the formats.
-        retrieval: whose knowledge the rows bring along, the name of the data set's configuration.
-        load_named: `load(name, retrieval, data_dir=, cache_dir=, splitter=)` of the data set scripts.
-        names: the names that it knows.
+        retrieval: the kind of knowledge to read with the rows, which names the data set's configuration.
+        load_named: the loader of named sets, `load(name, retrieval, data_dir=, cache_dir=, splitter=)`.
+        names: the names that `load_named` knows.
         splitter: how text is split into words.
-        columns: those of words and labels in CoNLL files, see `read_conll`.
+        columns: the columns of words and labels in CoNLL files, see `read_conll`.
 
     Raises:
-        ValueError: for data that can't be used, with the reason in one sentence.
+        ValueError: if the data can't be used, with the reason in one sentence.
     """
     if files:
         return _from_files(task, files, retrieval, splitter, columns)
@@ -85,12 +85,12 @@ def load_source(
 
 
 def is_labelled(posts: Posts, task: Task) -> bool:
-    """Whether a split has labels; where they are hidden, they are so in all of its rows."""
+    """Return whether a split has labels; they are hidden in all of its rows or in none."""
     return all(post[task.label] is not None for post in posts)
 
 
 def check_trainable(source: Source, task: Task) -> None:
-    """Raise ValueError where the training or validation posts have no labels."""
+    """Raise ValueError if the training or validation posts have no labels."""
     reasons = {"train": "there is nothing to learn from", "validation": "the best epoch can't be chosen by them"}
     for split, reason in reasons.items():
         if split in source.rows and not is_labelled(source.rows[split], task):
@@ -108,14 +108,14 @@ def _from_files(
         source.rows[split] = rows
         labels += _labels(rows, task)
         if split == "train" and is_labelled(rows, task):
-            # the other files may hold no label that this one lacks
+            # the other files must not hold labels that this one lacks
             types = task.types(label for row in rows for label in _as_list(row[task.label]))
     source.types = task.types(labels)
     return source
 
 
 def _load(name: str, configuration: str, cache_dir: str | None, names: Sequence[str]) -> dict[str, Dataset]:
-    """Return the splits of a folder or Hub id, under the names that they have here."""
+    """Return the splits of a folder or Hub id, under this library's names for them."""
     if not Path(name).is_dir():
         if "/" not in name:
             raise ValueError(
@@ -166,7 +166,7 @@ def _from_splits(task: Task, name: str, splits: Mapping[str, Dataset], splitter:
 
 
 def _stored_classes(folder: str, configuration: str) -> dict[str, list[tuple[str, list[str]]]]:
-    """(column, its classes) of each Parquet file of the splits, as the files themselves name them."""
+    """Return for each split the (column, classes) that its Parquet files themselves store."""
     files = load_dataset_builder(folder, configuration).config.data_files or {}
     return {
         str(split): [pair for path in paths for pair in stored_classes(Path(path)).items()]
@@ -175,7 +175,7 @@ def _stored_classes(folder: str, configuration: str) -> dict[str, list[tuple[str
 
 
 def _check_classes(where: str, column: str, classes: Sequence[str], data: Dataset) -> None:
-    """Raise ValueError where the numbers of a file mean other classes than those it was loaded with."""
+    """Raise ValueError if the class numbers in a file mean other classes than `datasets` loaded."""
     loaded = class_names(data.features.get(column)) or []
     if any(own != other for own, other in zip(classes, loaded, strict=False)):
         raise ValueError(
@@ -185,7 +185,7 @@ def _check_classes(where: str, column: str, classes: Sequence[str], data: Datase
 
 
 def _warn_of_new_labels(where: str, source: Source, task: Task) -> None:
-    """Say which types or relations a split has that nothing can be learnt of."""
+    """Log a warning of types or relations in a split that do not occur in the training posts."""
     if "train" not in source.rows or not is_labelled(source.rows["train"], task):
         return
     known = set(task.types(_labels(source.rows["train"], task)))
@@ -195,7 +195,7 @@ def _warn_of_new_labels(where: str, source: Source, task: Task) -> None:
 
 
 def _checked(where: str, data: Dataset, task: Task, splitter: str, names: list[str] | None) -> Posts:
-    """The rows of a split, each as the check leaves it; rows without ids are numbered."""
+    """Return the rows of a split as the task's check returns them; rows without ids are numbered."""
     rows: Posts = []
     places: list[str] = []
     counts = SpanCounts()
@@ -213,7 +213,7 @@ def _checked(where: str, data: Dataset, task: Task, splitter: str, names: list[s
 
 
 def _items(data: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, item) of each row."""
+    """Yield each row with a description of its place."""
     for first in range(0, len(data), 1000):
         chunk = data.select(range(first, min(first + 1000, len(data))))
         try:
@@ -229,8 +229,10 @@ def _items(data: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _cache_of(name: str, cache_dir: str | None) -> str | None:
-    """The cache for a data set. `datasets` knows a folder by its name and file names alone: without a place of its own
-    for each content, a changed folder, or another one of the same name, would give the rows of the first."""
+    """Return the cache folder for a data set, a separate one for each content of a local folder.
+
+    `datasets` knows a folder only by its name and file names, and would return the old rows of a changed one.
+    """
     folder = Path(name)
     if not folder.is_dir():
         return cache_dir
@@ -242,8 +244,8 @@ def _cache_of(name: str, cache_dir: str | None) -> str | None:
 
 @contextmanager
 def _readable(name: str) -> Iterator[str]:
-    """The name of a data set as `load_dataset` reads it: a folder in whose path it would see a pattern (`[v1] set`)
-    goes by links to its files, while it is read."""
+    """Yield a name that `load_dataset` can read; it would take a path like `[v1] set` for a pattern, so such a folder
+    is read through links to its files."""
     folder = Path(name).resolve()
     if not folder.is_dir() or not has_magic(str(folder)):
         yield name
@@ -270,5 +272,5 @@ def _as_list(labels: str | list[str] | None) -> list[str]:
 
 
 def _labels(rows: Posts, task: Task) -> list[str]:
-    """Those that occur, sorted."""
+    """Return the labels that occur, sorted."""
     return sorted({label for row in rows for label in _as_list(row[task.label])})

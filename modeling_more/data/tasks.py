@@ -1,4 +1,4 @@
-"""What differs between entities and relations: how rows are read, which models read them, how they are scored."""
+"""This module defines all that differs between the two tasks, entities and relations: readers, models and scores."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """What tells one task from the other.
+    """A task, described by all in which it differs from the other one.
 
     Attributes:
-        script: the script that trains it.
+        script: the script that trains models for it.
         pipeline_tag: the task's name on the Hub.
         markers: whether entities are marked in the text, as the pairs of relations are.
         label: the column of rows that holds the labels.
-        columns: sets of columns; rows have all of one set.
-        foreign: columns of the other task; rows that have one are refused with `foreign_data`.
-        read: reader of a labelled file, (path, labels or None, splitter, knowledge column, columns=).
-        read_unlabelled: reader of posts to predict on, (path, splitter, knowledge column, columns).
-        check: of one row of another source, see `check_post`.
-        check_label: (label, place, None) -> the label as it is meant.
-        types: entity types, or relations, among labels.
-        labels: (types, name of the class of no relation) -> the model's labels, in their order.
-        label_ids: (labels of a row, label2id) -> what the mixture learns from.
-        model_class, mixture_class, pipeline_class: what reads the posts.
+        columns: alternative sets of columns; rows need all of one set.
+        foreign: columns of the other task, which are refused with the message `foreign_data`.
+        read: reads a labelled file, (path, labels or None, splitter, knowledge column, columns=) -> rows.
+        read_unlabelled: reads posts to predict, (path, splitter, knowledge column, columns) -> rows.
+        check: checks a row of any other source, see `check_post`.
+        check_label: (label, place, None) -> the label in its usual form.
+        types: labels -> the entity types or relations in them.
+        labels: (types, name of the class of no relation) -> the model's labels in order.
+        label_ids: (labels of a row, label2id) -> the label ids that a mixture learns from.
+        model_class, mixture_class, pipeline_class: the classes of experts, mixtures and pipelines.
         scores: (predicted labels, gold labels, name of the class of no relation) -> scores, "f1" among them.
-        counts: the same -> int [posts, 3], what is right, predicted, and in the reference, for the bootstrap.
+        counts: the same -> numbers of correct, predicted and gold items, int [posts, 3], for the bootstrap.
         shown: scores that are logged at the end, besides dev_f1 and test_f1.
-        prediction: (labels) -> fields of a row of the predictions file, besides those that users see.
+        prediction: labels -> more fields of a row in the predictions file, besides the pipeline's.
     """
 
     script: str
@@ -72,19 +72,19 @@ class Task:
     prediction: Callable[[Any], Row]
 
     def score(self, found: Sequence[Prediction], posts: Posts, none_relation: str) -> dict[str, Any]:
-        """Return the scores of predictions for these posts."""
+        """Return the scores of predictions for labelled posts."""
         return self.scores([one.labels for one in found], [post[self.label] for post in posts], none_relation)
 
     def count(self, found: Sequence[Prediction], posts: Posts, none_relation: str) -> np.ndarray:
-        """Return what is right, predicted, and in the reference of each post, int [posts, 3]."""
+        """Return the numbers of correct, predicted and gold items of each post, int [posts, 3]."""
         return self.counts([one.labels for one in found], [post[self.label] for post in posts], none_relation)
 
 
 def relation_labels(types: Sequence[str], none_relation: str) -> list[str]:
-    """Return the relations with the class of no relation first; warn where the data have none."""
+    """Return the relations with the class of no relation first; warn if the data do not have it."""
     if none_relation in types:
         return [none_relation, *(label for label in types if label != none_relation)]
-    if types:  # else all labels are hidden
+    if types:  # otherwise all labels are hidden
         near = nearest(none_relation, types)
         logger.warning("no pair is labelled %s: F1 counts every label (see --none_relation)%s", none_relation, near)
     return list(types)
@@ -111,7 +111,7 @@ ENTITIES = Task(
     scores=lambda found, gold, _: entity_scores(found, gold),
     counts=lambda found, gold, _: entity_counts(found, gold),
     shown=("test_strict_f1",),
-    prediction=lambda tags: {"tags": spans_to_bio(tags_to_spans(tags), len(tags))},  # in BIO, as the gold ones
+    prediction=lambda tags: {"tags": spans_to_bio(tags_to_spans(tags), len(tags))},  # in BIO, like the gold tags
 )
 RELATIONS = Task(
     script="run_re.py",

@@ -1,4 +1,4 @@
-"""The options of a run as dataclasses with named parts; they need no other library, so that `--help` comes at once."""
+"""This module defines the options of a run as dataclasses, without other libraries, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 #: how text is searched; a class of the user's own is named FILE.py:CLASS
 RETRIEVERS = ("bm25", "dense", "both")
 RETRIEVALS = ("none", "text", "image", "moe")
-#: the trackers that accelerate knows, and "all" that are installed
+#: the trackers that accelerate knows, and "all" for those that are installed
 TRACKERS = [
     *("all", "aim", "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"),
 ]
@@ -18,7 +18,7 @@ TRACKERS = [
 
 @dataclass
 class DataArguments:
-    """Which posts, and which knowledge they are read with."""
+    """A group of options that name the posts and their knowledge."""
 
     dataset: str | None = field(
         default=None,
@@ -141,7 +141,7 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Which encoder or expert, and which head and loss."""
+    """A group of options that choose the encoder or expert, its head and its loss."""
 
     model_name_or_path: str = field(
         default="FacebookAI/xlm-roberta-large", metadata={"help": "encoder, or a saved expert: folder or Hub id"}
@@ -171,7 +171,7 @@ class ModelArguments:
 
 @dataclass
 class TrainingArguments:
-    """How to train. The defaults are the paper's; a recipe of the data set sets the rest."""
+    """A group of options for training; the defaults are the paper's, and a data set's recipe sets the rest."""
 
     output_dir: str = field(
         default="out",
@@ -244,7 +244,7 @@ class TrainingArguments:
 
 @dataclass
 class MixtureArguments:
-    """How experts are mixed (--retrieval moe)."""
+    """A group of options that say how experts are mixed (--retrieval moe)."""
 
     experts: list[str] = field(
         default_factory=list, metadata={"help": "experts to mix: folders of earlier runs, or Hub ids"}
@@ -288,7 +288,7 @@ class MixtureArguments:
 
 @dataclass
 class HubArguments:
-    """What is published, and where."""
+    """A group of options that say what is published, and where."""
 
     push_to_hub: bool = field(default=False, metadata={"help": "upload model, processor, scores and card at the end"})
     push_predictions: bool = field(
@@ -302,10 +302,10 @@ class HubArguments:
 
 @dataclass
 class Arguments:
-    """All options of a run.
+    """A set of all options of a run.
 
     Attributes:
-        data: the posts, and the knowledge that they are read with.
+        data: the posts and their knowledge.
         model: the encoder or expert, its head and loss.
         training: how to train, what else to do, and where to write.
         mixture: how experts are mixed.
@@ -320,27 +320,27 @@ class Arguments:
 
     @property
     def posts(self) -> str | None:
-        """The posts that are trained on or scored; None where a run only predicts."""
+        """Return the name of the posts that are trained on or scored, or None if the run only predicts."""
         return self.data.dataset or self.data.test_file or self.data.validation_file or self.data.train_file
 
     @property
     def trains(self) -> bool:
-        """Whether the run trains: it does not where it scores a given model or only predicts."""
+        """Return whether the run trains, rather than just scores a given model or predicts."""
         return self.training.do_train and self.posts is not None
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of the runs: a scoring comes out the same with every seed, so it has one."""
+        """Return the seeds of the runs; a scoring has only one, since its result is the same with every seed."""
         return (self.training.seeds if self.training.do_train else []) or [self.training.seed]
 
     def each_seed(self) -> Iterator[Arguments]:
-        """Yield the options of the run with each seed; of several seeds, each has a folder of its own."""
+        """Yield the options of the run with each seed; several seeds have a folder each."""
         for seed in self.seeds:
             folder = Path(self.training.output_dir)
             folder = folder / f"seed-{seed}" if len(self.seeds) > 1 else folder
             yield replace(self, training=replace(self.training, seed=seed, output_dir=str(folder)))
 
     def options(self) -> dict[str, Any]:
-        """Return every option as an options file holds it; who repeats the run does not mean to delete it."""
+        """Return all options by name, for an options file; a run repeated from it must not overwrite this one."""
         parts = (asdict(part) for part in vars(self).values())
         return {name: value for part in parts for name, value in part.items()} | {"overwrite_output_dir": False}
