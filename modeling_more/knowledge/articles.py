@@ -1,4 +1,4 @@
-"""Articles from files, and their paragraphs and sentences."""
+"""Read articles from files and split them into paragraphs and sentences."""
 
 import gzip
 import json
@@ -19,13 +19,13 @@ COLUMNS = ("id", "title", "text")
 NEEDED = ("title", "text")
 SUFFIXES = (".jsonl", ".gz", ".parquet")
 _BATCH = 10_000  # rows read at once
-_IMAGE_BATCH = 200  # the same of rows with images
+_IMAGE_BATCH = 200  # rows with images read at once
 _LINE_BREAKS = re.compile(r"[\r\n]+")
 _WORD = re.compile(r"\w")
 
 
 class Article(NamedTuple):
-    """A row of a knowledge file; `lead` and `image` only where the file has such columns."""
+    """A row of a knowledge file; `lead` and `image` need such columns."""
 
     id: str
     title: str
@@ -44,12 +44,12 @@ def kind_of(file: Path) -> str:
 
 
 def read_articles(files: Iterable[Path], images: bool = False) -> Iterator[Article]:
-    """The articles of files in their order.
+    """Read the articles of files in their order.
 
-    Those of a file without ids get the number of the article among all, `article-1` and so on, which is logged.
+    Articles of a file without ids are numbered over all files (`article-1` and so on), which is logged.
 
     Args:
-        images: read the images that Parquet files hold; else `image` of articles that have one is an empty dict.
+        images: read the images in Parquet files; else `image` is an empty dict where there is one.
 
     Raises:
         ValueError: a file or row that can't be read, articles with and without ids in one file; names file and line.
@@ -139,7 +139,7 @@ def _article(row: dict[str, Any], file: Path, line: str) -> Article:
 
 
 def _image(value: Any, file: Path, where: str) -> Path | dict[str, Any] | None:
-    """An image as its file, or as {"bytes", "path"}; paths are relative to the folder of the knowledge file."""
+    """Return an image as its file or as {"bytes", "path"}; paths start from the knowledge file's folder."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
     if isinstance(value, dict) and (not value or value.get("bytes") is not None):
@@ -153,12 +153,12 @@ def _image(value: Any, file: Path, where: str) -> Path | dict[str, Any] | None:
 
 
 def split_paragraphs(text: str) -> list[str]:
-    """Paragraphs end at a line break; blank ones are dropped."""
+    """Split a text at its line breaks and drop blank paragraphs."""
     return [part.strip() for part in _LINE_BREAKS.split(text) if part.strip()]
 
 
 def split_sentences(paragraph: str, language: str = "en") -> list[tuple[int, int]]:
-    """(start, end) of each sentence that holds a word, without the white space around it."""
+    """Return (start, end) of each sentence that holds a word, without the white space around it."""
     spans, position = [], 0
     for sentence in sentencex.segment(language, paragraph):
         bare = sentence.strip()

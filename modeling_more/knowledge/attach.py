@@ -40,7 +40,7 @@ from .pictures import (
 logger = logging.getLogger(__name__)
 
 ATTACH_VERSION = 2  # 2: the leakage guard compares normal forms
-_NOTHING_FOUND = 0.1  # a share of the posts at which something is wrong with the search, not with the posts
+_NOTHING_FOUND = 0.1  # share of posts from which on the search must be wrong, not the posts
 LABEL_COLUMNS = frozenset({"ner_tags", "tags", "labels", "label", "relation", "spans"})
 _SHARD = Features({"knowledge": KNOWLEDGE_FEATURE, "dropped": Value("int32")})
 _IMAGE_SHARD = Features({**_SHARD, "reason": Value("string")})  # why a post's image could not be used
@@ -51,7 +51,7 @@ Row = dict[str, Any]
 
 
 class TextRetriever(Protocol):
-    """What `attach_text_knowledge` needs; `BM25Retriever` is one."""
+    """A retriever for `attach_text_knowledge`, such as `BM25Retriever`."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -60,7 +60,7 @@ class TextRetriever(Protocol):
 
 
 class ImageSearch(Protocol):
-    """What `attach_image_knowledge` needs; `ImageRetriever` is one."""
+    """A retriever for `attach_image_knowledge`, such as `ImageRetriever`."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -70,7 +70,7 @@ class ImageSearch(Protocol):
 
 @dataclass
 class AttachReport:
-    """Counts over all splits."""
+    """The counts over all splits of what was attached."""
 
     posts: int = 0
     entries: int = 0
@@ -84,7 +84,7 @@ class AttachReport:
 
 @dataclass
 class ImageAttachReport(AttachReport):
-    """Counts over all splits; the last five are posts without a usable image, by the reason of `ImageError`."""
+    """The counts of an attachment by image; the last five are posts without a usable image, by reason."""
 
     missing: int = 0
     truncated: int = 0
@@ -98,13 +98,13 @@ class ImageAttachReport(AttachReport):
 
     @property
     def reasons(self) -> str:
-        """Counts by reason: `2 missing, 1 not an image`."""
+        """Return the counts by reason: `2 missing, 1 not an image`."""
         counts = ((getattr(self, _field_of(reason)), reason) for reason in REASONS)
         return ", ".join(f"{count} {reason}" for count, reason in counts if count)
 
 
 class Shard(NamedTuple):
-    """Some of the posts: what their knowledge depends on, how it is found, and in which columns it is cached."""
+    """A part of the posts: what their knowledge depends on, how it is found, and how it is cached."""
 
     key: list[object]
     search: Callable[[], tuple[list[Any], ...]]
@@ -113,7 +113,7 @@ class Shard(NamedTuple):
 
 
 def post_text(row: Row) -> str:
-    """The post's words joined by spaces."""
+    """Return the post's words joined by spaces."""
     return " ".join(row["tokens"])
 
 
@@ -128,9 +128,9 @@ def attach_text_knowledge(
 ) -> tuple[Posts, AttachReport]:
     """Add a column with the ranked knowledge of each post.
 
-    Results are cached in shards named by what they depend on (corpus, queries, posts, `top_k`), so a run that was
-    killed continues where it was, and posts seen before are not searched again. Processes that attach the same at once
-    (`accelerate launch`) share the shards. Where a tenth of a split's posts or more find nothing, a warning says so.
+    Results are cached in shards named by what they depend on (corpus, queries, posts, `top_k`), so a killed run
+    continues, and posts seen before are not searched again. Concurrent processes (`accelerate launch`) share the
+    shards. A warning is logged if a tenth of a split's posts or more find nothing.
 
     Args:
         dataset: rows with `tokens`; labels are never shown to `query`.
@@ -167,14 +167,14 @@ def attach_image_knowledge(
     cache_dir: str | Path | None = None,
     shard_size: int = 64,
 ) -> tuple[Posts, ImageAttachReport]:
-    """Add a column with the ranked knowledge that each post's image finds; cached and shared as the text's is.
+    """Add a column with the ranked knowledge that each post's image finds, cached as by `attach_text_knowledge`.
 
-    A post without a usable image gets an empty list; the report counts why, and the log names each and warns of splits
-    of which more than half have none.
+    A post without a usable image gets an empty list and is logged; the report counts the reasons, and a warning tells
+    of splits where more than half have none.
 
     Args:
         dataset: rows with `tokens`, which the leakage guard compares, and `image` (a `datasets.Image` column).
-        image_dir: take the images from this folder by the posts' `image_id`, as `find_image` does, instead.
+        image_dir: folder to find the images in by `image_id` instead (`find_image`).
         shard_size: posts whose images are open at once.
 
     Raises:
@@ -235,7 +235,7 @@ def attach_image_knowledge(
 
 
 def _check_images(reports: Mapping[str, ImageAttachReport]) -> None:
-    """Refuse posts without images, warn where more than half of a split have none; by the report of each split."""
+    """Raise ValueError when no post has a usable image; warn when more than half of a split have none."""
     reports = {split: report for split, report in reports.items() if report.posts}
     without = {split: report for split, report in reports.items() if report.unusable == report.posts}
     if (split := refused_split(reports, without)) is not None:
@@ -250,7 +250,7 @@ def _check_images(reports: Mapping[str, ImageAttachReport]) -> None:
 
 
 def _content(source: Source) -> bytes | ImageError:
-    """The file as it is, read once."""
+    """Read the file, or return why it can't be."""
     try:
         return read_bytes(source)
     except ImageError as error:
@@ -258,7 +258,7 @@ def _content(source: Source) -> bytes | ImageError:
 
 
 def _image_digest(content: bytes | ImageError) -> str:
-    """Of the file, so that nothing is decoded for posts seen before."""
+    """Return the digest of the file, so that images of posts seen before are not decoded."""
     return content.reason if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest()
 
 
@@ -294,7 +294,7 @@ def _attach(
         files, reports[name] = _retrieve(split, prepare(split), cache, shard_size, name or "posts", report_type)
         result[name] = _with_column(split, files, column)
         report = reports[name]
-        # posts without a usable image are warned of by their reasons
+        # `check` warns of posts without a usable image
         if report_type is AttachReport and report.without_knowledge >= max(1, _NOTHING_FOUND * report.posts):
             logger.warning(
                 "%d of %d %s find nothing in the knowledge: is it in their language?",
@@ -400,7 +400,7 @@ def _digest(parts: object) -> str:
 
 
 class TitleRecall(NamedTuple):
-    """How many of the mentions whose lower-cased text is a title of the corpus have that title in their knowledge."""
+    """The number of mentions that are titles of the corpus, lower-cased, and of those whose knowledge has it."""
 
     found: int
     mentions: int
@@ -411,12 +411,12 @@ class TitleRecall(NamedTuple):
 
 
 def bare_title(title: str) -> str:
-    """A title lower-cased and without its bracket: "Mercury (planet)" -> "mercury"."""
+    """Return a title lower-cased and without its bracket: "Mercury (planet)" -> "mercury"."""
     return title.rsplit(" (", 1)[0].lower() if title.endswith(")") else title.lower()
 
 
 def title_recall(dataset: Dataset, titles: Iterable[str], column: str = "knowledge_text") -> TitleRecall:
-    """Title recall over all gold mentions (each occurrence counts) of rows with tags and knowledge."""
+    """Compute the title recall over all gold mentions (each occurrence counts) of rows with tags and knowledge."""
     known = {bare_title(title) for title in titles}
     names = getattr(dataset.features["ner_tags"].feature, "names", None)
     found = mentions = 0

@@ -1,4 +1,4 @@
-"""Captions of the posts' images: what a text search is asked for with `--query caption`."""
+"""Read captions of the posts' images, which `--query caption` searches for."""
 
 import json
 import logging
@@ -18,15 +18,15 @@ _SHARED = 0.01  # a caption of more than this share of the images describes none
 
 
 def image_key(image_id: str) -> str:
-    """An image id without the suffix of an image file: posts and captions may name it either way."""
+    """Return an image id without the suffix of an image file, as posts and captions may have it or not."""
     return _IMAGE_SUFFIX.sub("", image_id)
 
 
 def read_captions(path: str | Path) -> dict[str, str]:
-    """Captions by image id, from lines `ID.jpg :caption` or from JSONL {"image_id", "caption"}.
+    """Read captions by image id, from lines `ID.jpg :caption` or from JSONL {"image_id", "caption"}.
 
-    Image ids lose the suffix of an image file (`image_key`). Empty captions are left out and counted in a warning,
-    degenerate ones (`degenerate_captions`) are kept and counted in a warning.
+    Image ids lose their suffix (`image_key`). Empty captions are left out, degenerate ones (`degenerate_captions`) are
+    kept; warnings count both.
 
     Raises:
         FileNotFoundError: no such file.
@@ -63,8 +63,8 @@ def read_captions(path: str | Path) -> dict[str, str]:
 
 
 def degenerate_captions(captions: Mapping[str, str]) -> tuple[int, int]:
-    """How many captions (of six words or more) repeat one or two words, and how many are the same for more than 1 %
-    of the images (and more than 10): the writer saw nothing, or no image at all."""
+    """Count the captions (of six words or more) that repeat one or two words, and those that are the same for more
+    than 1 % of the images (and more than 10): their writer saw nothing in the image."""
     words = [_WORDS.findall(caption.lower()) for caption in captions.values()]
     repeated = sum(len(found) >= 6 and len(set(found)) <= 2 for found in words)
     often = max(10, _SHARED * len(captions))
@@ -72,7 +72,7 @@ def degenerate_captions(captions: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _read(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(place, image id, caption) of each line."""
+    """Yield (place, image id, caption) of each line."""
     if path.suffix == ".jsonl":
         for where, row in json_lines(path):
             image, caption = row.get("image_id"), row.get("caption")
@@ -88,7 +88,7 @@ def _read(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line of a JSONL file.
+    """Yield (place, object) of each line of a JSONL file.
 
     Raises:
         ValueError: a line that is no JSON object, half a surrogate pair; names file and line.

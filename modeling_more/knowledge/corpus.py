@@ -1,8 +1,7 @@
-"""Knowledge corpora: articles split into paragraphs (what is retrieved) and sentences (what is searched), as Arrow.
+"""The knowledge corpus: articles split into paragraphs, which are retrieved, and sentences, which are searched.
 
-METHOD, section 1: the key of text retrieval is a sentence of an article, the value the paragraph that holds it. Each
-paragraph is stored once; a sentence is three numbers (paragraph, start, end), so a corpus costs little more than its
-text, and both tables are memory-mapped.
+METHOD, section 1: the key of text retrieval is a sentence, the value its paragraph. Each paragraph is stored once, a
+sentence as three numbers (paragraph, start, end), and both tables are memory-mapped Arrow.
 """
 
 import hashlib
@@ -70,12 +69,12 @@ _FOLDERS = ("paragraphs", "sentences", "images", INDEX_FOLDER, FAISS_FOLDER)
 
 
 def default_cache_dir() -> Path:
-    """$MORE_CACHE, or the folder "more" in the cache of Hugging Face."""
+    """Return $MORE_CACHE, or the folder "more" in the cache of Hugging Face."""
     return Path(os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
 
 
 class KnowledgeCorpus:
-    """Articles as a searchable corpus: `len()` sentences (keys), each in one of the paragraphs (values).
+    """A searchable corpus of articles: `len()` sentences (keys), each in one of the paragraphs (values).
 
     Build one with `from_files`, load one with `from_pretrained`. `corpus[i]` is the i-th key as
     {id, title, key, value}; `table` gives the same as a `datasets.Dataset` that is computed as it is read.
@@ -112,7 +111,7 @@ class KnowledgeCorpus:
         return self.info.fingerprint
 
     def _told(self) -> Self:
-        """The corpus itself, once a warning says what of it is odd."""
+        """Return the corpus itself, and warn of repeated ids."""
         if self.info.repeated_ids:
             logger.warning(
                 "%d of %d knowledge articles have the id of an earlier one: where knowledge is from can't be told.",
@@ -131,7 +130,7 @@ class KnowledgeCorpus:
         )
 
     def read_paragraphs(self, rows: np.ndarray) -> list[tuple[str, str, str]]:
-        """(id of the article, its title, the paragraph) of each row; rows in rising order are read fastest."""
+        """Return (id of the article, its title, the paragraph) of each row, fastest for rising rows."""
         found: list[tuple[str, str, str]] = []
         batches = np.searchsorted(self._batch_starts, rows, side="right") - 1
         cuts = [0, *(np.flatnonzero(np.diff(batches)) + 1).tolist(), len(rows)]
@@ -143,7 +142,7 @@ class KnowledgeCorpus:
         return found
 
     def paragraph(self, row: int) -> tuple[str, str, str]:
-        """(id of the article, its title, the paragraph)."""
+        """Return (id of the article, its title, the paragraph)."""
         return self.read_paragraphs(np.array([row]))[0]
 
     def __getitem__(self, row: int) -> dict[str, str]:
@@ -154,7 +153,7 @@ class KnowledgeCorpus:
         return {"id": article, "title": title, "key": self._key(title, sentence), "value": value}
 
     def keys(self, first: int = 0, last: int | None = None) -> Iterator[str]:
-        """The keys of the rows from `first` to before `last` (default: to the end), in their order."""
+        """Yield the keys of the rows from `first` to before `last` (default: to the end)."""
         last = len(self) if last is None else last
         for start_row in range(first, last, _BATCH):
             rows = slice(start_row, min(start_row + _BATCH, last))
@@ -162,7 +161,7 @@ class KnowledgeCorpus:
             yield from self._read_keys(self.sentence_paragraph[rows], start, end)["key"]
 
     def image_indices(self) -> list[Path]:
-        """Folders of the image indices that were saved with the corpus or built over it since, one for each name."""
+        """Return the folders of the image indices that were saved with the corpus or built over it since."""
         found = {
             file.parent.name: file.parent
             for folder in (self.folder / FAISS_FOLDER, self.faiss_dir)
@@ -184,7 +183,7 @@ class KnowledgeCorpus:
 
     @property
     def table(self) -> Dataset:
-        """One row a sentence: id, title, key, value; each row is computed when it is read, none is stored."""
+        """Return the rows {id, title, key, value} of the sentences, computed when they are read."""
         return self.sentences.with_transform(
             lambda batch: self._read_keys(np.array(batch["paragraph"]), batch["start"], batch["end"])
         )
@@ -215,16 +214,15 @@ class KnowledgeCorpus:
         """Build a corpus from files, or open the one that was built from the same content before.
 
         Args:
-            paths: JSONL, JSONL.gz or Parquet files with the columns title and text, and id; the articles of a file
-                without ids are numbered, ids that stand twice are counted and reported. A text is split into
-                paragraphs at line breaks. An article without text is left out, counted and reported.
-                A column `image` gives the corpus an image side: a path relative to the file's folder, or in Parquet
-                {bytes, path} as `datasets.Image` has it. An image stands for the article's `lead`, where there is
-                such a column, else for its text. Images that can't be used are left out, counted and reported by id;
-                of near-identical ones of the same id or title one is kept. Other columns are ignored.
+            paths: JSONL, JSONL.gz or Parquet files with the columns title, text and, optionally, id (else articles are
+                numbered). A text is split into paragraphs at line breaks. A column `image` holds a path relative to
+                the file's folder, or in Parquet {bytes, path} as `datasets.Image` has it; an image stands for the
+                article's `lead`, or its text if there is no such column. Articles without text, repeated ids and
+                unusable images are counted and reported, the first and last left out; of near-identical images of
+                the same id or title one is kept. Other columns are ignored.
             cache_dir: default `default_cache_dir()`.
             title_in_key: search "title sentence" instead of the sentence alone (the paper's key is the sentence).
-            language: of the sentence splitter.
+            language: language of the sentence splitter.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -258,7 +256,7 @@ class KnowledgeCorpus:
     def concatenate(
         cls, corpora: Sequence["KnowledgeCorpus"], cache_dir: str | Path | None = None
     ) -> "KnowledgeCorpus":
-        """One corpus with the paragraphs of all, in order.
+        """Join corpora to one with the paragraphs of all, in order.
 
         Raises:
             ValueError: none given, or the keys of some hold the title and those of others do not.
@@ -310,24 +308,21 @@ class KnowledgeCorpus:
         index: bool = True,
         date: str | None = None,
     ) -> Path:
-        """Write Parquet, the indices, `knowledge.json` and a README card; returns the folder.
+        """Write Parquet, the indices, `knowledge.json` and a README card, and return the folder.
 
         The BM25 index is built if need be; image indices are copied where `ImageRetriever` has built some.
 
         Args:
-            license: of the texts and images, as the Hub spells it ("cc-by-sa-4.0").
+            license: licence of the texts and images, as the Hub spells it ("cc-by-sa-4.0").
             description: where they come from, for the card.
-            index: leave the indices out with False.
-            date: of the source, as its publisher writes it ("20231101"), for the card.
+            index: whether to write the indices.
+            date: date of the source, as its publisher writes it ("20231101"), for the card.
         """
         folder = Path(folder)
         with scratch_folder(folder) as beside:
             files = {}
-            for name, data in (
-                ("paragraphs", self.paragraphs),
-                ("sentences", self.sentences),
-                ("images", self.images),
-            ):
+            tables = {"paragraphs": self.paragraphs, "sentences": self.sentences, "images": self.images}
+            for name, data in tables.items():
                 if data is None:
                     continue
                 (beside / name).mkdir()
@@ -383,11 +378,8 @@ class KnowledgeCorpus:
 
         if not files:
             raise ValueError(f"{folder / META_FILE} names no files: it is not a corpus written by save_pretrained.")
-        built = build_once(
-            _corpora(cache_dir) / f"saved-{info.fingerprint}",
-            META_FILE,
-            lambda into: build_from_parquet(into, folder, list(files), info),
-        )
+        target = _corpora(cache_dir) / f"saved-{info.fingerprint}"
+        built = build_once(target, META_FILE, lambda into: build_from_parquet(into, folder, list(files), info))
         saved = (folder / name for name in (INDEX_FOLDER, FAISS_FOLDER))
         return cls(built, *(index if index.is_dir() else None for index in saved))._told()
 
@@ -400,7 +392,7 @@ class KnowledgeCorpus:
         token: str | None = None,
         date: str | None = None,
     ) -> str:
-        """Upload what `save_pretrained` writes to a data set repository (made if need be); returns the commit."""
+        """Upload what `save_pretrained` writes to a data set repository (made if need be), and return the commit."""
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
             folder = self.save_pretrained(Path(scratch) / "corpus", license, description, date=date)

@@ -1,4 +1,4 @@
-"""The builder of a corpus's tables, from articles or from the Parquet files of a saved corpus."""
+"""Build the tables of a corpus from articles or from the Parquet files of a saved one."""
 
 import hashlib
 import json
@@ -31,6 +31,7 @@ _IMAGE_BATCH = 200  # images a record batch
 def build_from_articles(
     into: Path, files: Sequence[Path], title_in_key: bool, language: str, splitter: str
 ) -> CorpusInfo:
+    """Build the tables from files of articles."""
     counts = {"articles": 0, "empty": 0, "images": 0}
     columns = array("i"), array("i"), array("i")
     ids = array("q")  # hashes of those of articles with text: the names of a whole Wikipedia would fill the memory
@@ -74,13 +75,10 @@ def build_from_articles(
 
 
 def build_from_parquet(into: Path, folder: Path, files: Sequence[str], info: CorpusInfo) -> None:
-    """Build the tables that a saved corpus holds as Parquet, and check that they are what `info` tells."""
+    """Build the tables from a saved corpus's Parquet files, and check that they are what `info` says."""
     images = 0
-    for name, schema in (
-        ("paragraphs", PARAGRAPHS),
-        ("sentences", SENTENCES),
-        ("images", IMAGE_FEATURES.arrow_schema),
-    ):
+    schemas = {"paragraphs": PARAGRAPHS, "sentences": SENTENCES, "images": IMAGE_FEATURES.arrow_schema}
+    for name, schema in schemas.items():
         parts = [pq.ParquetFile(folder / file) for file in sorted(files) if file.startswith(f"{name}/")]
         size = _IMAGE_BATCH if name == "images" else _BATCH
         batches = (b for part in parts for b in part.iter_batches(size, columns=schema.names))
@@ -101,7 +99,7 @@ def build_from_parquet(into: Path, folder: Path, files: Sequence[str], info: Cor
 
 
 def folders_of(files: Sequence[Path]) -> list[str]:
-    """The folders from which the files name images."""
+    """Return the folders that the paths of images in the files start from."""
     return [str(file.resolve().parent) for file in files]
 
 
@@ -110,6 +108,7 @@ def _record_batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:
 
 
 def write_sentences(into: Path, columns: Sequence[np.ndarray]) -> None:
+    """Write the table of sentences from its columns."""
     if len(columns[0]) > MOST:
         raise ValueError(f"{len(columns[0])} sentences: one corpus holds at most {MOST}; search several, or Milvus.")
     # one record batch: its columns are read back as memory-mapped arrays without a copy
@@ -127,6 +126,7 @@ def finish_corpus(
     splitter: str,
     repeated_ids: int,
 ) -> CorpusInfo:
+    """Write `knowledge.json` over the tables in `into`."""
     tables = [Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")]
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, title_in_key]).encode())
     for table in tables:

@@ -1,4 +1,4 @@
-"""The image side of a corpus: one row an image that can be used, with its article's title and lead."""
+"""Build the image table of a corpus: a row for each usable image, with its article's title and lead."""
 
 import hashlib
 import json
@@ -32,14 +32,14 @@ _SOURCES = "image_sources.json"  # the files that a built corpus took its images
 _BATCH_ROWS = 200
 _BATCH_BYTES = 64_000_000
 _SHOWN = 10  # ids that a warning names for each reason
-_SIDE = 16  # of the thumbnails that are compared
+_SIDE = 16  # of the compared thumbnails, in pixels
 _NEAR = 8.0  # mean difference, of 255, up to which two thumbnails show one image
 
 Stamp = list[int | str]  # size, time of change, digest
 
 
 class Unusable:
-    """Counts images that can't be used by reason, and logs the id of each."""
+    """A counter of unusable images by reason, which logs the id of each."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -47,14 +47,14 @@ class Unusable:
         self._shown: defaultdict[str, list[str]] = defaultdict(list)
 
     def add(self, image_id: str, error: ImageError) -> None:
-        """Count one; each is logged at the level of information, `warn` sums up."""
+        """Count an image and log it at level INFO."""
         logger.info("The %s %s can't be used: %s", self.what, image_id, error)
         self.counts[error.reason] += 1
         if len(self._shown[error.reason]) < _SHOWN:
             self._shown[error.reason].append(image_id)
 
     def warn(self) -> None:
-        """One warning with the counts and the first ids; none where every image was usable."""
+        """Log one warning with the counts and the first ids, if any image was unusable."""
         if self.counts:
             parts = [
                 f"{count} {reason} ({', '.join(self._shown[reason])}{', …' if count > _SHOWN else ''})"
@@ -64,7 +64,7 @@ class Unusable:
 
 
 class ImageCounts(NamedTuple):
-    """What `CorpusInfo` says of the images."""
+    """The numbers that `CorpusInfo` has of images."""
 
     images: int = 0
     unusable: int = 0
@@ -76,7 +76,7 @@ def build_images(into: Path, articles: Iterable[Article], roots: list[str]) -> I
     """Write the usable images of articles to a table; articles without an image are passed over.
 
     Args:
-        roots: the folders that the articles' image files are named from.
+        roots: folders that the paths of image files start from.
     """
     unusable = Unusable("knowledge image")
     files: dict[str, Stamp | None] = {}
@@ -111,13 +111,13 @@ def build_images(into: Path, articles: Iterable[Article], roots: list[str]) -> I
 
 
 def join_images(into: Path, tables: Iterable[Dataset]) -> int:
-    """Write the rows of image tables to one; the number of rows."""
+    """Write the rows of image tables to one, and return their number."""
     batches = (batch for table in tables for batch in table.data.to_batches())
     return write_stream(into / TABLE, IMAGE_FEATURES, batches)
 
 
 def finish_images(into: Path, rows: int, unusable: int = 0, merged: int = 0, merge: bool = True) -> ImageCounts:
-    """Leave out near-identical images of one entity, count, and take the digest of what is kept."""
+    """Leave out near-identical images of an entity, then count and digest the others."""
     file = into / TABLE
     if rows and merge and (doubles := _near_identical(Dataset.from_file(str(file)))):
         merged += len(doubles)
@@ -135,13 +135,13 @@ def finish_images(into: Path, rows: int, unusable: int = 0, merged: int = 0, mer
 
 
 def image_roots(folder: Path) -> list[str]:
-    """The folders that a built corpus took image files from; empty where it took none."""
+    """Return the folders that a built corpus took image files from."""
     sources = _sources(folder)
     return sources["roots"] if sources else []
 
 
 def images_changed(folder: Path) -> bool:
-    """Whether files that a built corpus took its images from have changed, gone or come since."""
+    """Return whether image files of a built corpus have changed, gone or come since."""
     sources = _sources(folder)
     return sources is not None and any(_changed(Path(file), stamp) for file, stamp in sources["files"].items())
 
@@ -155,7 +155,7 @@ def _sources(folder: Path) -> dict[str, Any] | None:
 
 
 def _checked(article: Article) -> bytes | ImageError:
-    """The file of the image, once it could be decoded in full."""
+    """Return the file of the image if it can be decoded in full."""
     try:
         content = read_bytes(article.image)
         open_image(content)
@@ -202,7 +202,7 @@ def _filtered(table: Dataset, keep: np.ndarray) -> Iterator[pa.RecordBatch]:
 
 
 def _near_identical(table: Dataset) -> list[int]:
-    """Rows whose image is nearly that of an earlier row of the same id or title, rising."""
+    """Return the rows whose image is nearly that of an earlier row of the same id or title."""
     raw = table.cast_column("image", ImageFeature(decode=False))
     thumbnails: dict[int, np.ndarray] = {}
 
@@ -223,7 +223,7 @@ def _near_identical(table: Dataset) -> list[int]:
             thumbnails.clear()
             kept: list[int] = []
             for row in order[start : start + length].tolist():
-                if row in dropped or keys[row] == hash(""):  # no title names no entity
+                if row in dropped or keys[row] == hash(""):  # an empty title names no entity
                     continue
                 if any(np.abs(thumbnail(row) - thumbnail(other)).mean() <= _NEAR for other in kept):
                     dropped.add(row)

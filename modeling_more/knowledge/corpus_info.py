@@ -1,4 +1,4 @@
-"""What a knowledge corpus says of itself: knowledge.json and the card it is published with."""
+"""Describe a knowledge corpus by its knowledge.json and the card it is published with."""
 
 import json
 from dataclasses import MISSING, dataclass
@@ -13,7 +13,7 @@ FAISS_META = "image_index.json"
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """What `knowledge.json` says of a corpus; `fingerprint` is the digest of its content and of its key design."""
+    """The description of a corpus in `knowledge.json`; `fingerprint` is the digest of its content and key design."""
 
     fingerprint: str
     articles: int
@@ -55,7 +55,7 @@ def read_info(folder: Path) -> CorpusInfo:
 
 
 def check_rows(folder: Path, info: CorpusInfo, paragraphs: int, sentences: int, images: int) -> None:
-    """ValueError where the tables have other numbers of rows than `knowledge.json` names."""
+    """Raise ValueError when the tables have other numbers of rows than `knowledge.json` says."""
     if (paragraphs, sentences, images) != (info.paragraphs, info.sentences, info.images):
         raise ValueError(
             f"The corpus in {folder} has {paragraphs} paragraphs, {sentences} sentences and {images} images, "
@@ -64,11 +64,11 @@ def check_rows(folder: Path, info: CorpusInfo, paragraphs: int, sentences: int, 
 
 
 def corpus_card(info: CorpusInfo, license: str | None, description: str, date: str | None, faiss: Path) -> str:
-    """README.md of a published corpus.
+    """Return the README.md of a published corpus.
 
     Args:
-        license: of the texts and images, as the Hub spells it.
-        date: of the source, as its publisher writes it ("20231101").
+        license: licence of the texts and images, as the Hub spells it.
+        date: date of the source, as its publisher writes it ("20231101").
         faiss: the folder of its image indices.
     """
     indices = []

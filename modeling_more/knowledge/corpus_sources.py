@@ -1,4 +1,4 @@
-"""The sources of knowledge that `--knowledge` names, joined to one corpus."""
+"""Load the sources of knowledge that `--knowledge` names as one corpus."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from .corpus import KnowledgeCorpus
 def load_knowledge(
     specs: Sequence[str | Path], cache_dir: str | Path | None = None, title_in_key: bool | None = None
 ) -> KnowledgeCorpus:
-    """The corpus that `--knowledge` names: files, saved folders and Hub ids in any mixture, joined in that order.
+    """Load the corpus that `--knowledge` names: files, saved folders and Hub ids, joined in that order.
 
     Args:
         title_in_key: key design of corpora built from files (default: the sentence alone); saved ones keep theirs.

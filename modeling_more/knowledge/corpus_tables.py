@@ -1,4 +1,4 @@
-"""The files of a corpus: memory-mapped Arrow tables, digests of what they hold, folders that are made whole."""
+"""Write and check the files of a corpus: Arrow tables, digests, and folders that appear whole."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from ..files import new_folder
 
 
 def write_stream(file: Path, schema: pa.Schema | Features, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write batches as an Arrow stream that `Dataset.from_file` reads; the number of rows."""
+    """Write batches as an Arrow stream for `Dataset.from_file`, and return the number of rows."""
     # the features travel in the schema, so that `datasets` reads the same types back
     features = schema if isinstance(schema, Features) else Features.from_arrow_schema(schema)
     described = features.arrow_schema
@@ -30,14 +30,14 @@ def write_stream(file: Path, schema: pa.Schema | Features, batches: Iterable[pa.
 
 
 def numpy_view(column: pa.ChunkedArray) -> np.ndarray:
-    """The numbers of a column, without a copy where they lie in one piece."""
+    """Return the numbers of a column, without a copy if they lie in one piece."""
     if column.num_chunks == 1:
         return column.chunk(0).to_numpy()  # a view of the mapped file
     return column.to_numpy()
 
 
 def column_digest(column: pa.ChunkedArray) -> bytes:
-    """Digest of the values, whatever the chunks they are stored in; of an image column only the bytes count."""
+    """Return the digest of the values, however they are chunked; of images only the bytes count."""
     lengths, values = hashlib.sha256(), hashlib.sha256()
     for chunk in column.chunks:
         if pa.types.is_struct(chunk.type):
@@ -52,16 +52,13 @@ def column_digest(column: pa.ChunkedArray) -> bytes:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file."""
     with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_meta(file: Path, what: str, version: int, names: Sequence[str]) -> dict[str, Any]:
-    """These entries of the file that describes an index.
+    """Return the entries `names` of the file that describes an index.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -79,10 +76,10 @@ def read_meta(file: Path, what: str, version: int, names: Sequence[str]) -> dict
 
 
 def build_once(folder: Path, meta_file: str, build: Callable[[Path], Any]) -> Path:
-    """Run `build` in a folder beside and rename it: a killed run leaves nothing that looks whole.
+    """Run `build` in a folder beside and rename it, so that a killed run leaves nothing that looks whole.
 
     Args:
-        meta_file: the file that a whole folder holds; where it is there, nothing is built.
+        meta_file: file that only a whole folder holds; if it is there, nothing is built.
     """
     if (folder / meta_file).is_file():
         return folder
@@ -97,10 +94,10 @@ def build_once(folder: Path, meta_file: str, build: Callable[[Path], Any]) -> Pa
 
 @contextmanager
 def claim(file: Path, wait: bool) -> Iterator[bool]:
-    """Whether this process is to make `file`: not while another does so, unless it is waited for.
+    """Yield whether this process is to make `file`; while another makes it, wait for that or yield False.
 
-    Processes that walk over the same files, first without waiting and then with it, share the work; none needs to know
-    of the others, and the lock of one that died is free. Whoever gets it looks first whether the file is there by now.
+    Processes that go over the same files, first without waiting and then waiting, share the work. The lock of one that
+    died is free. Whoever gets it must see whether the file is there by now.
     """
     lock = FileLock(file.with_suffix(".lock"))
     try:
@@ -116,12 +113,12 @@ def claim(file: Path, wait: bool) -> Iterator[bool]:
 
 
 def repeated_places(values: Sequence[int]) -> np.ndarray:
-    """Return the places of values that stand at an earlier place, too, rising."""
+    """Return the places of values that occur at an earlier place too, rising."""
     first = np.unique(np.asarray(values, dtype=np.int64), return_index=True)[1]
     return np.setdiff1d(np.arange(len(values)), first, assume_unique=True)
 
 
 def shared_values(columns: Sequence[pa.ChunkedArray]) -> int:
-    """Return how many values of the columns stand in an earlier column, too; each value counts once a column."""
+    """Return how many values occur in an earlier column too; each counts once per column."""
     distinct = [pc.unique(column) for column in columns]
     return sum(map(len, distinct)) - len(pc.unique(pa.concat_arrays(distinct)))

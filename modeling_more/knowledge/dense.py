@@ -1,4 +1,4 @@
-"""Dense text retrieval: a sentence encoder and a FAISS index over the sentences of a corpus, alone or with BM25."""
+"""Search the sentences of a corpus by vectors of a sentence encoder, alone or fused with BM25."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ _BATCH = 512  # queries a step
 
 
 class SentenceEncoder:
-    """Any encoder of transformers as a sentence encoder: mean of the last layer over the mask, L2-normalised.
+    """A sentence encoder made of any encoder in transformers: the L2-normalised mean of its last layer.
 
     ```python
     encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")
@@ -85,7 +85,7 @@ class SentenceEncoder:
         return int(self.model.config.hidden_size)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [texts, dimension], each row of length 1; text past `max_length` sub-tokens is not read."""
+        """Embed texts as float32 [texts, dimension], L2-normalised; text past `max_length` sub-tokens is not read."""
         ids: list[list[int]] = []
         if len(texts):
             ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
@@ -107,7 +107,7 @@ class SentenceEncoder:
         return vectors
 
     def _digest(self) -> str:
-        """Of weights, tokenizer and what else the vectors depend on, wherever the encoder was loaded from."""
+        """Return the digest of weights, tokenizer and settings, wherever the encoder was loaded from."""
         settings = [self.model.config.model_type, str(self.dtype), self.max_length, self.tokenizer.get_vocab()]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, weight in sorted(self.model.state_dict().items()):
@@ -117,7 +117,7 @@ class SentenceEncoder:
 
 
 class DenseRetriever:
-    """Finds the paragraphs whose best sentence lies nearest to the query.
+    """A retriever that finds the paragraphs whose best sentence lies nearest to the query.
 
     ```python
     retriever = DenseRetriever.from_corpus(corpus, "sentence-transformers/all-MiniLM-L6-v2")
@@ -126,17 +126,13 @@ class DenseRetriever:
     """
 
     def __init__(
-        self,
-        corpus: KnowledgeCorpus,
-        encoder: SentenceEncoder,
-        index_dir: str | Path,
-        search_parameters: str = "",
+        self, corpus: KnowledgeCorpus, encoder: SentenceEncoder, index_dir: str | Path, search_parameters: str = ""
     ) -> None:
         """Open a saved index.
 
         Args:
-            search_parameters: of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128"); default:
-                those of `load_index`.
+            search_parameters: settings of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128");
+                default: those of `load_index`.
 
         Raises:
             FileNotFoundError: `index_dir` holds no index.
@@ -159,7 +155,7 @@ class DenseRetriever:
 
     @property
     def fingerprint(self) -> str:
-        """What the results depend on besides queries and top_k."""
+        """Return what the results depend on besides queries and `top_k`."""
         index = f"{self.string_factory}-{self.search_parameters}"
         return f"dense-{INDEX_VERSION}-{index}-{self.encoder.fingerprint}-{self.corpus.fingerprint}"
 
@@ -174,7 +170,7 @@ class DenseRetriever:
     ) -> "DenseRetriever":
         """Open the index of corpus and encoder; where there is none, embed the sentences, build and save it first.
 
-        The vectors are kept in shards, so a run that was killed continues, and several processes share the work.
+        The vectors are kept in shards, so a killed run continues, and several processes share the work.
 
         Args:
             index_dir: default: beside the corpus's tables in the cache.
@@ -204,11 +200,12 @@ class DenseRetriever:
         copy_folder(self.index_dir, Path(folder))
 
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
-        """The `top_k` distinct paragraphs of each query by their best sentence, as ranked entries; score = inner
-        product, equal ones in the order of the corpus. A query without a word finds nothing.
+        """Return the `top_k` distinct paragraphs of each query, ranked by the inner product of their best sentence.
+
+        Equal scores stand in the order of the corpus. A query without a word finds nothing.
 
         Args:
-            posts: the texts the queries were made from: entries that hold their post are dropped and replaced.
+            posts: texts of the queries' posts; entries that hold their post are dropped and replaced.
         """
         if top_k < 1:
             raise ValueError(f"At least one result must be asked for, not {top_k}.")
@@ -231,7 +228,7 @@ class DenseRetriever:
             entries = distinct_entries(self.corpus, rows, scores, top_k)
             for query, ranked in zip(pending.tolist(), entries, strict=True):
                 results[query] = ranked
-            # many sentences of one paragraph: fetch on, until the corpus ends
+            # many sentences of one paragraph: fetch on, until the corpus ends,
             short = np.array([len(results[query]) < top_k for query in pending.tolist()])
             # or an approximate index has no more
             pending = pending[short & (rows[:, -1] >= 0)] if fetch < len(self.corpus) else pending[:0]
@@ -240,13 +237,13 @@ class DenseRetriever:
 
 
 class FusedRetriever:
-    """Joins the rankings of several retrievers by reciprocal rank fusion.
+    """A retriever that joins the rankings of several ones by reciprocal rank fusion.
 
     score(entry) = Σ over the retrievers that found it of 1 / (k + rank), rank from 1, k = 60 (Cormack, Clarke and
     Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods", SIGIR 2009). Only
     ranks count, so scores of different scales need no weights. Each retriever is asked for `depth` entries; equal
-    scores stand by their best rank, then by the order of the retrievers. The matched sentence is that of the retriever
-    that ranks the entry best.
+    scores are ordered by best rank, then by retriever. The matched sentence is that of the retriever that ranks the
+    entry best.
     """
 
     def __init__(self, retrievers: Sequence[TextRetriever], k: int = 60, depth: int = 100) -> None:
@@ -258,14 +255,14 @@ class FusedRetriever:
 
     @property
     def fingerprint(self) -> str:
-        """What the results depend on besides queries and top_k."""
+        """Return what the results depend on besides queries and `top_k`."""
         return f"rrf-{self.k}-{self.depth}-" + "+".join(retriever.fingerprint for retriever in self.retrievers)
 
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
-        """The `top_k` entries of each query by fused score.
+        """Return the `top_k` entries of each query by fused score.
 
         Args:
-            posts: the texts the queries were made from: entries that hold their post are dropped and replaced.
+            posts: texts of the queries' posts; entries that hold their post are dropped and replaced.
         """
         if posts is not None:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
@@ -286,7 +283,7 @@ class FusedRetriever:
 
 
 def embed_corpus(corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path) -> Dataset:
-    """The vectors of a corpus's keys as a memory-mapped data set {embedding}, one row a sentence."""
+    """Embed a corpus's keys as a memory-mapped data set {embedding}, one row per sentence."""
 
     def embed(first: int, last: int) -> np.ndarray:
         keys: list[str] = corpus.table[first:last]["key"]

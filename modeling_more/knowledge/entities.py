@@ -1,4 +1,4 @@
-"""The second round of retrieval: predicted entities search the titles (METHOD, section 1; from KB-NER).
+"""Search the titles for predicted entities in a second round (METHOD, section 1; from KB-NER).
 
 score(sentence) = BM25(post, sentence) + 2.0 · BM25(entities, title of the sentence's article)
 
@@ -25,7 +25,7 @@ _STARTS = "article_start.npy"
 
 
 class Prediction(NamedTuple):
-    """What a model found in a post: the texts of its entities, the post's words where the file has them."""
+    """The entities that a model found in a post, as texts, and the post's words where the file has them."""
 
     entities: list[str]
     tokens: list[str] | None
@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
 
 
 def read_predictions(files: Iterable[str | Path]) -> dict[str, Prediction]:
-    """Predicted entities by post id, from JSONL {"id", "entities": [{"text"}]} as run_ner.py writes them.
+    """Read predicted entities by post id, from JSONL {"id", "entities": [{"text"}]} as run_ner.py writes them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -61,13 +61,13 @@ def read_predictions(files: Iterable[str | Path]) -> dict[str, Prediction]:
 
 
 def entity_query(text: str, entities: Sequence[str]) -> str:
-    """The query of `EntityRetriever` for a post and the entities predicted in it."""
+    """Return the query of `EntityRetriever` for a post and the entities predicted in it."""
     # a line break keeps the letters of two entities in scripts without blanks apart, which a blank does not
     return _SEPARATOR.join(part.replace(_SEPARATOR, " ") for part in (text, "\n".join(entities)))
 
 
 class EntityRetriever(BM25Retriever):
-    """BM25 over sentences, and over titles for the entities of a query that `entity_query` made.
+    """A BM25 retriever that also searches the titles for the entities of a query made by `entity_query`.
 
     ```python
     retriever = EntityRetriever.from_corpus(KnowledgeCorpus.from_files("articles.jsonl"))
@@ -76,7 +76,7 @@ class EntityRetriever(BM25Retriever):
     """
 
     def __init__(self, corpus: KnowledgeCorpus, index_dir: str | Path, n_threads: int = 1) -> None:
-        """Open a saved index and that of the titles; where the corpus's folder has none of these, it is built."""
+        """Open a saved index and that of the titles, which is built if the corpus's folder has none."""
         super().__init__(corpus, index_dir, n_threads)
         folder = corpus.folder / _FOLDER
         if not is_current(folder):
@@ -88,12 +88,11 @@ class EntityRetriever(BM25Retriever):
 
     @property
     def fingerprint(self) -> str:
-        """What the results depend on besides queries and top_k."""
+        """Return what the results depend on besides queries and `top_k`."""
         return f"{super().fingerprint}-titles-{TITLE_BOOST}"
 
     def search_paragraphs(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `BM25Retriever.search_paragraphs`, for queries of `entity_query`; a query without entities is searched
-        among the sentences alone."""
+        """Search as `BM25Retriever` does, by queries of `entity_query`; those without entities search no titles."""
         parts = [query.partition(_SEPARATOR) for query in queries]
         vocabulary = self.title_vocabulary
         title_ids = [
@@ -103,7 +102,7 @@ class EntityRetriever(BM25Retriever):
 
 
 def _build_titles(corpus: KnowledgeCorpus, folder: Path) -> None:
-    """The index of the titles and, beside it, int32 [articles + 1]: the first sentence of each article."""
+    """Build the index of the titles and, beside it, int32 [articles + 1]: each article's first sentence."""
     titles: list[str] = []
     first_paragraphs: list[int] = []
     before: tuple[str, str] | None = None

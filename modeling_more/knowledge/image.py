@@ -1,4 +1,4 @@
-"""Image retrieval: inner products of image embeddings over the images of a corpus (METHOD, section 1)."""
+"""Search the images of a corpus by inner products of image embeddings (METHOD, section 1)."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ _SLACK = 2  # results above top_k, so that an article with several images seldom
 
 
 class ImageEncoder:
-    """Any image tower of transformers: CLIP, SigLIP and others, whole or the vision part alone.
+    """An image encoder made of any image tower in transformers, such as CLIP or SigLIP, whole or vision part.
 
     ```python
     encoder = ImageEncoder("openai/clip-vit-base-patch32")
@@ -98,11 +98,11 @@ class ImageEncoder:
 
     @property
     def label(self) -> str:
-        """The name for cards: of a folder only its last part."""
+        """Return the name for cards, of a folder only the last part."""
         return Path(self.name).name if Path(self.name).is_dir() else self.name
 
     def embed(self, images: Sequence[Source]) -> np.ndarray:
-        """float32 [images, dimension], each row of length 1.
+        """Embed images as float32 [images, dimension], L2-normalised.
 
         Args:
             images: whatever `open_image` opens; threads decode and resize them while the tower computes.
@@ -114,7 +114,7 @@ class ImageEncoder:
         return np.concatenate(vectors) if vectors else np.empty((0, self.dimension), np.float32)
 
     def _prepare(self, images: Sequence[Source]) -> Iterator[Pixels]:
-        """Batches of the processor's outputs, a few of them ahead."""
+        """Yield batches of the processor's outputs, a few made ahead."""
         starts = iter(range(0, len(images), self.batch_size))
         ahead: deque[Future[Pixels]] = deque()
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -131,13 +131,13 @@ class ImageEncoder:
 
     def _pixels(self, images: Sequence[Source]) -> Pixels:
         opened = [_not_too_thin(open_image(image)) for image in images]
-        # said, not guessed: a picture of 1 or 3 pixels' height looks like channels first
+        # said, not guessed: a height of 1 or 3 pixels looks like channels first
         made = self.processor(opened, input_data_format="channels_last", return_tensors="pt")
         # some towers need more than `pixel_values`: those of pictures in patches their mask and shapes
         return {name: torch.as_tensor(value) for name, value in made.items()}
 
     def _embed_pixels(self, pixels: Pixels) -> np.ndarray:
-        embed = getattr(self.model, "get_image_features", self.model)  # of models with a text tower, too
+        embed = getattr(self.model, "get_image_features", self.model)  # models with a text tower have it
         moved = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for name, value in pixels.items()
@@ -153,13 +153,13 @@ class ImageEncoder:
 
 
 class _ClipTower(CLIPVisionModelWithProjection):
-    """CLIP's image tower, loaded from a whole CLIP without a warning on each weight of the text tower."""
+    """A CLIP image tower that loads from a whole CLIP without warnings on its text tower."""
 
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "^logit_scale$"]
 
 
 class ImageRetriever:
-    """Finds the articles whose image lies nearest to the query's.
+    """A retriever that finds the articles whose image lies nearest to the query's.
 
     ```python
     retriever = ImageRetriever.from_corpus(corpus, ImageEncoder())
@@ -173,7 +173,7 @@ class ImageRetriever:
         """Open a saved index.
 
         Args:
-            search_parameters: of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128").
+            search_parameters: settings of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128").
 
         Raises:
             FileNotFoundError: `index_dir` holds no index.
@@ -198,7 +198,7 @@ class ImageRetriever:
 
     @property
     def fingerprint(self) -> str:
-        """What the results depend on besides queries and top_k."""
+        """Return what the results depend on besides queries and `top_k`."""
         index = f"{INDEX_VERSION}-{self.factory}-{self.search_parameters}"
         return f"image-{index}-{self.encoder.fingerprint}-{self.corpus.info.image_fingerprint}"
 
@@ -214,8 +214,8 @@ class ImageRetriever:
     ) -> "ImageRetriever":
         """Open the index of corpus and encoder; where there is none, embed the images, build and save it first.
 
-        The vectors are kept in shards, so a run that was killed continues, and so does one that builds another kind of
-        index; the processes of `accelerate launch` share the shards.
+        The vectors are kept in shards, from which a killed run or one with another kind of index continues, and which
+        the processes of `accelerate launch` share.
 
         Args:
             index_dir: a folder for the indices and shards; default: the indices saved with the corpus, else a folder
@@ -257,8 +257,9 @@ class ImageRetriever:
         copy_folder(self.index_dir, Path(folder))
 
     def search(self, images: Sequence[Source], top_k: int = 10) -> list[list[Entry]]:
-        """The `top_k` articles of each image as ranked entries of `KNOWLEDGE_FEATURE`, one an article; score = inner
-        product, equal ones in the order of the corpus. None finds nothing.
+        """Return the `top_k` articles of each image, one entry per article, ranked by inner product.
+
+        Equal scores stand in the order of the corpus. An image that is None finds nothing.
 
         Raises:
             ImageError: an image can't be used.
@@ -271,7 +272,7 @@ class ImageRetriever:
         return results
 
     def search_vectors(self, vectors: np.ndarray, top_k: int = 10) -> list[list[Entry]]:
-        """`search` for embeddings, float32 [queries, dimension]."""
+        """Search as `search` does, by embeddings, float32 [queries, dimension]."""
         if top_k < 1:
             raise ValueError(f"At least one result must be asked for, not {top_k}.")
         results: list[list[Entry]] = [[] for _ in vectors]
@@ -307,7 +308,7 @@ class ImageRetriever:
 
 
 def _saved_index(folder: Path | None, encoder: str, factory: str | None) -> Path | None:
-    """The index in the folder of such a kind; where none is asked for, the exact one before any other."""
+    """Return the saved index of that kind; if none is asked for, the exact one before any other."""
     if folder is None:
         return None
     names = [index_name(encoder, factory or "Flat")]
@@ -342,7 +343,7 @@ def _load_tower(name: str | Path, revision: str | None) -> Any:
             # a classifier's checkpoint has no pooler: the first token stands for the picture
             model, info = AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
         _check_weights(name, info)
-        return model.vision_model if config.model_type == "siglip" else model  # no need of its text tower
+        return model.vision_model if config.model_type == "siglip" else model  # its text tower is not needed
     vision = config if isinstance(config, CLIPVisionConfig) else config.vision_config
     vision.projection_dim = config.projection_dim  # of the whole model, where the vision part's may be a default
     tower: Any = _ClipTower
@@ -376,7 +377,7 @@ def _digest(model: torch.nn.Module, processor: Any) -> str:
 
 
 def _not_too_thin(image: Image.Image) -> Image.Image:
-    """The middle of an image that is more than 16 times as long as wide."""
+    """Crop an image that is more than 16 times as long as wide to its middle."""
     width, height = image.size
     across, down = min(width, _LONGEST * height), min(height, _LONGEST * width)
     if (across, down) == image.size:

@@ -1,4 +1,4 @@
-"""The leakage guard: a post must not be handed its own text as knowledge (METHOD, section 1)."""
+"""Guard against leakage: a post must not get its own text as knowledge (METHOD, section 1)."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -12,7 +12,7 @@ Search = Callable[[list[str], int], list[list[Entry]]]
 MIN_HELD_WORDS = 8  # two letters of a script without blanks count as a word
 
 
-_compared = lru_cache(maxsize=2048)(normal_form)  # articles that posts find come again and again
+_compared = lru_cache(maxsize=2048)(normal_form)  # the same articles are found again and again
 
 
 class Post:
@@ -44,10 +44,10 @@ class Post:
 def search_without_leaks(
     search: Search, queries: Sequence[str], posts: Sequence[str], top_k: int
 ) -> tuple[list[list[Entry]], list[int]]:
-    """`search(queries, k)` with the entries dropped that hold their post; fetches on, so that no list is shortened.
+    """Search without the entries that hold their post; more are fetched, so that no list is shortened.
 
     Returns:
-        per query its at most `top_k` entries, and how many entries above the last of them were dropped.
+        at most `top_k` entries of each query, and how many entries above the last of them were dropped.
     """
     if len(queries) != len(posts):
         raise ValueError(f"{len(queries)} queries for {len(posts)} posts: give one query per post.")

@@ -1,4 +1,4 @@
-"""Retrieval from Milvus, when one machine is too small: the same text and image search, by the address of a database.
+"""Search text and images in a Milvus database, for knowledge that is too large for one machine.
 
 python -m modeling_more.knowledge.milvus milvus:http://HOST:19530 --knowledge FILE... [--image_model NAME]
 
@@ -46,13 +46,13 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Database", "MilvusImageRetriever", "MilvusTextRetriever"]
 
-MAX_LIMIT = 16_384  # of a search, on a server
-_IMAGES = 128  # an insert
-_QUERIES = 64  # a search
+MAX_LIMIT = 16_384  # hits of a search on a server
+_IMAGES = 128  # images an insert
+_QUERIES = 64  # queries a search
 
 
 class MilvusTextRetriever:
-    """BM25 over the sentences of a corpus in Milvus, their paragraphs as results: `BM25Retriever`'s interface.
+    """A BM25 retriever over the sentences of a corpus in Milvus, used as `BM25Retriever` is.
 
     The words of keys and queries are ours, written so that Milvus' standard analyzer only splits at the spaces.
     Scores are those of METHOD, section 1. Milvus counts document frequencies: a server over the whole collection,
@@ -108,12 +108,12 @@ class MilvusTextRetriever:
         return cls(spec)
 
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
-        """The `top_k` distinct paragraphs of each query, ranked; fewer only where Milvus finds no more.
+        """Return the `top_k` distinct paragraphs of each query, ranked; fewer only if Milvus finds no more.
 
-        Equal scores are in the order of the corpus; which of them are among the last places, Milvus decides.
+        Equal scores stand in the order of the corpus; Milvus decides which of them take the last places.
 
         Args:
-            posts: the texts the queries were made from: entries that hold their post are dropped and replaced.
+            posts: texts of the queries' posts; entries that hold their post are dropped and replaced.
         """
         if posts is not None:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
@@ -127,7 +127,7 @@ class MilvusTextRetriever:
         return _fetch_on(ask, [row for row, found in enumerate(words) if found], len(queries), top_k, 3 * top_k)
 
     def _hits(self, words: list[str], limit: int) -> list[Rows]:
-        """Per query {id, score, paragraph, start, end}, best first."""
+        """Return the hits {id, score, paragraph, start, end} of each query, best first."""
         found = self.client.search(
             self.database.collection("sentences"),
             data=words,
@@ -172,16 +172,16 @@ class MilvusTextRetriever:
 
 
 def _unsplit(words: list[str]) -> str:
-    """The words with spaces between them, in letters and digits that no analyzer of Milvus cuts or changes.
+    """Join words by spaces, written so that no analyzer of Milvus cuts or changes them.
 
-    One cuts at combining marks (milvus-lite), at "_" (a server), or within a piece of Chinese: what is not of ASCII
-    letters and digits is written in hexadecimal digits.
+    Analyzers cut at combining marks (milvus-lite), at "_" (a server), or within a piece of Chinese: words that are not
+    of ASCII letters and digits are written in hexadecimal digits.
     """
     return " ".join(word if word.isascii() and word.isalnum() else f"0x{word.encode().hex()}" for word in words)
 
 
 class MilvusImageRetriever:
-    """Inner products of image embeddings in Milvus, one entry an article: `ImageRetriever`'s interface."""
+    """A retriever over image embeddings in Milvus, used as `ImageRetriever` is."""
 
     def __init__(self, spec: str, encoder: "ImageEncoder") -> None:
         """Open what `from_corpus` loaded.
@@ -212,7 +212,7 @@ class MilvusImageRetriever:
         """Embed and load the images of the corpus, or what is missing of them, and open them.
 
         Args:
-            index: of the vectors, {"index_type", "params"}: FLAT (exact) by default; HNSW, IVF_SQ8, … for many.
+            index: index of the vectors, {"index_type", "params"}: FLAT (exact) by default; HNSW, IVF_SQ8, … for many.
 
         Raises:
             ValueError: the corpus has no images, or the database holds others under that name.
@@ -244,8 +244,7 @@ class MilvusImageRetriever:
         return cls(spec, encoder)
 
     def search(self, images: Sequence["Source"], top_k: int = 10) -> list[list[Entry]]:
-        """The `top_k` articles of each image, best first, one entry an article, score = inner product; None finds
-        nothing.
+        """Return the `top_k` articles of each image, one entry per article, ranked by inner product.
 
         Raises:
             ImageError: an image can't be used.
@@ -258,7 +257,7 @@ class MilvusImageRetriever:
         return results
 
     def search_vectors(self, vectors: np.ndarray, top_k: int = 10) -> list[list[Entry]]:
-        """`search` for embeddings, float32 [queries, dimension]."""
+        """Search as `search` does, by embeddings, float32 [queries, dimension]."""
 
         def ask(rows: list[int], limit: int) -> list[tuple[list[Entry], int]]:
             found = self.client.search(
@@ -293,12 +292,12 @@ def _fetch_on(
     top_k: int,
     fetch: int,
 ) -> list[list[Entry]]:
-    """The entries of each query; where hits of the same entry leave fewer than `top_k`, more hits are fetched.
+    """Return the entries of each query; if hits of the same entry leave fewer than `top_k`, more are fetched.
 
     Args:
-        ask: for some queries and a number of hits, the entries and the number of hits that there were.
-        asked: the queries that have something to search for.
-        fetch: hits at first.
+        ask: gives for some queries and a limit of hits the entries and the number of hits.
+        asked: queries that have something to search for.
+        fetch: limit of hits at first.
     """
     if top_k < 1:
         raise ValueError(f"At least one result must be asked for, not {top_k}.")

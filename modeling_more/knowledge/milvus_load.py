@@ -1,4 +1,4 @@
-"""Milvus as a place for knowledge: addresses, collections, and a bulk load that continues where it was killed."""
+"""Load knowledge into the collections of a Milvus database; a killed load continues."""
 
 import json
 import logging
@@ -16,10 +16,10 @@ from .text import K1, B
 logger = logging.getLogger(__name__)
 
 PREFIX = "milvus:"
-#: of what is loaded; sentences, 2: words in their normal form, pieces of scripts without blanks, none cut by Milvus
+#: versions of what is loaded; sentences, 2: words in normal form, pieces of scripts without blanks, not cut by Milvus
 LOAD_VERSIONS = {"sentences": 2, "images": 1}
 DEFAULT_NAME = "more"
-MAX_BYTES = 65_535  # of a VARCHAR
+MAX_BYTES = 65_535  # in a VARCHAR
 BATCH = 1_000  # rows an insert
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
@@ -28,7 +28,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Database:
-    """An address and the name of a body of knowledge in it."""
+    """The address of a database and the name of a body of knowledge in it."""
 
     uri: str
     name: str = DEFAULT_NAME
@@ -56,7 +56,7 @@ class Database:
         return f"{self.name}_{kind}"
 
     def connect(self) -> Any:
-        """A client.
+        """Return a client.
 
         Raises:
             ImportError: pymilvus is not installed.
@@ -81,7 +81,7 @@ def value_of(source: str, title: str, text: str) -> dict[str, str]:
 
 
 def fit(text: str) -> str:
-    """The text, cut to what a text field of Milvus holds."""
+    """Cut a text to what a text field of Milvus holds."""
     encoded = text.encode()
     if len(encoded) <= MAX_BYTES:
         return text
@@ -93,14 +93,8 @@ def fields_of(entity: dict[str, Any]) -> dict[str, str]:
     return {name: entity[name] for name in ("title", "text", "source")}
 
 
-def begin(
-    client: Any,
-    database: Database,
-    kind: str,
-    about: dict[str, Any],
-    dimension: int = 0,
-) -> None:
-    """Make the collections of a kind of knowledge, or see that they are of this corpus."""
+def begin(client: Any, database: Database, kind: str, about: dict[str, Any], dimension: int = 0) -> None:
+    """Make the collections of a kind of knowledge, or check that they are of this corpus."""
     name = database.collection("about")
     kinds = ("sentences", "images")
     _create(client, name, "about")
@@ -186,7 +180,7 @@ def load_rows(client: Any, name: str, rows: Callable[[int, int], Rows], total: i
 
 
 def _with_vector(rows: Rows) -> Rows:
-    """Rows of a collection that has no vectors get the one it must have."""
+    """Give rows without a vector the one that Milvus wants."""
     return [row if "vector" in row or "key" in row else {**row, "unused": [0.0, 0.0]} for row in rows]
 
 
@@ -195,7 +189,7 @@ def _count(client: Any, name: str, where: str = "") -> int:
 
 
 def read_values(client: Any, name: str, ids: list[int]) -> dict[int, dict[str, str]]:
-    """{title, text, source} of each row."""
+    """Return {title, text, source} of each row."""
     found: dict[int, dict[str, str]] = {}
     for first in range(0, len(ids), BATCH):
         rows = client.get(name, ids=ids[first : first + BATCH], output_fields=["source", "title", "text"])

@@ -1,4 +1,4 @@
-"""Images as they come: every kind that Pillow reads becomes RGB, every other one an error with a short reason."""
+"""Open images of any kind as RGB, or raise an error with a short reason."""
 
 import io
 import os
@@ -17,13 +17,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 #: what `ImageError.reason` may be
 REASONS = ("missing", "truncated", "over-large", "not an image", "damaged")
 
-_OPENING = threading.Lock()  # of the header only: the list of warnings to ignore belongs to all threads
+_OPENING = threading.Lock()  # guards the opening of headers: threads share the list of ignored warnings
 
 Source = str | os.PathLike[str] | bytes | dict[str, Any] | Image.Image | None
 
 
 class ImageError(ValueError):
-    """An image that can't be used; `reason` is one of `REASONS`, the message says more."""
+    """An error for an image that can't be used; `reason` is one of `REASONS`, the message says more."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
@@ -31,9 +31,9 @@ class ImageError(ValueError):
 
 
 def open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as RGB, upright, decoded in full.
+    """Open an image as RGB, decoded in full.
 
-    Of an animation the first frame; transparency over white; turned as its EXIF data says; 16 bits scaled to 8.
+    An animation gives its first frame, transparency turns white, EXIF orientation is applied, 16 bits are scaled to 8.
 
     Args:
         source: a path, the bytes of a file, {"path", "bytes"} as `datasets.Image(decode=False)` gives it, or an image.
@@ -60,7 +60,7 @@ def open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def read_bytes(source: Source) -> bytes:
-    """The file of an image, undecoded (of an image in memory a PNG); ImageError where there is none."""
+    """Read an image's file, undecoded (a PNG for an image in memory); raise ImageError if there is none."""
     if isinstance(source, dict):
         content = source.get("bytes")
         source = content if content is not None else source.get("path")
@@ -79,9 +79,9 @@ def read_bytes(source: Source) -> bytes:
 
 
 def find_image(folder: str | Path, image_id: str) -> Path | None:
-    """The file of an image id in a folder: named by the id alone, or by the id and one of `SUFFIXES`.
+    """Find the file in a folder that is named by an image id, alone or with one of `SUFFIXES`.
 
-    None where there is no such file, and for an id that leads out of the folder.
+    The result is None if there is no such file or the id leads out of the folder.
     """
     if not image_id or {PurePosixPath(image_id).is_absolute(), PureWindowsPath(image_id).is_absolute()} != {False}:
         return None
@@ -101,8 +101,8 @@ def require_images(folder: str | Path, image_ids: Mapping[str, Sequence[str | No
     """Check that a folder has images of the posts, before anything is done with them.
 
     Args:
-        folder: as of `find_image`.
-        image_ids: those of the posts of each split, by its name.
+        folder: folder as of `find_image`.
+        image_ids: image ids of the posts, by split.
 
     Raises:
         ValueError: it has none of any post, or none of the training posts.
@@ -124,11 +124,11 @@ def require_images(folder: str | Path, image_ids: Mapping[str, Sequence[str | No
 
 
 def refused_split(splits: Collection[str], without: Collection[str]) -> str | None:
-    """Return the split that can't do without images: "train", or where no split has some its name or "all"; else None.
+    """Return the split that lacks the images it needs: "train"; if none has any, its name or "all"; else None.
 
     Args:
-        splits: names of those that have posts.
-        without: names of those whose posts have no image.
+        splits: names of splits that have posts.
+        without: names of splits whose posts have no image.
     """
     if "train" in without:
         return "train"
@@ -138,7 +138,7 @@ def refused_split(splits: Collection[str], without: Collection[str]) -> str | No
 
 
 def posts_of(split: str) -> str:
-    """Return how a split's posts are called: "training posts", "test posts", of no split or all "posts"."""
+    """Return what a split's posts are called: "training posts", "test posts", or "posts" for "all" and ""."""
     name = {"train": "training", "all": ""}.get(split, split)
     return f"{name} posts".strip()
 

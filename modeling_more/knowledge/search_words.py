@@ -1,4 +1,4 @@
-"""The words by which posts and articles are compared: by BM25, over Milvus, and by the leakage guard.
+"""Split texts into the words by which BM25, Milvus and the leakage guard compare them.
 
 Both sides are brought to one form first (NFKC, case folding, no marks that are optional in writing). Scripts that set
 no blanks between words are searched by pieces of two letters: "北京大学" has the words 北京, 京大 and 大学.
@@ -104,7 +104,7 @@ def _pieces_and_letters(letters: list[str]) -> list[str]:
 
 
 def _split(text: str, run: Callable[[list[str]], list[str]]) -> list[str]:
-    """The words of a text; `run` makes those of the letters of a run without blanks."""
+    """Return the words of a text; `run` makes those of letters without blanks."""
     if text.isascii() or _USUAL_TEXT.fullmatch(text):
         return _PLAIN.findall(text.lower())
     words: list[str] = []

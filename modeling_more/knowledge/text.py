@@ -1,8 +1,7 @@
-"""Text retrieval: BM25 over the sentences of a corpus, their paragraphs as results (METHOD, section 1).
+"""Search the sentences of a corpus by BM25 for their paragraphs (METHOD, section 1).
 
-bm25s stores and maps the index (text_index.py) and searches it too. The search is ours: one pass gives the best
-*paragraphs* in an order that ties cannot change, where bm25s gives the best sentences, of which many share a
-paragraph, and settles ties by the state of its heap.
+bm25s stores and maps the index (text_index.py). The search is ours: one pass gives the best *paragraphs* in an order
+that ties cannot change, where bm25s gives sentences, of which many share a paragraph, and leaves ties to its heap.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,12 +23,12 @@ _BATCH = 512  # queries a step
 _BLOCK = 128  # sentences that are passed over together when none scores enough
 _SLACK = 2  # results above top_k, so that two paragraphs of the same text seldom need a second search
 
-# of titles: float32 scores, int32 rows, first posting of each word, and the first sentence of each article
+# float32 scores, int32 rows and first posting of each word in titles, and the first sentence of each article
 Titles = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class BM25Retriever:
-    """Finds the paragraphs whose best sentence scores highest.
+    """A retriever that finds the paragraphs whose best sentence scores highest.
 
     ```python
     retriever = BM25Retriever.from_corpus(KnowledgeCorpus.from_files("articles.jsonl"))
@@ -54,20 +53,16 @@ class BM25Retriever:
 
     @property
     def fingerprint(self) -> str:
-        """What the results depend on besides queries and top_k."""
+        """Return what the results depend on besides queries and `top_k`."""
         return f"bm25-{INDEX_VERSION}-{K1}-{B}-{self.corpus.fingerprint}"
 
     @classmethod
     def from_corpus(
-        cls,
-        corpus: KnowledgeCorpus,
-        index_dir: str | Path | None = None,
-        n_threads: int = 1,
+        cls, corpus: KnowledgeCorpus, index_dir: str | Path | None = None, n_threads: int = 1
     ) -> "BM25Retriever":
         """Open the index of the corpus; where there is none, build and save it first; a killed build continues.
 
-        An index that an earlier version saved with the corpus is left alone, and another is built in the cache; one in
-        the cache is built anew.
+        An index of an earlier version is built anew in the cache; one saved with the corpus is left alone.
 
         Args:
             index_dir: default: the index saved with the corpus, else one beside its tables in the cache.
@@ -83,7 +78,7 @@ class BM25Retriever:
         copy_folder(self.index_dir, Path(folder))
 
     def search_paragraphs(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best paragraphs of each query, by their best sentence.
+        """Return the k best paragraphs of each query, by their best sentence.
 
         Returns:
             int32 [queries, k] rows of the sentences, filled up with -1, and float32 [queries, k] their BM25 scores,
@@ -92,7 +87,7 @@ class BM25Retriever:
         return self._best([self.word_ids(query) for query in queries], k)
 
     def word_ids(self, query: str) -> list[int]:
-        """The query's words that the corpus has, as numbers of the vocabulary; repeats kept."""
+        """Return the query's words that the corpus has, as numbers of the vocabulary, with repeats."""
         return [self.vocabulary[word] for word in split_query(query) if word in self.vocabulary]
 
     def _best(
@@ -122,11 +117,10 @@ class BM25Retriever:
         return rows, scores
 
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
-        """The `top_k` distinct paragraphs of each query as ranked entries of `KNOWLEDGE_FEATURE`; fewer only where the
-        corpus has no more with a score above 0.
+        """Return the `top_k` distinct paragraphs of each query, ranked; fewer only if no more score above 0.
 
         Args:
-            posts: the texts the queries were made from: entries that hold their post are dropped and replaced.
+            posts: texts of the queries' posts; entries that hold their post are dropped and replaced.
         """
         if posts is not None:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
@@ -155,11 +149,11 @@ class BM25Retriever:
 def distinct_entries(
     corpus: KnowledgeCorpus, rows: np.ndarray, scores: np.ndarray, top_k: int
 ) -> Iterator[list[Entry]]:
-    """Per query the entries of its first `top_k` distinct paragraphs.
+    """Yield for each query the entries of its first `top_k` distinct paragraphs.
 
     Args:
         rows: int [queries, k] sentences, best first; below 0 where there is none.
-        scores: float [queries, k] of these sentences.
+        scores: float [queries, k] scores of these sentences.
     """
     counts = (rows >= 0).sum(axis=1).tolist()
     hits = rows[rows >= 0]
@@ -275,7 +269,7 @@ def _sink(heap, held, slot, size):  # type: ignore[no-untyped-def]
 
 
 def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """All lists in one array, and where each begins."""
+    """Join lists to one array, and return it and where each begins."""
     bounds = np.cumsum([0] + [len(row) for row in ids], dtype=np.int64)
     return np.array([word for row in ids for word in row], dtype=np.int64), bounds
 

@@ -1,7 +1,7 @@
-"""The BM25 index of texts on disk: built in parts that survive a killed run, stored by bm25s, mapped when opened.
+"""Build the BM25 index of texts in parts that survive a killed run, and open it memory-mapped.
 
-bm25s stores and maps the index: one float32 score for each word of each text. Counting is ours, because it needs no
-lists of words in memory.
+bm25s stores and maps one float32 score for each word of each text. Counting is ours, as it needs no lists of words in
+memory.
 """
 
 import json
@@ -37,7 +37,7 @@ Postings = tuple[np.ndarray, np.ndarray, np.ndarray]  # float32 scores, int32 ro
 
 
 class _Part(NamedTuple):
-    """The words of some texts: int32 numbers, how many each text has, and those that no part before has, in order."""
+    """The words of some texts as int32 numbers, how many each text has, and those that no part before has."""
 
     words: np.ndarray
     lengths: np.ndarray
@@ -45,7 +45,7 @@ class _Part(NamedTuple):
 
 
 def is_current(folder: Path) -> bool:
-    """Return whether the folder holds an index, and none of another version, which the log names."""
+    """Return whether the folder holds an index of this version, and log another version."""
     if (version := _other_version(folder)) is not None:
         logger.warning(
             "The index in %s is of version %s, not %s: it is built again in the cache.", folder, version, INDEX_VERSION
@@ -55,7 +55,7 @@ def is_current(folder: Path) -> bool:
 
 
 def _other_version(folder: Path) -> object:
-    """The version of the index in the folder; None where it is today's, or none is told."""
+    """Return the version of the index in the folder, or None if it is today's or not told."""
     try:
         version: object = json.loads((folder / META_FILE).read_text(encoding="utf-8"))["version"]
     except (OSError, KeyError, TypeError, ValueError):
@@ -69,8 +69,8 @@ def build_index(texts: Callable[[int, int], Iterable[str]], rows: int, folder: P
     An index of another version in the folder is replaced.
 
     Args:
-        texts: those of the rows from first to last.
-        rows: how many there are.
+        texts: gives the texts of the rows from first to last.
+        rows: number of texts.
     """
     parts = folder.with_name(f".{folder.name}.parts")
 
@@ -101,9 +101,9 @@ def build_index(texts: Callable[[int, int], Iterable[str]], rows: int, folder: P
 def _number_words(
     texts: Callable[[int, int], Iterable[str]], rows: int, parts: Path, fingerprint: str
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """The words of all texts in a row as int32 numbers, where in it each text begins, and the vocabulary.
+    """Return the words of all texts as one array of int32 numbers, where each text begins, and the vocabulary.
 
-    Splitting is what takes the time: its results are kept in `parts`, a file for each `_PART_ROWS` texts.
+    Splitting takes the time, so its results are kept in `parts`, a file for each `_PART_ROWS` texts.
     """
     vocabulary: dict[str, int] = {}
     words, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int32)]
@@ -159,7 +159,7 @@ def _read_part(file: Path) -> _Part | None:
 
 @njit(cache=True)
 def _count(words, bounds, vocabulary):  # type: ignore[no-untyped-def]
-    """Postings of `words` (int32, all texts in a row; text i from bounds[i] on), by word, then by text, scored."""
+    """Return the scored postings of `words` (all texts in a row; text i from bounds[i] on), by word, then text."""
     texts = bounds.shape[0] - 1
     seen = np.full(vocabulary, -1, np.int32)  # the last text that held the word
     starts = np.zeros(vocabulary + 1, np.int64)
@@ -193,7 +193,7 @@ def _count(words, bounds, vocabulary):  # type: ignore[no-untyped-def]
 
 
 def open_index(folder: Path, fingerprint: str, rows: int) -> bm25s.BM25:
-    """An index that `build_index` wrote, memory-mapped.
+    """Open an index that `build_index` wrote, memory-mapped.
 
     Raises:
         FileNotFoundError: the folder holds none.
@@ -212,8 +212,7 @@ def open_index(folder: Path, fingerprint: str, rows: int) -> bm25s.BM25:
 
 
 def read_postings(index: bm25s.BM25) -> Postings:
-    """Scores, their rows, and where each word's begin, as plain read-only arrays over the same mapped pages: one
-    compiled version of the search serves all."""
+    """Return scores, rows and first postings as plain read-only arrays, for which the search is compiled once."""
     data, indices, indptr = (read_only(index.scores[name]) for name in ("data", "indices", "indptr"))
     return data, indices, indptr
 

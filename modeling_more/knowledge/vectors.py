@@ -1,4 +1,4 @@
-"""Vectors of a corpus in shards that survive a killed run, and the FAISS index over them.
+"""Embed a corpus in shards that survive a killed run, and search the vectors by FAISS.
 
 The index is made by `Dataset.add_faiss_index` on a data set of the vectors alone, saved, and loaded by
 `Dataset.load_faiss_index` onto a table of the same rows without them: look-ups that had to read past the vectors would
@@ -36,11 +36,11 @@ def embed_in_shards(
     shard_rows: int,
     what: str = "rows",
 ) -> Dataset:
-    """The vectors of `rows` rows as a memory-mapped data set {embedding}.
+    """Embed `rows` rows as a memory-mapped data set {embedding}.
 
     Args:
-        name: names the shards, so it must say all that the vectors depend on.
-        embed: float32 [last - first, dimension] of the rows from first to last.
+        name: name of the shards, which must tell all that the vectors depend on.
+        embed: gives float32 [last - first, dimension] of the rows from first to last.
         shard_rows: rows a shard, which is what a killed run loses at most.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _write_shard(file: Path, vectors: np.ndarray, features: Features) -> None:
 
 
 def index_name(encoder: str, factory: str) -> str:
-    """Name of the folder of an index: the encoder's fingerprint, cut, and the factory string."""
+    """Return the name of an index's folder: the encoder's fingerprint, cut, and the factory string."""
     return f"{encoder[:12]}-{re.sub(r'[^A-Za-z0-9]+', '_', factory)}"
 
 
@@ -95,7 +95,7 @@ def build_index(vectors: Dataset, folder: Path, factory: str, meta_file: str, me
     """Build and save the index of inner products over `vectors`, under a lock: of several processes one does it.
 
     Args:
-        factory: of FAISS: "Flat" (exact), "IVF4096,PQ64", "HNSW32" …
+        factory: FAISS factory: "Flat" (exact), "IVF4096,PQ64", "HNSW32" …
         meta: written to `meta_file` last, so a folder that holds it is whole.
 
     Raises:
@@ -135,11 +135,11 @@ def _train(vectors: Dataset, factory: str) -> Any:
 
 
 def load_index(table: Dataset, folder: Path, dimension: int, parameters: str = "") -> str:
-    """Load the index in `folder` onto a table of the same rows; the search parameters that are in force.
+    """Load the index in `folder` onto a table of the same rows, and return its search parameters.
 
     Args:
-        parameters: of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128"). Default: a sixteenth
-            of the lists, at least 8; or 128 candidates of a graph.
+        parameters: settings of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128"); default: a
+            sixteenth of the lists, at least 8, or 128 candidates of a graph.
 
     Raises:
         FileNotFoundError: the index is missing.
@@ -173,7 +173,7 @@ def load_index(table: Dataset, folder: Path, dimension: int, parameters: str = "
 
 
 def search_rows(table: Dataset, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of each vector.
+    """Search the k nearest rows of each vector.
 
     Returns:
         float32 [vectors, k] inner products, falling, and int [vectors, k] rows, filled up with -1; equal scores in the
