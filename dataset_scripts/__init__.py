@@ -1,4 +1,4 @@
-"""The data sets: one builder and publisher a module, loaded by name with `load`."""
+"""Load the data sets by name; each has a module that builds and publishes it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def load(
     Args:
         name: one of NAMES.
         retrieval: "none", or "text" / "image": the rows come with the knowledge that the source holds.
-        data_dir: folder with the raw files or an archive (packed or not), or a zip file; default: download.
-        cache_dir: where downloads and Arrow files are kept; default: that of `datasets`.
-        splitter: how raw sentences are split into words, of sets that hold such; see `words.split_words`.
-        builder_options: options of the builder, like `other_as_misc=True`.
+        data_dir: folder with raw files or an archive (packed or not), or a zip file; default: download.
+        cache_dir: folder for downloads and Arrow files; default: that of `datasets`.
+        splitter: how raw sentences are split into words, for sets that hold such; see `words.split_words`.
+        builder_options: options of the builder, such as `other_as_misc=True`.
 
     Raises:
         ValueError: unknown name or retrieval, files that can't be read, no knowledge in the source.

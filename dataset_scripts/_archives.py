@@ -1,4 +1,4 @@
-"""The archives and folders in which data sets come: they are downloaded, unpacked and searched for the splits."""
+"""Download and unpack the archives of data sets, and find the files of the splits."""
 
 import hashlib
 import http.client
@@ -31,13 +31,13 @@ Files = dict[str, Path]  # split -> file
 
 
 def archive_url(name: str) -> str:
-    """Address of an archive: below $MORE_DATA_URL if that is set, else where the authors published it."""
+    """Return the address of an archive: below $MORE_DATA_URL if that is set, else where the authors published it."""
     base = os.environ.get("MORE_DATA_URL") or DEFAULT_DATA_URL
     return f"{base}{name}.zip" if base.endswith(("=", "/")) else f"{base}/{name}.zip"
 
 
 def download(url: str, folder: Path, timeout: float = 30) -> Path:
-    """The file at `url`, fetched once and kept in `folder` under a name of its address.
+    """Download a zip file once, and keep it in `folder` under a name made of its address.
 
     Raises:
         ConnectionError: it can't be fetched; the sentence names the address and --data_dir.
@@ -79,12 +79,12 @@ def file_digest(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The unpacked archive in `folder`, under a name of its content: another archive of the same name is no hit."""
+    """Unpack an archive in `folder`, under a name made of its content, as others may have its name."""
     return extract_archive(archive, folder / f"{archive.stem}-{file_digest(archive)[:16]}")
 
 
 def _split_of(path: Path) -> tuple[str, bool] | None:
-    """(split, whether the name is just that) of a file by its name, None where it names no split."""
+    """Return the split that a file is named by and whether its name is just that, or None."""
     stem = path.stem.lower()
     parts = set(re.split(r"[^a-z]+", stem))
     named = [split for split, names in SPLITS.items() if parts & set(names)]
@@ -92,7 +92,7 @@ def _split_of(path: Path) -> tuple[str, bool] | None:
 
 
 def _choose(paths: Sequence[Path], folder: Path) -> Files:
-    """One file a split: `train.txt` before `twitter.train.txt`; ValueError where two files are equally good."""
+    """Choose a file for each split, `train.txt` before `twitter.train.txt`; raise ValueError for a tie."""
     found: dict[str, dict[bool, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(paths):
         if named := _split_of(path):
@@ -108,9 +108,9 @@ def _choose(paths: Sequence[Path], folder: Path) -> Files:
 
 
 def find_splits(folder: Path, recursive: bool = True) -> Files:
-    """The files of train, dev|valid|val|validation and test (.txt, .conll, .json, .jsonl) in a folder, at any depth.
+    """Find the files of train, dev|valid|val|validation and test (.txt, .conll, .json, .jsonl) in a folder.
 
-    Hidden files and `__MACOSX` are passed over; a folder that holds all three comes before files in several folders.
+    Files lie at any depth, hidden ones and `__MACOSX` are passed over; a folder with all three comes before others.
 
     Raises:
         ValueError: two files, or two folders, are equally good.
@@ -133,7 +133,7 @@ def find_splits(folder: Path, recursive: bool = True) -> Files:
 
 
 def named_in(data_dir: Path, names: Sequence[str]) -> Path | None:
-    """The folder or zip file in `data_dir` that has one of the names, whatever the case; the first name wins."""
+    """Find the folder or zip file in `data_dir` of one of the names, in any case; the first name wins."""
     inside = {path.name.lower(): path for path in sorted(data_dir.iterdir())}
     for name in names:
         for candidate in (name.lower(), f"{name.lower()}.zip"):
@@ -144,16 +144,16 @@ def named_in(data_dir: Path, names: Sequence[str]) -> Path | None:
 
 
 def find_source(data_dir: Path, names: Sequence[str], retrieval: str, archives: Path) -> tuple[Files, Path]:
-    """The files of a set below `data_dir`, and the folder or zip file they are from.
+    """Find the files of a set below `data_dir`, and the folder or zip file they are from.
 
-    In this order: `data_dir` is a zip file; it holds the three splits itself; it holds the archive of this retrieval
-    (packed or not), else the bare one; it holds any one zip file; the splits lie somewhere below.
+    The source is, in this order: `data_dir` if it is a zip file or holds the three splits; the archive of this
+    retrieval in it (packed or not), else the bare one; the only zip file in it; the splits anywhere below.
 
     Args:
         data_dir: folder or zip file.
-        names: names of the bare archive, the first is the authors'.
+        names: names of the bare archive, the authors' first.
         retrieval: "none", "text" or "image".
-        archives: folder to unpack zip files in.
+        archives: folder for unpacked zip files.
 
     Raises:
         FileNotFoundError: no `data_dir`, or a split is missing.

@@ -1,4 +1,4 @@
-"""The builders of the data sets: they read the files of a set and check what was read."""
+"""Build the data sets: read the files of a set, and check what was read."""
 
 import hashlib
 import logging
@@ -25,13 +25,13 @@ from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
 
 logger = logging.getLogger(__name__)
 
-# what the rows depend on besides the builder
+# modules that the rows depend on besides the builder
 READERS = (_archives, conll, entity_formats, posts, relation_formats, row_checks, tables, tagging, text_files, words)
 
 
 def match_raw(rows: list[Row], raw: Sequence[Row]) -> int:
-    """Give rows without ids the id and image_id of the raw row with the same words (and, of relations, the same
-    entities); returns how many found one."""
+    """Give rows without ids those of the raw row with the same words (and, if relations, the same entities), and
+    return how many found one."""
     by_words: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
 
     def key(row: Row) -> tuple[Any, ...]:
@@ -49,19 +49,19 @@ def match_raw(rows: list[Row], raw: Sequence[Row]) -> int:
 
 
 def knowledge_feature() -> Any:
-    """Feature of a knowledge column: a ranked list of entries."""
+    """Return the feature of a knowledge column."""
     from modeling_more.knowledge import KNOWLEDGE_FEATURE  # here, as it loads the search engine
 
     return KNOWLEDGE_FEATURE
 
 
 def text_features() -> dict[str, Any]:
-    """Features of rows that were text: the text, and [start, end] of each word in it, in characters."""
+    """Return the features of rows that were text: the text and [start, end] of each word, in characters."""
     return {"text": datasets.Value("string"), "offsets": datasets.List(datasets.List(datasets.Value("int32")))}
 
 
 def relation_features(labels: Sequence[str], retrieval: str) -> datasets.Features:
-    """Features of relation rows: words, the spans [start, end] of both entities in words, end exclusive, the label."""
+    """Return the features of relation rows: words, spans [start, end) of both entities in words, label."""
     features: dict[str, Any] = {
         "id": datasets.Value("string"),
         "image_id": datasets.Value("string"),
@@ -77,10 +77,10 @@ def relation_features(labels: Sequence[str], retrieval: str) -> datasets.Feature
 
 @dataclass
 class NerConfig(datasets.BuilderConfig):
-    """`name` is the retrieval whose knowledge the rows hold.
+    """The configuration of a builder; `name` is the retrieval whose knowledge the rows hold.
 
     Attributes:
-        other_as_misc: write OTHER as MISC, as some copies of Twitter-2015 do.
+        other_as_misc: whether to write OTHER as MISC, as some copies of Twitter-2015 do.
         raw_dir: folder of the raw files, from which an archive's posts take id and image_id.
         splitter: how raw sentences are split into words (WikiDiverse).
     """
@@ -91,10 +91,10 @@ class NerConfig(datasets.BuilderConfig):
 
 
 class PostsBuilder(datasets.GeneratorBasedBuilder):
-    """Posts from raw files or the authors' archives; `NerBuilder` and `RelationBuilder` know their labels.
+    """A builder of posts from raw files or the authors' archives; subclasses know the labels.
 
-    The files are found and read when the builder is made: the cache key holds a digest of them, and of this source, as
-    `datasets` itself would notice neither changed files nor a changed builder.
+    The files are read when the builder is made, as the cache key holds a digest of them and of this source: `datasets`
+    itself would notice neither changed files nor a changed builder.
     """
 
     BUILDER_CONFIG_CLASS = NerConfig
@@ -138,7 +138,7 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def _read(self, data_dir: str | None, archives: Path, options: dict[str, Any]) -> list[Path]:
-        """Fill `rows` and `types`; returns the files that were read."""
+        """Fill `rows` and `types`, and return the files that were read."""
         if data_dir is None:
             name = f"{self.ARCHIVE}{ARCHIVE_SUFFIX[self._retrieval]}"
             files, source = find_source(
@@ -158,11 +158,11 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
         return inputs
 
     def _read_file(self, path: Path, split: str, column: str, options: dict[str, Any]) -> list[Row]:
-        """The rows of a file, their knowledge in `column`."""
+        """Read the rows of a file, with their knowledge in `column`."""
         raise NotImplementedError
 
     def _settle_labels(self, source: Path, options: dict[str, Any]) -> None:
-        """Fill `types` when all rows are read."""
+        """Fill `types` once all rows are read."""
         raise NotImplementedError
 
     def _features(self) -> datasets.Features:
@@ -172,7 +172,7 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
         return self.ARCHIVE, self.NAME
 
     def _add_raw_ids(self, data_dir: str | None, source: Path, archives: Path, options: dict[str, Any]) -> list[Path]:
-        """Ids of the raw files at hand for posts without; returns the raw files."""
+        """Give posts without ids those of raw files at hand, and return these files."""
         if any(row["image_id"] for rows in self.rows.values() for row in rows):
             return []
         given = options.get("raw_dir")
@@ -209,7 +209,7 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
                 row.setdefault(column, [])
 
     def _counts(self) -> list[tuple[str, tuple[int, int, int], list[int]]]:
-        """What is counted, how many there should be, how many there are."""
+        """Return what is counted, how many there should be, how many there are."""
         return [("posts", self.ROWS, [len(rows) for rows in self.rows.values()])]
 
     def _check_counts(self, source: Path) -> None:
@@ -217,12 +217,8 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
             if list(expected) != found:
                 logger.warning(
                     "%s: %s %s in train / validation / test, where %s has %s: this is another copy, or a part.",
-                    source,
-                    " / ".join(map(str, found)),
-                    what,
-                    self.TITLE,
-                    " / ".join(map(str, expected)),
-                )
+                    source, " / ".join(map(str, found)), what, self.TITLE, " / ".join(map(str, expected)),
+                )  # fmt: skip
 
     def _source_digest(self, inputs: Sequence[Path]) -> str:
         builder = sys.modules[type(self).__module__]
@@ -243,12 +239,12 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
             yield number, self._stored(row)
 
     def _stored(self, row: Row) -> Row:
-        """The row as its features hold it: a label that is hidden is -1."""
+        """Return the row as its features hold it: a hidden label is -1."""
         raise NotImplementedError
 
 
 class NerBuilder(PostsBuilder):
-    """Posts with entities; a subclass names the set."""
+    """A builder of posts with entities; a subclass names the set."""
 
     TASK = "entities"
     TYPES: ClassVar[tuple[str, ...] | None]  # None: those of the training split
@@ -270,7 +266,7 @@ class NerBuilder(PostsBuilder):
         self.types = self._settle_types(source, types, other_as_misc)
 
     def _settle_types(self, source: Path, types: list[str], other_as_misc: bool) -> list[str]:
-        """The types in their order; the fourth one has two names, of which a copy uses one."""
+        """Return the types in order; the fourth one has two names, of which a copy uses one."""
         if other_as_misc:
             for rows in self.rows.values():
                 for row in rows:
@@ -311,7 +307,7 @@ class NerBuilder(PostsBuilder):
 
 
 class RelationBuilder(PostsBuilder):
-    """Pairs of entities with their relation; a subclass names the set. `types` are the relations, None first."""
+    """A builder of pairs of entities with their relation (`types`, None first); a subclass names the set."""
 
     TASK = "relations"
     LABELS: ClassVar[tuple[str, ...]]

@@ -1,7 +1,6 @@
-"""What both demo sets are made with: invented names, emblems, posts, knowledge, and the builder and publisher.
+"""Make the demo sets: invented names, emblems, posts and knowledge, and the builder and publisher of both sets.
 
-A demo set is made from a seed, text and pictures alike: `demo.py` holds the one with entities, `demo_relations.py` the
-one with relations.
+Text and pictures are made from a seed: `demo.py` has the set with entities, `demo_relations.py` that with relations.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from dataset_scripts import demo_pictures
+from dataset_scripts import _publish, demo_pictures
 from dataset_scripts._archives import SPLITS
 from dataset_scripts._builders import knowledge_feature
 from dataset_scripts.demo_pictures import CHARGES, COLOURS, LAYOUTS, OUTLINES, Emblem
@@ -29,7 +28,7 @@ from modeling_more.posts import Row
 
 logger = logging.getLogger(__name__)
 
-#: what each configuration holds besides the posts
+#: columns of each configuration besides the posts
 COLUMNS = {
     "none": (),
     "text": ("knowledge_text",),
@@ -55,7 +54,7 @@ Name = tuple[str, str]
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the knowledge corpus; `type` is what its text says: an entity type or a relation."""
+    """An entry of the knowledge corpus; its text says its `type`, an entity type or a relation."""
 
     id: str
     title: str
@@ -66,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Post:
-    """One post and the entry that tells its label.
+    """A post and the entry that tells its label.
 
     Attributes:
         condition: "" (text and picture both lead to the entry), "odd_spelling" or "no_emblem".
@@ -80,34 +79,34 @@ class Post:
     picture_seed: int
 
     def picture(self) -> Image.Image:
-        """What the post shows: its entry's emblem distorted, or a plain picture; the same at every call."""
+        """Draw what the post shows, the same at every call: its entry's emblem distorted, or a plain picture."""
         rng = np.random.default_rng(self.picture_seed)
         if self.condition == "no_emblem":
             return demo_pictures.plain_picture(rng)
         return demo_pictures.distort(demo_pictures.draw_emblem(self.entry.emblem), rng)
 
     def row(self) -> Row:
-        """{id, image_id, tokens}, to which a set adds its labels."""
+        """Return {id, image_id, tokens}, to which a set adds its labels."""
         return {"id": self.id, "image_id": self.image_id, "tokens": list(self.tokens)}
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Posts of the splits train, validation and test, and the entries of the knowledge corpus."""
+    """The posts of train, validation and test, and the entries of the knowledge corpus."""
 
     seed: int
     posts: Mapping[str, Sequence[Post]]
     entries: Sequence[Entry]
 
     def rows(self, split: str) -> list[Row]:
-        """The posts as rows with their labels as strings."""
+        """Return the posts as rows with their labels as strings."""
         return [post.row() for post in self.posts[split]]
 
     def write_knowledge(self, folder: str | Path, images: bool = True) -> Path:
-        """Write knowledge.jsonl, a line {id, title, text, image} for each entry; returns its path.
+        """Write knowledge.jsonl, a line {id, title, text, image} for each entry, and return its path.
 
         Args:
-            images: also draw the emblems as emblems/ID.png, which `image` names; else `image` is null.
+            images: whether to draw the emblems as emblems/ID.png, which `image` names; else `image` is null.
         """
         folder = Path(folder)
         (folder / "emblems" if images else folder).mkdir(parents=True, exist_ok=True)
@@ -123,7 +122,7 @@ class Demo:
 
 
 def check_options(sizes: Mapping[str, int], multiple: int, odd_spelling: float, no_emblem: float) -> None:
-    """ValueError for numbers of posts that are no multiple of `multiple`, and for shares that sum to more than 1."""
+    """Raise ValueError for sizes that are no multiples of `multiple`, and for shares of more than 1 in sum."""
     for split, size in sizes.items():
         if size < multiple or size % multiple:
             raise ValueError(f"{split}_posts is {size}: give a multiple of {multiple}, so that the labels balance.")
@@ -132,12 +131,12 @@ def check_options(sizes: Mapping[str, int], multiple: int, odd_spelling: float, 
 
 
 def ordinary_words(*texts: Iterable[str]) -> set[str]:
-    """The words that are no names."""
+    """Return the words that are no names."""
     return {word for part in texts for text in part for word in text.lower().split()}
 
 
 def new_word(rng: random.Random, taken: set[str]) -> str:
-    """A new invented word of 4 to 6 letters; it is entered into `taken`, lower-cased."""
+    """Invent a word of 4 to 6 letters, and enter it into `taken`, lower-cased."""
     while True:
         word = rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(MIDDLES) + rng.choice(VOWELS)
         if rng.random() < 0.6:
@@ -148,12 +147,12 @@ def new_word(rng: random.Random, taken: set[str]) -> str:
 
 
 def new_words(rng: random.Random, number: int, taken: set[str]) -> list[str]:
-    """So many of them."""
+    """Invent so many words."""
     return [new_word(rng, taken) for _ in range(number)]
 
 
 def other_names(rng: random.Random, own: Sequence[Name], size: int, taken: set[str]) -> list[Name]:
-    """Names of no post: up to half of them share the first or the last word with one, the others no word."""
+    """Invent names of no post; up to half of them share the first or last word with one, the others none."""
     fresh = new_words(rng, max(16, size // 8), taken)
     found: dict[Name, None] = {}
     for first, last in rng.sample(list(own), min(len(own), size // 4)):
@@ -166,7 +165,7 @@ def other_names(rng: random.Random, own: Sequence[Name], size: int, taken: set[s
 
 
 def make_entries(rng: random.Random, told: Sequence[tuple[Name, str, str]]) -> dict[Name, Entry]:
-    """An entry for each (name, type, what is said of it); its id and its emblem are drawn by lot."""
+    """Make an entry for each (name, type, what is said of it), with id and emblem drawn by lot."""
     fields: set[tuple[int, tuple[int, int, int, int]]] = set()
     ids = list(range(len(told)))
     rng.shuffle(ids)
@@ -178,7 +177,7 @@ def make_entries(rng: random.Random, told: Sequence[tuple[Name, str, str]]) -> d
 
 
 def _new_emblem(rng: random.Random, fields: set[tuple[int, tuple[int, int, int, int]]]) -> Emblem:
-    """An emblem whose coloured fields no other one has; fields that touch differ, and so does the charge."""
+    """Draw an emblem with coloured fields of its own; fields that touch differ, and so does the charge."""
     while True:
         colours = [rng.randrange(len(COLOURS))]
         while len(colours) < 4:
@@ -194,9 +193,9 @@ def _new_emblem(rng: random.Random, fields: set[tuple[int, tuple[int, int, int, 
 
 
 def conditions(rng: random.Random, labels: Sequence[str], odd_spelling: float, no_emblem: float) -> list[str]:
-    """A condition for each post, in these shares; each condition goes with the labels in the labels' proportions.
+    """Draw a condition for each post, in these shares and in the labels' proportions.
 
-    They are drawn for each post, not for the posts that share a sentence: a gate must not learn them by the sentence.
+    Posts that share a sentence draw one each, as a gate must not learn it by the sentence.
     """
     places = {label: [place for place, own in enumerate(labels) if own == label] for label in sorted(set(labels))}
     rarest = min(map(len, places.values()))
@@ -212,12 +211,12 @@ def conditions(rng: random.Random, labels: Sequence[str], odd_spelling: float, n
 
 
 def a_frame(rng: random.Random, frames: Sequence[str]) -> str:
-    """A sentence with places for names, as people post it."""
+    """Draw a sentence with places for names, as people post it."""
     return " ".join(part for part in (rng.choice(OPENERS), rng.choice(frames), rng.choice(CLOSERS)) if part)
 
 
 def fill(frame: str, names: Mapping[str, Sequence[str]]) -> tuple[list[str], dict[str, tuple[int, int]]]:
-    """The words of the frame with the names at their places, and the span [start, end) of each name."""
+    """Put names at their places in a frame; return its words and the span [start, end) of each name."""
     tokens: list[str] = []
     spans = {}
     for word in frame.split():
@@ -231,7 +230,7 @@ def fill(frame: str, names: Mapping[str, Sequence[str]]) -> tuple[list[str], dic
 
 
 def spelt_oddly(rng: random.Random, name: Sequence[str], taken: set[str]) -> list[str]:
-    """The name as somebody in a hurry types it, with no word that the corpus or another post has."""
+    """Spell a name as somebody in a hurry would, with no word of the corpus or another post."""
     while True:
         words = ["".join(name).lower()] if rng.random() < 0.3 else [_odd_word(rng, word) for word in name]
         if not any(word.lower() in taken for word in words):
@@ -252,13 +251,13 @@ def _odd_word(rng: random.Random, word: str) -> str:
 
 @dataclass
 class DemoConfig(datasets.BuilderConfig):
-    """`data_seed` is the seed that the set is made from; the seed of a training run has no part in it."""
+    """The configuration of a demo set; `data_seed` makes it, not the seed of a training run."""
 
     data_seed: int = 1
 
 
 class DemoBuilder(datasets.GeneratorBasedBuilder):
-    """A demo set, made when it is loaded for the first time; every row has the column image."""
+    """A builder of a demo set, made when first loaded; every row has the column image."""
 
     BUILDER_CONFIG_CLASS = DemoConfig
     BUILDER_CONFIGS: ClassVar[list[DemoConfig]] = [
@@ -291,16 +290,16 @@ class DemoBuilder(datasets.GeneratorBasedBuilder):
 
     @classmethod
     def make(cls, seed: int) -> Demo:
-        """The set of a seed."""
+        """Make the set of a seed."""
         raise NotImplementedError
 
     @classmethod
     def features(cls) -> Mapping[str, Any]:
-        """Of the rows without image and knowledge."""
+        """Return the features of rows without image and knowledge."""
         raise NotImplementedError
 
     def _source_digest(self) -> str:
-        """`datasets` itself would not notice that a builder's source, or what it retrieves with, has changed."""
+        """Return the digest of the builder's source and of what it retrieves with, which `datasets` ignores."""
         own = sys.modules[type(self).__module__]
         files = [Path(str(module.__file__)) for module in (own, sys.modules[__name__], demo_pictures)]
         if self._columns:
@@ -331,11 +330,11 @@ class DemoBuilder(datasets.GeneratorBasedBuilder):
 
 
 def retrieve(demo: Demo, columns: Sequence[str], folder: Path, cache_dir: Path) -> dict[str, datasets.Dataset]:
-    """Tokens, image and knowledge of the posts of every split, the knowledge retrieved as for any other posts.
+    """Return tokens, image and knowledge of the posts, retrieved as for any other posts.
 
     Args:
-        folder: for the knowledge corpus.
-        cache_dir: for indices, results and the image tower.
+        folder: folder for the knowledge corpus.
+        cache_dir: folder for indices, results and the image tower.
     """
     features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "image": datasets.Image()})
     splits = datasets.DatasetDict()
@@ -358,7 +357,7 @@ def retrieve(demo: Demo, columns: Sequence[str], folder: Path, cache_dir: Path) 
 
 
 def tower(seed: int, folder: Path) -> Path:
-    """The image tower of a seed, trained on emblems of no demo set; kept in `folder`."""
+    """Return the image tower of a seed, trained on emblems of no demo set and kept in `folder`."""
     target = folder / f"tower-{seed}"
     if not (target / "config.json").is_file():
         from dataset_scripts.demo_tower import train_tower  # here, as it loads torch
@@ -371,7 +370,7 @@ def tower(seed: int, folder: Path) -> Path:
 
 
 def main(builder: type[DemoBuilder], arguments: Sequence[str] | None = None) -> int:
-    """Publish a demo set as the other publishers do, and its knowledge corpus; the exit code."""
+    """Publish a demo set and its knowledge corpus, and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     made = NamingParser(f"dataset_scripts/{builder.NAME}.py", description="Make a demo set and publish it.")
     made.add_argument("--seed", type=int, default=1, help="of names, posts, knowledge and pictures (default: 1)")
@@ -383,20 +382,11 @@ def main(builder: type[DemoBuilder], arguments: Sequence[str] | None = None) -> 
     made.add_argument("--private", action="store_true", help="make the repository private")
     made.add_argument("--cache_dir", help="of Arrow files, indices, the image tower and retrieved knowledge")
     parsed = made.parse_args(given)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("dataset_scripts").setLevel(logging.INFO)
-    try:
-        publish(builder, parsed, given)
-    except (ValueError, OSError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+    return _publish.exit_code(lambda: publish(builder, parsed, given))
 
 
 def publish(builder: type[DemoBuilder], parsed: argparse.Namespace, given: Sequence[str]) -> None:
     """Write what the command line asks for; with knowledge of both kinds all four configurations."""
-    from dataset_scripts import _publish
-
     folder = Path(parsed.output_dir).expanduser().resolve()
     _publish.check_free(folder, parsed.overwrite_output_dir)
     made = builder(cache_dir=parsed.cache_dir, config_name=parsed.retrieval, data_seed=parsed.seed)

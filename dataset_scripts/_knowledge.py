@@ -1,8 +1,7 @@
-"""What the builders of knowledge corpora share: from a stream of rows to shards, from these to a corpus, and its card.
+"""Build knowledge corpora: write a stream of rows to shards, make a corpus of these, and publish it with its card.
 
-The stream is written as shards of normalised Parquet {id, title, text, lead?, image?} with a note on how far it was
-read. A run that was killed keeps the shards that are finished and reads on behind them, so its corpus is that of an
-unbroken run.
+The shards are normalised Parquet {id, title, text, lead?, image?} with a note on how far the stream was read. A killed
+run keeps its finished shards and reads on behind them, so its corpus is that of an unbroken run.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from datasets import Features, Image, IterableDataset, Value, load_dataset
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from dataset_scripts._publish import failed_push, without_folder
+from dataset_scripts._publish import exit_code, failed_push, without_folder
 from modeling_more.files import TEMPORARY, new_file, write_text
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
 from modeling_more.knowledge.corpus_info import CorpusInfo
@@ -38,7 +37,7 @@ BUILD_VERSION = 1
 PROGRESS = "progress.json"
 TEXT_SHARD = 50_000  # articles
 IMAGE_SHARD = 5_000
-_GROUP = 500  # rows that are written at once
+_GROUP = 500  # rows written at once
 _STRING = Value("string")
 
 Row = dict[str, Any]
@@ -47,17 +46,17 @@ Convert = Callable[[Row, Counter[str]], Iterable[Row]]
 
 @dataclass
 class Plan:
-    """A corpus to build.
+    """A plan of a corpus to build.
 
     Attributes:
-        name: of the builder.
+        name: name of the builder.
         source: rows as the source has them.
-        identity: what the source's rows depend on, as JSON; with `options` it names the shards.
-        convert: from a row to the articles it holds; what it leaves out it counts by reason.
-        images: the articles have `lead` and `image`.
+        identity: what the source's rows depend on, as JSON; it names the shards with `options`.
+        convert: gives the articles of a row, and counts what it leaves out by reason.
+        images: whether the articles have `lead` and `image`.
         options: what `convert` depends on, as JSON.
-        license: of texts and images, as the Hub spells it.
-        date: of the source.
+        license: licence of texts and images, as the Hub spells it.
+        date: date of the source.
     """
 
     name: str
@@ -88,14 +87,13 @@ class Plan:
 def stream(
     where: str, config: str | None, columns: Sequence[str], data_dir: str | None
 ) -> tuple[IterableDataset, Any, str | None]:
-    """The rows of a data set of the Hub, or of a local copy in its schema; what they depend on; and, of the Hub's, the
-    day on which it last changed.
+    """Return the rows of a data set of the Hub, or of a local copy; what they depend on; the Hub's day of change.
 
     Args:
-        where: the repository.
-        config: the folder in it that holds the Parquet files; default: all of them.
-        columns: those to read.
-        data_dir: a folder with Parquet or JSON Lines files, or one such file, instead.
+        where: repository.
+        config: folder in it with the Parquet files; default: all of them.
+        columns: columns to read.
+        data_dir: folder with Parquet or JSON Lines files in the same schema, or one such file, to read instead.
 
     Raises:
         FileNotFoundError: no such folder, or no file in it.
@@ -122,7 +120,7 @@ def stream(
 
 
 def local_files(path: Path) -> list[Path]:
-    """The Parquet files of a folder in the order of their names, or else its JSON Lines files; or the file itself."""
+    """Return the Parquet files of a folder by name, or else its JSON Lines files; or the file itself."""
     path = path.expanduser().resolve()
     if path.is_file():
         return [path]
@@ -134,17 +132,17 @@ def local_files(path: Path) -> list[Path]:
 
 
 def stamps(files: Sequence[Path]) -> list[list[Any]]:
-    """Name, size and time of each file: a change of one makes other shards."""
+    """Return name, size and time of each file; a change of one makes other shards."""
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def wiki_name(language: str) -> str:
-    """As Wikimedia names the wiki of a language: zh-min-nan -> zh_min_nanwiki."""
+    """Return Wikimedia's name of the wiki of a language: zh-min-nan -> zh_min_nanwiki."""
     return f"{language.replace('-', '_')}wiki"
 
 
 def _undecoded(files: Sequence[str], columns: Sequence[str]) -> IterableDataset:
-    """Images as the bytes of their files: they are checked later, and a broken one must not end the stream."""
+    """Read rows with images as bytes: they are checked later, and a broken one must not end the stream."""
     kind, options = ("parquet", {"columns": list(columns)}) if files[0].endswith(".parquet") else ("json", {})
     # of files here the names are no patterns
     names = [file if file.startswith("hf://") else glob.escape(file) for file in files]
@@ -159,7 +157,7 @@ def _undecoded(files: Sequence[str], columns: Sequence[str]) -> IterableDataset:
 
 @dataclass
 class Progress:
-    """How far the stream was read: what lies behind `state` is in the first `shards` shards."""
+    """The place up to which the stream was read: all before `state` is in the first `shards` shards."""
 
     shards: int = 0
     articles: int = 0
@@ -184,11 +182,11 @@ def write_shards(
     """Read the stream into shards, from where an earlier run of the same plan stopped.
 
     Args:
-        limit: articles at most.
-        size: articles a shard, or a few more, for the articles of one row stay together.
+        limit: number of articles at most.
+        size: articles a shard, or a few more, as those of a row stay together.
 
     Returns:
-        the files; and the rows read, the articles made and what was left out, by reason.
+        the files; and counts of rows, articles and, by reason, what was left out.
     """
     root = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     size = size or (IMAGE_SHARD if plan.images else TEXT_SHARD)
@@ -230,7 +228,7 @@ def write_shards(
 
 @contextmanager
 def _writer(file: Path, features: Features) -> Iterator[Callable[[Row], None]]:
-    """Write rows to a Parquet file that appears under its name when it is whole."""
+    """Write rows to a Parquet file that appears whole."""
     schema = features.arrow_schema
     rows: list[Row] = []
     with new_file(file) as beside, pq.ParquetWriter(beside, schema) as parquet:
@@ -254,13 +252,13 @@ def _hash(article: str, text: str) -> int:
 
 
 def _texts(files: Iterable[Path]) -> set[int]:
-    """Hashes of the articles in finished shards, as of `_once`: those of a whole Wikipedia take 0.5 GB."""
+    """Return the hashes of articles in finished shards, for `_once`; those of a whole Wikipedia take 0.5 GB."""
     rows = (row for file in files for row in pq.read_table(file, columns=["id", "text"]).to_pylist())
     return {_hash(row["id"], row["text"]) for row in rows}
 
 
 def _once(article: Row, seen: set[int]) -> Row:
-    """An article with several images comes several times: its text goes to the corpus once, its lead with each.
+    """Drop the text of an article that comes again, as one with several images does.
 
     Another text under the same id stays, and the corpus counts it.
     """
@@ -275,7 +273,7 @@ def _once(article: Row, seen: set[int]) -> Row:
 
 
 def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path:
-    """What the command line asks for; returns the folder of the saved corpus."""
+    """Build what the command line asks for, and return the folder of the saved corpus."""
     folder = Path(given.output_dir).expanduser().resolve()
     if folder.exists() and any(folder.iterdir()):
         if not (folder / META_FILE).is_file():
@@ -284,9 +282,9 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
             raise ValueError(f"{folder}: holds a corpus; give another --output_dir or --overwrite_output_dir.")
     encoder = None
     if plan.images and given.image_model:
-        from modeling_more.knowledge.image import ImageEncoder, ImageRetriever  # seconds that texts need not wait
+        from modeling_more.knowledge.image import ImageEncoder, ImageRetriever  # slow to import
 
-        encoder = ImageEncoder(given.image_model)  # now: a wrong name must not show after hours of reading
+        encoder = ImageEncoder(given.image_model)  # now: a wrong name must not show after hours
     elif plan.images and given.image_index:
         raise ValueError("--image_index needs --image_model, the tower that embeds the images.")
     files, counts = write_shards(plan, given.cache_dir, given.max_articles)
@@ -317,7 +315,7 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
 
 
 def _check_images(name: str, info: CorpusInfo) -> None:
-    """Refuse a corpus of images that has none, warn where more than half can't be used; both name the numbers."""
+    """Raise ValueError if no image can be used, and warn if more than half can't be."""
     named = info.images + info.merged_images + info.unusable_images
     if not info.images:
         raise ValueError(f"{name}: none of the {named} images of the articles can be used; see the reasons above.")
@@ -330,7 +328,7 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The options that all builders of knowledge have; a script adds its own."""
+    """Return a parser with the options of all builders of knowledge; a script adds its own."""
     made = NamingParser(
         f"dataset_scripts/{name}.py",
         description=doc,
@@ -351,7 +349,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def add_image_options(made: argparse.ArgumentParser) -> None:
-    """The options of builders whose corpora may hold images."""
+    """Add the options of builders whose corpora may hold images."""
     made.add_argument(
         "--image_model",
         help="embed the images with this tower, such as openai/clip-vit-base-patch32, and save the index with them; "
@@ -363,18 +361,13 @@ def add_image_options(made: argparse.ArgumentParser) -> None:
 def main(
     make: Callable[[argparse.Namespace], Plan], made: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> int:
-    """Run a builder; the exit code, 1 after one sentence on the error."""
+    """Run a builder, and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     given = made.parse_args(words)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    # the second names every image that can't be used
-    for told in ("dataset_scripts", "modeling_more.knowledge.corpus_images"):
-        logging.getLogger(told).setLevel(logging.INFO)
-    try:
+
+    def script() -> None:
         if given.max_articles is not None and given.max_articles < 1:
             raise ValueError(f"--max_articles must be at least 1, not {given.max_articles}.")
         build(make(given), given, ["python", made.prog, *map(without_folder, words)])
-    except (ValueError, OSError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+
+    return exit_code(script)

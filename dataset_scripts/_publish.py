@@ -1,4 +1,4 @@
-"""Publish a data set: a folder of Parquet files with its card, which `load_dataset` reads, and the same on the Hub."""
+"""Publish a data set as a folder of Parquet files with a card, and on the Hub."""
 
 import argparse
 import glob
@@ -8,7 +8,7 @@ import logging
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from dataset_scripts import load
+from dataset_scripts._archives import file_digest
 from modeling_more.data.rows import HIDDEN
 from modeling_more.files import new_folder
 from modeling_more.naming import NamingParser, without_folder
@@ -30,7 +31,7 @@ from modeling_more.words import SPLITTERS
 logger = logging.getLogger(__name__)
 
 TAG = "modeling-more"
-MILVUS = "milvus:"  # begins the address of a database
+MILVUS = "milvus:"  # prefix of a database's address
 KINDS: dict[str, tuple[str, ...]] = {"none": (), "text": ("text",), "image": ("image",), "all": ("text", "image")}
 WHAT = {
     "none": "the posts and their labels",
@@ -45,13 +46,13 @@ Configs = dict[str, DatasetDict]
 
 @dataclass(frozen=True)
 class Search:
-    """From what knowledge is retrieved, and by what.
+    """The knowledge to retrieve from, and what by.
 
     Attributes:
         knowledge: files, saved corpora, Hub ids, or one `milvus:URI`.
         image_knowledge: the same for retrieval by image; default: `knowledge`.
         image_model: image tower; default: that of `ImageEncoder`.
-        image_dir: the posts' images by `image_id`; default: the posts' column image.
+        image_dir: folder of the posts' images by `image_id`; default: the posts' column image.
     """
 
     knowledge: Sequence[str] = ()
@@ -64,7 +65,7 @@ class Search:
         return list((self.image_knowledge if kind == "image" else ()) or self.knowledge)
 
     def check(self, retrieval: str) -> None:
-        """ValueError for options that would be ignored, and for those that are missing."""
+        """Raise ValueError for options that would be ignored or are missing."""
         kinds = KINDS[retrieval]
         if self.knowledge and not kinds:
             raise ValueError(f"--knowledge is for --retrieval text, image and all, not for {retrieval}.")
@@ -86,13 +87,12 @@ def configurations(
     cache_dir: str | Path | None = None,
     **builder_options: Any,
 ) -> tuple[Configs, str]:
-    """The configurations to publish by name, "none" first, and a paragraph on where their knowledge is from.
+    """Return the configurations to publish by name, "none" first, and a paragraph on their knowledge.
 
-    With knowledge to search it is retrieved for every post; else the source must hold it.
+    Knowledge is retrieved for every post if there is some to search; else the source must hold it.
 
     Raises:
-        ValueError, FileNotFoundError, ConnectionError: as `load`; options that don't go together; the archives of
-            text and image knowledge hold different posts.
+        ValueError, FileNotFoundError, ConnectionError: as `load`; options, or posts of archives, don't go together.
     """
     search = search or Search()
     search.check(retrieval)
@@ -110,7 +110,7 @@ def configurations(
 
 
 def split_configurations(posts: DatasetDict, kinds: Sequence[str]) -> Configs:
-    """What is published of posts with the knowledge columns of `kinds`: none, one for each kind, all."""
+    """Split posts with the knowledge columns of `kinds` into configurations: none, one for each kind, all."""
     columns = {kind: f"knowledge_{kind}" for kind in kinds}
     names = ["none", *kinds, *(["all"] if len(kinds) > 1 else [])]
     return {
@@ -120,7 +120,7 @@ def split_configurations(posts: DatasetDict, kinds: Sequence[str]) -> Configs:
 
 
 def _joined(stored: dict[str, DatasetDict]) -> DatasetDict:
-    """One set with the knowledge columns of all."""
+    """Join sets to one with the knowledge columns of all."""
     (first, joined), *others = stored.items()
     for kind, posts in others:
         for split in joined:
@@ -161,7 +161,7 @@ def _by_image(posts: DatasetDict, search: Search, cache_dir: str | Path | None) 
     from modeling_more.knowledge.pictures import require_images
 
     specs = search.specs("image")
-    if search.image_dir is not None and Path(search.image_dir).is_dir():  # now: not after the corpus is embedded
+    if search.image_dir is not None and Path(search.image_dir).is_dir():  # before the corpus is embedded
         require_images(search.image_dir, {split: list(data["image_id"]) for split, data in posts.items()})
     encoder = ImageEncoder(search.image_model) if search.image_model else ImageEncoder()
     retriever: Any
@@ -189,13 +189,13 @@ def _named(specs: Sequence[str]) -> str:
 
 
 def _report(report: Any) -> str:
-    """The counts of an `AttachReport`; what came from the cache is no matter of the data."""
+    """Return a table of an `AttachReport`, without what came from the cache."""
     counts = {key.replace("_", " "): value for key, value in asdict(report).items() if key != "cached"}
     return markdown_table([{"": key, "count": value} for key, value in counts.items()])
 
 
 def write_folder(configs: Configs, card: DatasetCard, folder: Path, overwrite: bool = False) -> None:
-    """Write `CONFIG/SPLIT-00000-of-00001.parquet` and README.md beside `folder`, then move all of it there.
+    """Write `CONFIG/SPLIT-00000-of-00001.parquet` and README.md to a folder that appears whole.
 
     Raises:
         ValueError: the folder holds something already, and `overwrite` is off or it is no published data set.
@@ -211,10 +211,7 @@ def write_folder(configs: Configs, card: DatasetCard, folder: Path, overwrite: b
 
 
 def _describe(card: DatasetCard, configs: Configs, folder: Path) -> None:
-    """Tell of the files in the card, so that `datasets` sees that they changed: it caches a folder's rows by the
-    folder's name and the metadata of its card alone."""
-    from modeling_more.knowledge.corpus_tables import file_digest  # seconds that other uses need not wait
-
+    """Describe the files in the card, for `datasets` caches rows by a folder's name and its card's metadata alone."""
     infos = DatasetInfosDict()
     configured = {config["config_name"]: config for config in card.data.get("configs")}
     for name, splits in configs.items():
@@ -233,7 +230,7 @@ def _describe(card: DatasetCard, configs: Configs, folder: Path) -> None:
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """ValueError where `write_folder` would refuse; asked before the work is done."""
+    """Raise ValueError if `write_folder` would refuse; asked before the work is done."""
     from modeling_more.knowledge.corpus_info import META_FILE  # seconds that other uses need not wait
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -253,10 +250,10 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def make_card(builder: Any, configs: Configs, knowledge: str, command: Sequence[str]) -> DatasetCard:
-    """The card: configurations, counts, source and terms, how the knowledge was retrieved.
+    """Make the card: configurations, counts, source and terms, how the knowledge was retrieved.
 
     Args:
-        builder: has TITLE, CREDIT, and TERMS where the posts are not by authors whose rights must be kept.
+        builder: class with TITLE and CREDIT, and TERMS if no authors hold rights to the posts.
     """
     data_files = {
         name: [{"split": split, "path": f"{name}/{split}-*"} for split in splits] for name, splits in configs.items()
@@ -323,7 +320,7 @@ def push(configs: Configs, card: DatasetCard, repo_id: str, private: bool, folde
     """Push every configuration, "none" as the default, then the card with what the Hub holds of other configurations.
 
     Raises:
-        ConnectionError: the upload failed; the sentence says how to push the folder that is written already.
+        ConnectionError: the upload failed; the message says how to push the folder.
     """
     posts = sum(len(rows) for rows in configs["none"].values())
     logger.info(
@@ -350,24 +347,20 @@ def push(configs: Configs, card: DatasetCard, repo_id: str, private: bool, folde
 
 
 def failed_push(repo_id: str, folder: Path, error: Exception, private: bool) -> ConnectionError:
-    """The error that says how to push what is written already (to a repository as private as was asked for)."""
+    """Return the error that says how to push what is written already."""
     again = f"hf upload {repo_id} {shlex.quote(str(folder))} --repo-type dataset" + " --private" * private
     return ConnectionError(f"The upload to {repo_id} failed ({error}); {folder} is whole: {again}")
 
 
 def publish(arguments: argparse.Namespace, name: str, command: Sequence[str]) -> Path:
-    """What the command line asks for; returns the folder."""
+    """Publish what the command line asks for, and return the folder."""
     folder = Path(arguments.output_dir).expanduser().resolve()
     check_free(folder, arguments.overwrite_output_dir)
     options = {
         key: getattr(arguments, key) for key in ("other_as_misc", "raw_dir", "splitter") if getattr(arguments, key)
     }
     search = Search(
-        arguments.knowledge,
-        arguments.image_knowledge,
-        arguments.image_model,
-        arguments.image_dir,
-        arguments.top_k,
+        arguments.knowledge, arguments.image_knowledge, arguments.image_model, arguments.image_dir, arguments.top_k
     )
     configs, how = configurations(
         name, arguments.retrieval, arguments.data_dir, search, arguments.cache_dir, **options
@@ -385,7 +378,7 @@ def publish(arguments: argparse.Namespace, name: str, command: Sequence[str]) ->
 
 
 def parser(name: str) -> argparse.ArgumentParser:
-    """The options of `python dataset_scripts/NAME.py`."""
+    """Return the parser of `python dataset_scripts/NAME.py`."""
     made = NamingParser(
         f"dataset_scripts/{name}.py", description=f"Publish {name} as Parquet with a card.", allow_abbrev=False
     )
@@ -410,15 +403,21 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 
 def main(name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run the publisher; the exit code, 1 after one sentence on the error."""
+    """Run the publisher, and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser(name).parse_args(given)
+    command = ["python", f"dataset_scripts/{name}.py", *map(without_folder, given)]
+    return exit_code(lambda: publish(parsed, name, command))
+
+
+def exit_code(script: Callable[[], object]) -> int:
+    """Run a script with its log shown, and return the exit code: 1 after one sentence on the error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # the second names every image that can't be used
     for told in ("dataset_scripts", "modeling_more.knowledge.corpus_images"):
         logging.getLogger(told).setLevel(logging.INFO)
     try:
-        publish(parsed, name, ["python", f"dataset_scripts/{name}.py", *map(without_folder, given)])
+        script()
     except (ValueError, OSError) as error:
         logger.error("%s", error)
         return 1

@@ -26,8 +26,8 @@ NAME = "corpus"
 
 
 def lines(files: Sequence[str]) -> Iterator[Row]:
-    """{"where", "number", "folder", "row"} of each line that is not blank; the row as JSON, for its columns may be of
-    any type, the number that of the article among all.
+    """Yield {"where", "number", "folder", "row"} of each line that is not blank; `number` counts all articles, `row`
+    is JSON, as its columns may be of any type.
 
     Raises:
         ValueError: a line that is no JSON object, or a damaged file.
@@ -48,7 +48,7 @@ def lines(files: Sequence[str]) -> Iterator[Row]:
 
 
 def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir: str | None) -> Iterable[Row]:
-    """The article of a line.
+    """Yield the article of a line.
 
     Raises:
         ValueError: the line is no JSON object, or lacks title or id (where the first one has an id).
@@ -91,7 +91,7 @@ def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir:
 
 
 def _has_id(line: str) -> bool:
-    """Whether a line has an id, or is none of JSON, which is told where it is read."""
+    """Return whether a line has an id, or is no JSON, which is told where it is read."""
     try:
         row = json.loads(line)
     except ValueError:

@@ -1,6 +1,6 @@
-"""The demo set: short posts about invented people, places, teams and products, whose type only knowledge tells.
+"""Make the demo set: short posts about invented people, places, teams and products, whose type only knowledge tells.
 
-Everything is made from a seed, text and pictures alike; no file is in git. How the set is built:
+All of it is made from a seed, and no file is in git:
 - The names of a split, word for word, occur in no other split, so nothing is learned about them in training.
 - Each word of a name, and each sentence around a name, goes equally often with each of the four types: without
   knowledge the type can only be guessed.
@@ -30,7 +30,7 @@ from modeling_more.posts import Row
 from modeling_more.tagging import bio_labels
 
 TYPES = ("PER", "LOC", "ORG", "MISC")
-#: what entries say; all that a type's sentences say points to the type, so that a small encoder learns it in minutes
+#: what entries say; all of it points to the type, so that a small encoder learns it in minutes
 SAID = {
     "PER": (
         "is a singer with a warm voice",
@@ -104,7 +104,7 @@ class EntityPost(Post):
     ner_tags: tuple[str, ...]
 
     def row(self) -> Row:
-        """{id, image_id, tokens, ner_tags}."""
+        """Return {id, image_id, tokens, ner_tags}."""
         return {**super().row(), "ner_tags": list(self.ner_tags)}
 
 
@@ -117,13 +117,13 @@ def make_demo(
     odd_spelling: float = 0.15,
     no_emblem: float = 0.15,
 ) -> Demo:
-    """The demo set of a seed: the same posts, entries and pictures wherever it is made.
+    """Make the demo set of a seed: the same posts, entries and pictures wherever it is made.
 
     Args:
         seed: any integer.
         train_posts, validation_posts, test_posts: multiples of 16, each post about a name of its own.
         distractors: entries besides those of the posts, for each test post.
-        odd_spelling, no_emblem: share of the posts of each kind, in every split.
+        odd_spelling, no_emblem: share of posts of this kind, in every split.
 
     Raises:
         ValueError: a number of posts that is no multiple of 16, or shares that sum to more than 1.
@@ -152,7 +152,7 @@ def make_demo(
 
 
 def _names_of_split(rng: random.Random, size: int, taken: set[str]) -> list[list[tuple[Name, str]]]:
-    """Names with their types in groups of four, one of each type, that share the first word.
+    """Invent names with their types in groups of four, one of each type, that share the first word.
 
     Within 16 names, four first and four last words meet in a Latin square: each word goes with each type once.
     """
@@ -172,7 +172,7 @@ def _posts(
     no_emblem: float,
     taken: set[str],
 ) -> list[EntityPost]:
-    """A post for each entry; the four of a group, one of each type, share their sentence."""
+    """Make a post for each entry; the four of a group, one of each type, share their sentence."""
     drafts = []
     for group in groups:
         frame = _demo.a_frame(rng, FRAMES)
@@ -194,7 +194,7 @@ def _posts(
 
 
 class Builder(DemoBuilder):
-    """The demo set with entities, configurations none, text, image and all."""
+    """A builder of the demo set with entities, with configurations none, text, image and all."""
 
     NAME = "demo"
     TITLE = "Demo"
@@ -219,7 +219,7 @@ class Builder(DemoBuilder):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Publish the set and its knowledge corpus; the exit code."""
+    """Publish the set and its knowledge corpus, and return the exit code."""
     return _demo.main(Builder, arguments)
 
 

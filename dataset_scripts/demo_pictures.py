@@ -1,6 +1,6 @@
-"""The demo set's pictures: an emblem for every invented name, what a post shows of it, and pictures that show none.
+"""Draw the demo set's pictures: an emblem for every invented name, what a post shows of it, and plain pictures.
 
-Everything is drawn on a small grid, so that the pictures of ten thousand entries take seconds and no file is in git.
+The grid is small, so that the pictures of ten thousand entries take seconds and no file is in git.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ BACKGROUND = (222, 222, 222)
 
 
 class Emblem(NamedTuple):
-    """Indices into OUTLINES, LAYOUTS, COLOURS (of the four fields), CHARGES and COLOURS (of the charge)."""
+    """An emblem as indices into OUTLINES, LAYOUTS, COLOURS (of four fields), CHARGES and COLOURS (of the charge)."""
 
     outline: int
     layout: int
@@ -37,7 +37,7 @@ class Emblem(NamedTuple):
 
 
 def _masks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outlines [4,2S,2S] bool, layouts [6,2S,2S] with field numbers 0-3, charges [8,2S,2S] bool, at twice the size."""
+    """Make outlines [4,2S,2S] bool, layouts [6,2S,2S] of field numbers 0-3, charges [8,2S,2S] bool, at double size."""
     n = 2 * SIZE
     y, x = np.mgrid[0:n, 0:n] * 2 - (n - 1)  # odd integers from -(n-1) to n-1: comparisons are exact everywhere
     ax, ay = abs(x), abs(y)
@@ -77,7 +77,7 @@ _OUTLINES, _LAYOUTS, _CHARGES = _masks()
 
 
 def draw_emblem(emblem: Emblem) -> Image.Image:
-    """The emblem as an RGB picture of 64 x 64 pixels, edges smoothed."""
+    """Draw an emblem as an RGB picture of 64 x 64 pixels, edges smoothed."""
     index = np.where(_CHARGES[emblem.charge], np.uint8(4), _LAYOUTS[emblem.layout])
     picture = Image.fromarray(np.where(_OUTLINES[emblem.outline], index, np.uint8(5)), "P")
     colours = [*(COLOURS[colour] for colour in emblem.fields), COLOURS[emblem.charge_colour], BACKGROUND]
@@ -86,7 +86,7 @@ def draw_emblem(emblem: Emblem) -> Image.Image:
 
 
 def distort(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """What a post shows of an emblem: cut to 85-95 %, turned by up to 10 degrees, blurred, its colours shifted."""
+    """Distort an emblem as a post shows it: cut to 85-95 %, turned by up to 10 degrees, blurred, recoloured."""
     share = rng.uniform(0.85, 0.95)
     left, top = (rng.uniform(0, (1 - share) * SIZE) for _ in range(2))
     picture = picture.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR, fillcolor=BACKGROUND)
@@ -101,7 +101,7 @@ def distort(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def plain_picture(rng: np.random.Generator) -> Image.Image:
-    """A picture that is plainly no emblem: grey grain over a slow grey gradient."""
+    """Draw a picture that is plainly no emblem: grey grain over a slow grey gradient."""
     start, end = rng.integers(40, 216, size=2)
     ramp = np.linspace(start, end, SIZE)
     pixels = np.tile(ramp, (SIZE, 1)) if rng.integers(2) else np.tile(ramp[:, None], (1, SIZE))

@@ -1,6 +1,6 @@
-"""The demo set with relations: posts about two invented people; how they stand to each other only knowledge tells.
+"""Make the demo set with relations: posts about two invented people, whose relation only knowledge tells.
 
-Made as the set with entities (`demo.py`) is, by the same rules:
+It is made by the same rules as the set with entities (`demo.py`):
 - The names of a split, word for word, occur in no other split.
 - Each word of a name, each sentence, the order of the two names and which of them is the head go equally often with
   each of the four relations; both entities are always people.
@@ -72,7 +72,7 @@ BLOCK = 18  # posts in which each word of a name goes with each relation once: 1
 
 
 class Pair(NamedTuple):
-    """Two names, the one that has the entry first, and their relation."""
+    """A pair of names, that with the entry first, and their relation."""
 
     about: Name
     other: Name
@@ -88,7 +88,7 @@ class RelationPost(Post):
     relation: str
 
     def row(self) -> Row:
-        """{id, image_id, tokens, head, tail, relation}."""
+        """Return {id, image_id, tokens, head, tail, relation}."""
         return {**super().row(), "head": list(self.head), "tail": list(self.tail), "relation": self.relation}
 
 
@@ -101,13 +101,13 @@ def make_demo_relations(
     odd_spelling: float = 0.15,
     no_emblem: float = 0.15,
 ) -> Demo:
-    """The demo set with relations of a seed: the same posts, entries and pictures wherever it is made.
+    """Make the demo set with relations of a seed: the same posts, entries and pictures wherever it is made.
 
     Args:
         seed: any integer.
         train_posts, validation_posts, test_posts: multiples of 18, each post about two names of its own.
         distractors: entries besides those of the posts, for each of the two entities of a test post.
-        odd_spelling, no_emblem: share of the posts of each kind, in every split.
+        odd_spelling, no_emblem: share of posts of this kind, in every split.
 
     Raises:
         ValueError: a number of posts that is no multiple of 18, or shares that sum to more than 1.
@@ -145,7 +145,7 @@ def _said(rng: random.Random, pair: Pair) -> str:
 
 
 def _groups_of_split(rng: random.Random, size: int, taken: set[str]) -> list[list[Pair]]:
-    """Pairs in groups of nine, two of each relation and one of None.
+    """Invent pairs in groups of nine, two of each relation and one of None.
 
     Of 16 pairs, four first and four last words make up the names with an entry, four others the names without, each
     time in a Latin square: every word goes with each relation once.
@@ -176,7 +176,7 @@ def _posts(
     no_emblem: float,
     taken: set[str],
 ) -> list[RelationPost]:
-    """A post for each pair; those of a group share sentence and order."""
+    """Make a post for each pair; those of a group share sentence and order."""
     drafts = []
     for group in groups:
         frame = _demo.a_frame(rng, FRAMES)
@@ -203,7 +203,7 @@ def _posts(
 
 
 class Builder(DemoBuilder):
-    """The demo set with relations, configurations none, text, image and all."""
+    """A builder of the demo set with relations, with configurations none, text, image and all."""
 
     NAME = "demo_relations"
     TITLE = "Demo, relations"
@@ -224,7 +224,7 @@ class Builder(DemoBuilder):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Publish the set and its knowledge corpus; the exit code."""
+    """Publish the set and its knowledge corpus, and return the exit code."""
     return _demo.main(Builder, arguments)
 
 

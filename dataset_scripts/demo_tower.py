@@ -1,6 +1,6 @@
-"""A tiny CLIP image tower, trained in seconds on the pictures it is to tell apart, without labels.
+"""Train a tiny CLIP image tower in seconds, without labels, on the pictures it is to tell apart.
 
-Two random augmentations of a picture are to lie nearer to each other than to those of the other pictures (InfoNCE:
+Two random augmentations of a picture must lie nearer to each other than to those of other pictures (InfoNCE:
 van den Oord, Li and Vinyals, arXiv 1807.03748; SimCLR: Chen et al., arXiv 2002.05709).
 """
 
@@ -22,7 +22,7 @@ TEMPERATURE = 0.07
 
 
 def make_tower(seed: int) -> CLIPVisionModelWithProjection:
-    """The untrained tower: 2 layers over one patch, the whole picture, because training is to take seconds."""
+    """Make the untrained tower: 2 layers over one patch, the whole picture, as training is to take seconds."""
     config = CLIPVisionConfig(
         image_size=SIDE,
         patch_size=SIDE,
@@ -93,13 +93,13 @@ def train_tower(
 
 
 def _pixels(picture: Image.Image) -> torch.Tensor:
-    """float32 [3, STORED, STORED] from 0 to 1."""
+    """Return float32 [3, STORED, STORED] from 0 to 1."""
     small = picture.convert("RGB").resize((STORED, STORED), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1).float() / 255
 
 
 def _augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """[n, 3, STORED, STORED] -> [n, 3, SIDE, SIDE], normalised: cut, turned, blurred, recoloured, with grain."""
+    """Cut, turn, blur, recolour and grain pictures: [n, 3, STORED, STORED] -> [n, 3, SIDE, SIDE], normalised."""
     n = len(pictures)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:

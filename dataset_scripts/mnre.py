@@ -1,4 +1,4 @@
-"""MNRE (version 2): pairs of entities in tweets with images, 22 relations and None.
+"""Build MNRE (version 2): pairs of entities in tweets with images, 22 relations and None.
 
 python dataset_scripts/mnre.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
 """
@@ -13,7 +13,7 @@ from dataset_scripts._builders import RelationBuilder
 
 
 class Builder(RelationBuilder):
-    """MNRE, configurations none, text and image."""
+    """A builder of MNRE, with configurations none, text and image."""
 
     NAME = "mnre"
     ARCHIVE = "mnre"

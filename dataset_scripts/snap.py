@@ -1,4 +1,4 @@
-"""SNAP: tweets with images, entities PER, LOC, ORG and MISC; the larger copy behind Twitter-2017.
+"""Build SNAP: tweets with images, entities PER, LOC, ORG and MISC; the larger copy behind Twitter-2017.
 
 python dataset_scripts/snap.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
 """
@@ -13,7 +13,7 @@ from dataset_scripts._builders import NerBuilder
 
 
 class Builder(NerBuilder):
-    """SNAP, configurations none, text and image."""
+    """A builder of SNAP, with configurations none, text and image."""
 
     NAME = "snap"
     ARCHIVE = "snap"

@@ -1,4 +1,4 @@
-"""Twitter-2015: tweets with images, entities PER, LOC, ORG and OTHER (MISC in some copies).
+"""Build Twitter-2015: tweets with images, entities PER, LOC, ORG and OTHER (MISC in some copies).
 
 python dataset_scripts/twitter15.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
 """
@@ -13,7 +13,7 @@ from dataset_scripts._builders import NerBuilder
 
 
 class Builder(NerBuilder):
-    """Twitter-2015, configurations none, text and image."""
+    """A builder of Twitter-2015, with configurations none, text and image."""
 
     NAME = "twitter15"
     ARCHIVE = "twitter2015"

@@ -1,4 +1,4 @@
-"""Twitter-2017: tweets with images, entities PER, LOC, ORG and MISC.
+"""Build Twitter-2017: tweets with images, entities PER, LOC, ORG and MISC.
 
 python dataset_scripts/twitter17.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
 """
@@ -13,7 +13,7 @@ from dataset_scripts._builders import NerBuilder
 
 
 class Builder(NerBuilder):
-    """Twitter-2017, configurations none, text and image."""
+    """A builder of Twitter-2017, with configurations none, text and image."""
 
     NAME = "twitter17"
     ARCHIVE = "twitter2017"

@@ -1,4 +1,4 @@
-"""WikiDiverse: Wikinews captions with images; entities of the types that its training split has.
+"""Build WikiDiverse: Wikinews captions with images; entities of the types that its training split has.
 
 python dataset_scripts/wikidiverse.py --data_dir DATA --retrieval text --knowledge FILE... --output_dir OUT
 """
@@ -13,7 +13,7 @@ from dataset_scripts._builders import NerBuilder
 
 
 class Builder(NerBuilder):
-    """WikiDiverse, configurations none, text and image."""
+    """A builder of WikiDiverse, with configurations none, text and image."""
 
     NAME = "wikidiverse"
     ARCHIVE = "WikiDiverseNER"

@@ -1,11 +1,11 @@
-"""A knowledge corpus of the images of Wikipedia: images are searched, the lead texts of their articles are found.
+"""Build a knowledge corpus of the images of Wikipedia: images are searched, lead texts of articles are found.
 
 python dataset_scripts/wikipedia_images.py --language en --output_dir OUT --push_to_hub ORG/NAME
 python dataset_scripts/wikipedia_images.py --data_dir COPY --language de --main_images --output_dir OUT
 
 The source is wikimedia/wit_base (6.5 million images, 308 GB), or a local copy in its schema. Its `wit_features` hold
-parallel lists with one slot for each page that shows the image. The vectors in it (`embedding`, 2048 numbers of a
-ResNet-50) are not read: retrieval embeds images by the tower that embeds the posts' images.
+parallel lists with one slot for each page that shows the image. Its vectors (`embedding`, of a ResNet-50) are not
+read: retrieval embeds images by the tower of the posts' images.
 """
 
 import argparse
@@ -35,7 +35,7 @@ DESCRIPTION = (
 
 
 def pages(features: Any) -> Iterable[Row]:
-    """One row a page: the slots of the parallel lists, as far as they reach; missing values are None."""
+    """Yield a row for each page, from the slots of the parallel lists; missing values are None."""
     if isinstance(features, list):  # the same as a list of structs
         yield from (page for page in features if page)
         return
@@ -45,7 +45,7 @@ def pages(features: Any) -> Iterable[Row]:
 
 
 def smaller(content: bytes, side: int) -> bytes:
-    """The image as JPEG with a shorter side of at most `side` pixels; ImageError where it can't be read."""
+    """Return the image as JPEG with a shorter side of at most `side` pixels; raise ImageError if it can't be read."""
     image = open_image(content)
     if min(image.size) > side:
         scale = side / min(image.size)
@@ -56,7 +56,7 @@ def smaller(content: bytes, side: int) -> bytes:
 
 
 def articles(row: Row, counts: Counter[str], language: str, main_only: bool, side: int | None) -> Iterable[Row]:
-    """The articles in the language that show the image; what is left out is counted by reason."""
+    """Yield the articles in the language that show the image; what is left out is counted by reason."""
     content = (row["image"] or {}).get("bytes")
     if content is None:
         counts["without image"] += 1

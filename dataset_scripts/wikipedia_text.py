@@ -1,4 +1,4 @@
-"""A knowledge corpus of the articles of Wikipedia: sentences are searched, paragraphs are found.
+"""Build a knowledge corpus of the articles of Wikipedia: sentences are searched, paragraphs are found.
 
 python dataset_scripts/wikipedia_text.py --date 20231101 --language en --output_dir OUT --push_to_hub ORG/NAME
 python dataset_scripts/wikipedia_text.py --data_dir COPY --date 20231101 --language de --output_dir OUT
@@ -29,7 +29,7 @@ DESCRIPTION = (
 
 
 def articles(row: Row, counts: Counter[str], wiki: str) -> Iterable[Row]:
-    """The article of a row; one without title or text is counted."""
+    """Yield the article of a row; one without title or text is counted."""
     if row["id"] is None or not row["title"]:
         counts["without id or title"] += 1
     elif not (row["text"] or "").strip():
@@ -39,8 +39,7 @@ def articles(row: Row, counts: Counter[str], wiki: str) -> Iterable[Row]:
 
 
 def in_copy(folder: str, date: str | None, language: str) -> tuple[Path, str | None]:
-    """Where a local copy holds the articles, and of which date: it may be laid out as the source, with a folder
-    `date.language` for each.
+    """Return where a local copy holds the articles, perhaps in a folder `date.language` as the source, and their date.
 
     Raises:
         ValueError: none of its folders, or several, are of that date and language.

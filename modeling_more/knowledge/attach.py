@@ -389,7 +389,7 @@ def _with_column(split: Dataset, files: list[Path], column: str) -> Dataset:
     if not files:  # `datasets` joins no tables without rows
         features = Features({**split.features, column: KNOWLEDGE_FEATURE})
         return Dataset.from_dict({name: [] for name in features}, features, split=split.split)
-    # the shards stay memory-mapped: neither the posts nor the knowledge need fit into memory
+    # the shards stay memory-mapped: they need not fit into memory
     knowledge = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     knowledge = knowledge.select_columns("knowledge").rename_column("knowledge", column)
     return concatenate_datasets([split, knowledge], axis=1)

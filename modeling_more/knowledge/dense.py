@@ -241,9 +241,8 @@ class FusedRetriever:
 
     score(entry) = Σ over the retrievers that found it of 1 / (k + rank), rank from 1, k = 60 (Cormack, Clarke and
     Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods", SIGIR 2009). Only
-    ranks count, so scores of different scales need no weights. Each retriever is asked for `depth` entries; equal
-    scores are ordered by best rank, then by retriever. The matched sentence is that of the retriever that ranks the
-    entry best.
+    ranks count, so scores need no weights. Each retriever is asked for `depth` entries; equal scores are ordered by
+    best rank, then by retriever. The matched sentence is that of the retriever that ranks the entry best.
     """
 
     def __init__(self, retrievers: Sequence[TextRetriever], k: int = 60, depth: int = 100) -> None:

@@ -89,8 +89,7 @@ class ImageEncoder:
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
             raise FileNotFoundError(f"The image tower {name_or_path} can't be loaded: {reason}") from error
-        #: digest of the weights as stored and of the preprocessing; the device and its precision do not count, so an
-        #: index made on a GPU serves a query on a CPU
+        #: digest of stored weights and preprocessing, not of the device: an index made on a GPU serves a CPU
         self.fingerprint = _digest(model, self.processor)
         self.model: Any = model.to(self.device, dtype).eval()
         probe = Image.new("RGB", (8, 8))

@@ -1,8 +1,7 @@
 """Embed a corpus in shards that survive a killed run, and search the vectors by FAISS.
 
-The index is made by `Dataset.add_faiss_index` on a data set of the vectors alone, saved, and loaded by
-`Dataset.load_faiss_index` onto a table of the same rows without them: look-ups that had to read past the vectors would
-cost several times the search.
+`Dataset.add_faiss_index` makes the index on the vectors alone, and `Dataset.load_faiss_index` loads it onto a table of
+the same rows without them: reading past the vectors would cost several times the search.
 """
 
 import logging
