@@ -106,7 +106,7 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
     DEFAULT_CONFIG_NAME = "none"
 
     NAME: ClassVar[str]  # as in `load`
-    ARCHIVE: ClassVar[str]  # of the authors' bare archive
+    ARCHIVE: ClassVar[str]  # name of the authors' bare archive
     TITLE: ClassVar[str]
     CREDIT: ClassVar[str]  # where the set comes from, and under which terms
     TASK: ClassVar[str]

@@ -177,7 +177,7 @@ def make_entries(rng: random.Random, told: Sequence[tuple[Name, str, str]]) -> d
 
 
 def _new_emblem(rng: random.Random, fields: set[tuple[int, tuple[int, int, int, int]]]) -> Emblem:
-    """Draw an emblem with coloured fields of its own; fields that touch differ, and so does the charge."""
+    """Make an emblem with coloured fields of its own; fields that touch differ, and so does the charge."""
     while True:
         colours = [rng.randrange(len(COLOURS))]
         while len(colours) < 4:

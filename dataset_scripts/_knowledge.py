@@ -144,7 +144,7 @@ def wiki_name(language: str) -> str:
 def _undecoded(files: Sequence[str], columns: Sequence[str]) -> IterableDataset:
     """Read rows with images as bytes: they are checked later, and a broken one must not end the stream."""
     kind, options = ("parquet", {"columns": list(columns)}) if files[0].endswith(".parquet") else ("json", {})
-    # of files here the names are no patterns
+    # the names of local files are no patterns
     names = [file if file.startswith("hf://") else glob.escape(file) for file in files]
     rows = load_dataset(kind, data_files=names, split="train", streaming=True, **options)
     if rows.features and isinstance(rows.features.get("image"), Image):

@@ -46,7 +46,7 @@ Configs = dict[str, DatasetDict]
 
 @dataclass(frozen=True)
 class Search:
-    """The knowledge to retrieve from, and what by.
+    """A search for knowledge: what it retrieves from, and how.
 
     Attributes:
         knowledge: files, saved corpora, Hub ids, or one `milvus:URI`.

@@ -121,7 +121,7 @@ def make_demo_relations(
     own = [name for pair in pairs for name in (pair.about, pair.other)]
     others = _demo.other_names(rng, own, 2 * distractors * test_posts, taken)
     words = _demo.new_words(rng, 2 * max(1, len(others) // 8), taken)
-    thirds = list(zip(words[::2], words[1::2], strict=True))  # of whom neither a post nor an entry is
+    thirds = list(zip(words[::2], words[1::2], strict=True))  # names in no post and no entry's title
 
     rng = random.Random(f"demo relations entries {seed}")
     relations = [(*RELATIONS, *RELATIONS, NONE)[number % 9] for number in range(len(others))]

@@ -1,4 +1,4 @@
-"""Knowledge: corpora, retrieval over them, and the columns it gives to a data set of posts."""
+"""Search knowledge corpora, and attach what is found to a data set of posts."""
 
 from .attach import (
     AttachReport,

@@ -246,7 +246,7 @@ class KnowledgeCorpus:
                 logger.warning("%d of %d knowledge articles have no text and are left out.", info.empty, info.articles)
 
         roots = folders_of(files)
-        if image_roots(folder) not in ([], roots):  # the same words with images of another place: a corpus of its own
+        if image_roots(folder) not in ([], roots):  # the same words, images of another place
             folder = folder.with_name(hashlib.sha256(json.dumps([folder.name, roots]).encode()).hexdigest()[:32])
         if images_changed(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -344,7 +344,7 @@ def _load_tower(name: str | Path, revision: str | None) -> Any:
         _check_weights(name, info)
         return model.vision_model if config.model_type == "siglip" else model  # its text tower is not needed
     vision = config if isinstance(config, CLIPVisionConfig) else config.vision_config
-    vision.projection_dim = config.projection_dim  # of the whole model, where the vision part's may be a default
+    vision.projection_dim = config.projection_dim  # the vision part's may be a default
     tower: Any = _ClipTower
     model, info = tower.from_pretrained(name, config=vision, **options)
     if info["missing_keys"] == {"visual_projection.weight"}:  # CLIP's image tower saved without its projection

@@ -72,7 +72,7 @@ class MilvusTextRetriever:
 
     @property
     def fingerprint(self) -> str:
-        """What the results depend on besides queries, top_k and the segments that Milvus made."""
+        """Return what the results depend on besides queries, `top_k` and the segments that Milvus made."""
         return f"milvus-{LOAD_VERSIONS['sentences']}-{K1}-{B}-{self.about['corpus']}"
 
     @classmethod
