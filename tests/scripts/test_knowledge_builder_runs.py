@@ -158,7 +158,7 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptur
         (wikipedia_text, ["--data_dir", str(tmp_path / "gone")], "gone: no such file or folder"),
         (wikipedia_text, ["--data_dir", str(tmp_path / "taken")], "taken: holds no Parquet or JSON Lines file"),
         (wikipedia_images, ["--data_dir", str(rows), "--max_articles", "0"], "--max_articles must be at least 1"),
-        (own, ["--data_dir", str(tmp_path / "rows.csv")], "rows.csv: not a .jsonl or .corpus.gz file"),
+        (own, ["--data_dir", str(tmp_path / "rows.csv")], "rows.csv: not a .jsonl or .jsonl.gz file"),
         (own, ["--data_dir", str(rows)], "rows.jsonl, line 1: no column title, only id, name, text"),
         (own, ["--data_dir", str(nested)], "nested.jsonl, line 1: the column text holds a list, not a text"),
         (own, ["--data_dir", str(tmp_path / "bad.jsonl"), "--title_column", "id"], "bad.jsonl, line 2: not JSON"),

@@ -49,8 +49,8 @@ def test_options_files_with_values_of_other_types(line, tmp_path, capsys):
 
 def test_options_files_with_null_where_that_is_the_default(tmp_path):
     (tmp_path / "my.yaml").write_text("crf_learning_rate: null\nbf16: true\ndo_train: false\nseeds: [1, 2]")
-    _, _, training, run, _ = parse_arguments([str(tmp_path / "my.yaml"), "--dataset", "demo"], "")
-    assert training.crf_learning_rate is None and training.bf16 and not run.do_train and training.seeds == [1, 2]
+    training = parse_arguments([str(tmp_path / "my.yaml"), "--dataset", "demo"], "").training
+    assert training.crf_learning_rate is None and training.bf16 and not training.do_train and training.seeds == [1, 2]
 
 
 def test_no_fewer_epochs_than_the_checkpoint_has_behind_it(tmp_path):

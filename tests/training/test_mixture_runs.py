@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from datasets import Features as Features_
-from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoProcessor
 
@@ -24,13 +22,10 @@ from dataset_scripts.demo_tower import make_tower, save_tower
 from modeling_more import predict
 from modeling_more.data_collator import MoReDataCollator
 from modeling_more.encoding import encode_posts
-from modeling_more.knowledge import ImageEncoder
-from modeling_more.metrics import entity_counts, paired_bootstrap, relation_counts
 from modeling_more.training import expert_outputs as mixture
 from modeling_more.training import mixture_runs
 from modeling_more.training.arguments import DataArguments
 from modeling_more.training.checks import check_retrieval
-from modeling_more.training.expert_outputs import Features, gate_batch, image_features
 from modeling_more.training.experts import load_experts
 from modeling_more.training.posts import post_digest
 from ner_runs import ROOT, options, read, read_lines
@@ -437,47 +432,3 @@ def test_relations_and_images(tiny_encoder, tmp_path, monkeypatch, caplog):
         (pair,) = one["relations"]
         assert pair["expert_weights"] == pytest.approx(row["expert_weights"], abs=1e-5)
         assert (pair["relation"], pair["experts"]) == (row["relation"], row["experts"])
-
-
-def test_bootstrap_against_one_sample_at_a_time():
-    rng = np.random.default_rng(1)
-    gold = rng.integers(1, 4, 40)
-    one = np.stack([np.minimum(gold, rng.integers(0, 4, 40)), rng.integers(3, 5, 40), gold], 1)
-    two = np.stack([np.minimum(gold, rng.integers(0, 3, 40)), rng.integers(3, 5, 40), gold], 1)
-    difference, low, high = paired_bootstrap(one, two, samples=500, seed=3)
-    drawn = np.random.default_rng(3).integers(40, size=(500, 40))
-
-    def f1(counts):
-        right, found, wanted = counts.sum(0)
-        return 200 * right / (found + wanted)
-
-    by_hand = [f1(one[rows]) - f1(two[rows]) for rows in drawn]
-    assert difference == pytest.approx(f1(one) - f1(two))
-    assert (low, high) == pytest.approx(tuple(np.percentile(by_hand, (2.5, 97.5))))
-    assert paired_bootstrap(one, one)[0:3] == (0.0, 0.0, 0.0)
-    assert entity_counts([["B-A", "I-A", "O"]], [["B-A", "I-A", "B-A"]]).tolist() == [[1, 1, 2]]
-    assert relation_counts(["a", "None", "b"], ["a", "b", "None"]).tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 0]]
-
-
-def test_features_are_padded_and_chosen():
-    features = Features([torch.ones(2, n, 3) * n for n in (1, 3)], [torch.ones(4), torch.zeros(4)])
-    batch = gate_batch(features, [1, 0], labels=[[2], [0, 1, 2]])
-    assert batch["expert_logits"].shape == (2, 2, 3, 3) and batch["word_mask"].sum(1).tolist() == [3, 1]
-    assert batch["labels"].tolist() == [[0, 1, 2], [2, 0, 0]] and batch["text_features"].tolist()[0] == [0.0] * 4
-
-
-def test_unusable_images_are_counted_with_and_without_the_cache(tmp_path, caplog):
-    """No image, one that lies nowhere, a broken one: zeros and False; the cached second call says so as well."""
-    picture = Image.fromarray(np.full((20, 24, 3), 90, dtype=np.uint8))
-    picture.save(tmp_path / "good.png")
-    images = [{"path": str(tmp_path / "good.png")}, None, {"path": str(tmp_path / "gone.png")}, {"bytes": b"broken"}]
-    rows = [image and {"bytes": image.get("bytes"), "path": image.get("path")} for image in images]
-    posts = Dataset.from_dict({"image": rows}, Features_({"image": ImageFeature()}))
-    encoder = ImageEncoder(save_tower(make_tower(1), tmp_path / "tower"))
-    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
-        caplog.clear()
-        vectors, usable = image_features(posts, None, encoder, cache)
-        assert usable.tolist() == [True, False, False, False] and not vectors[1:].any()
-        assert torch.allclose(vectors[0], torch.from_numpy(encoder.embed([picture]))[0], atol=1e-6)
-        assert "3 of 4 posts have no usable image" in caplog.text
-    assert len(list((tmp_path / "cache" / "mixture").glob("images-*"))) == 1
