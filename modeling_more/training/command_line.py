@@ -60,11 +60,9 @@ class _Parser(NamingParser, HfArgumentParser):
         self.exit(2, f"error: {message}\n")
 
     def format_help(self) -> str:
-        actions = {action.dest: action for action in self._actions if action.dest != "help"}
-        shown = [
-            action for action in self._actions if not any(one.startswith("--no_") for one in action.option_strings)
-        ]
-        negative = {action.dest: action for action in self._actions if action not in shown}
+        options: dict[str, list[argparse.Action]] = {}  # a switch that is on by default has --name and --no_name
+        for action in self._actions:
+            options.setdefault(action.dest, []).append(action)
         groups: dict[str, Sequence[str]] = {"what most people need": FIRST}
         groups |= {title: [one.name for one in fields(part)] for title, part in GROUPS.items()}
         formatter = self._get_formatter()
@@ -75,9 +73,7 @@ class _Parser(NamingParser, HfArgumentParser):
             formatter.start_section(title)
             for name in names:
                 if name not in done:
-                    formatter.add_arguments(
-                        [one for one in (actions.get(name), negative.get(name)) if one is not None]
-                    )
+                    formatter.add_arguments(options[name])
             formatter.end_section()
             done |= set(names)
         return formatter.format_help()

@@ -1,12 +1,19 @@
 """Options that can't be end in one sentence that names them, from the command line and from a file."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
+from accelerate.utils import LoggerType
 
-from modeling_more.training.arguments import TrainingArguments
+from modeling_more import MoReConfig, MoReMixtureConfig
+from modeling_more.training.arguments import TRACKERS, Arguments, TrainingArguments
 from modeling_more.training.checkpoints import check_checkpoint
-from modeling_more.training.command_line import parse_arguments
+from modeling_more.training.command_line import FIRST, parse_arguments
+from modeling_more.training.output_folders import MODEL_TYPES
+from ner_runs import ROOT
 
 
 def refused(capsys, *arguments):
@@ -64,3 +71,40 @@ def test_no_fewer_epochs_than_the_checkpoint_has_behind_it(tmp_path):
         )
     with pytest.raises(ValueError, match="has 3 epochs done, --num_train_epochs 2 is fewer"):
         check_checkpoint(TrainingArguments(str(tmp_path), num_train_epochs=2, resume_from_checkpoint="latest"), {})
+
+
+LIGHT = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print("END", end.code, sorted({"torch", "datasets", "accelerate", "evaluate", "faiss"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("script", ["run_ner.py", "run_re.py"])
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--help"], "0"), (["--datset", "x"], "2"), (["--do_predict"], "error: ")]
+)
+def test_help_and_wrong_options_wait_for_no_library(script, words, code):
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, str(ROOT / script), *words], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"END {code}" in done.stdout and done.stdout.rstrip().endswith("[]")
+
+
+def test_the_help_begins_with_what_most_people_need_and_has_every_option_once(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"], "What it does.")
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  --(\w+)", text, flags=re.M)
+    negative = [name for name in shown if name.startswith("no_")]
+    assert sorted(set(shown) - set(negative)) == sorted(Arguments().options()) and len(shown) == len(set(shown))
+    first = text.split("what most people need:")[1].split("\n\n")[0]
+    assert re.findall(r"^  --(\w+)", first, flags=re.M) == list(FIRST) and len(FIRST) == 10
+
+
+def test_names_that_are_written_down_are_those_of_the_libraries():
+    assert sorted(TRACKERS) == sorted(LoggerType.list())
+    assert MODEL_TYPES == (MoReConfig.model_type, MoReMixtureConfig.model_type)
