@@ -394,10 +394,7 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
 
     @torch.no_grad()
     def span_scores(
-        self,
-        output: MoReMixtureOutput,
-        word_mask: Tensor,
-        spans: Sequence[Sequence[tuple[int, int, Sequence[int]]]],
+        self, output: MoReMixtureOutput, word_mask: Tensor, spans: Sequence[Sequence[tuple[int, int, Sequence[int]]]]
     ) -> list[Tensor]:
         """Return the probability of each span (start, end exclusive, label ids of its words), one tensor a post.
 

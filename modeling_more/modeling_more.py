@@ -79,12 +79,7 @@ class MoRePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_encoder_pretrained(
-        cls,
-        name_or_path: str,
-        *,
-        encoder_options: dict[str, Any] | None = None,
-        num_tokens: int = 0,
-        **config: Any,
+        cls, name_or_path: str, *, encoder_options: dict[str, Any] | None = None, num_tokens: int = 0, **config: Any
     ) -> Self:
         """Return a task model with a fresh head on a pretrained encoder (a folder or a Hub id).
 
@@ -120,11 +115,7 @@ class MoRePreTrainedModel(PreTrainedModel):
         return model
 
     def encode(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        positions: Tensor,
-        rows: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor, rows: Tensor | None = None
     ) -> Tensor:
         """Return encoder states [B, N, H] at the sub-tokens `positions` [B, N] of `rows` [B, N] of `input_ids` [R, T].
 

@@ -260,11 +260,7 @@ class MoReProcessor(ProcessorMixin):
         if not flat:
             return [[] for _ in knowledge]
         encoded = self.tokenizer(
-            flat,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
+            flat, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
         )["input_ids"]
         ids = ([piece for id_ in entry for piece in self._as_text.get(id_, (id_,))] for entry in encoded)
         return [[next(ids) for _ in post] for post in texts]
