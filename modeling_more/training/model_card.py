@@ -39,7 +39,7 @@ _SECRET_NAME = re.compile(r"(^|[_-])(token|api[_-]?key|access[_-]?key|password|p
 _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org|ghp|gho|ghs|github_pat|glpat|sk|xox[bp])[_-][A-Za-z0-9_-]{8,}\b"  # well-known prefixes
     r"|\bBearer\s+\S+"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)",  # user:password@host
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password@host
 )
 
 USAGE = {
