@@ -29,9 +29,9 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 LAST, BEST, STATE = "last", "best", "training_state.json"
 #: options that may differ when a run resumes from a checkpoint
 MAY_CHANGE = {
-    *("output_dir", "seeds", "num_train_epochs", "early_stopping_patience", "resume_from_checkpoint"),
-    *("do_train", "do_predict", "overwrite_output_dir"),
-    *("save_checkpoints", "per_device_eval_batch_size", "report_to", "use_cpu", "gradient_checkpointing"),
+    *("output_dir", "seeds", "num_train_epochs", "early_stopping_patience", "resume_from_checkpoint", "do_train"),
+    *("do_predict", "overwrite_output_dir", "save_checkpoints", "per_device_eval_batch_size", "report_to", "use_cpu"),
+    "gradient_checkpointing",
 }
 
 
@@ -71,11 +71,9 @@ class TrainingState:
 def resume(accelerator: Accelerator, folder: Path, wanted: str | None) -> TrainingState:
     """Load model, optimizer, schedule and random states from a checkpoint, and return how far its training was.
 
-    If `wanted` is None, the checkpoints of an earlier run are deleted, so that none is resumed by mistake.
-
     Args:
         folder: the folder of this run's checkpoints.
-        wanted: `"latest"`, the folder of a checkpoint, or None.
+        wanted: `"latest"`, the folder of a checkpoint, or None to delete the checkpoints of an earlier run.
 
     Raises:
         FileNotFoundError: if the checkpoint is missing or incomplete.
@@ -106,11 +104,7 @@ def resume(accelerator: Accelerator, folder: Path, wanted: str | None) -> Traini
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, state: TrainingState, made_of: dict[str, Any] | None = None
 ) -> None:
-    """Replace the last checkpoint by the current state, whole or not at all; every process must call this.
-
-    Args:
-        made_of: the `description` of the run, for `check_checkpoint`.
-    """
+    """Replace the last checkpoint by the current state, whole or not at all; every process must call this."""
     with replacing(folder / LAST, accelerator) as target:
         accelerator.save_state(str(target))
         if accelerator.is_main_process:
@@ -145,26 +139,22 @@ def description(args: Arguments, *posts: Posts) -> dict[str, Any]:
 
 
 def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
-    """Check that the checkpoint to resume from, if any, is complete and belongs to this run.
-
-    Args:
-        made_of: the `description` of this run.
+    """Check that the checkpoint to resume from, if any, is complete and belongs to the run that `made_of` describes.
 
     Raises:
         FileNotFoundError: if the checkpoint, or the best epoch's model beside it, is missing.
         ValueError: if another run made it (names the differing options) or it has more epochs than are wanted.
     """
-    if not args.resume_from_checkpoint:
-        return
-    checkpoint = find_checkpoint(Path(args.output_dir) / "checkpoints", args.resume_from_checkpoint)
-    if checkpoint is None:
+    wanted = args.resume_from_checkpoint
+    if not wanted or (checkpoint := find_checkpoint(Path(args.output_dir) / "checkpoints", wanted)) is None:
         return
     _best_beside(checkpoint)
     state = json.loads((checkpoint / STATE).read_text())
-    done, wanted = state["epoch"], args.num_train_epochs
-    if done > wanted:
-        more = "give at least as many, or train anew in another --output_dir"
-        raise ValueError(f"{checkpoint} has {done} epochs done, --num_train_epochs {wanted} is fewer: {more}")
+    if (done := state["epoch"]) > args.num_train_epochs:
+        raise ValueError(
+            f"{checkpoint} has {done} epochs done, --num_train_epochs {args.num_train_epochs} is fewer: give at least "
+            "as many, or train anew in another --output_dir"
+        )
     found = state.get("made_of") or made_of
     made_of = json.loads(json.dumps(made_of))  # as the file keeps it
     differing = sorted(key for key in found.keys() | made_of.keys() if found.get(key) != made_of.get(key))

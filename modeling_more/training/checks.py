@@ -20,11 +20,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("weight_decay max_grad_norm", lambda value: value >= 0, "at least 0"),
     ("warmup_ratio nll_weight", lambda value: 0 <= value <= 1, "between 0 and 1"),
     ("head_dropout word_dropout image_dropout", lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    (
-        "max_tokens_per_batch knowledge_words top_k early_stopping_patience gate_batch_size max_length",
-        lambda value: value >= 1,
-        "at least 1",
-    ),
+    ("max_tokens_per_batch early_stopping_patience gate_batch_size", lambda value: value >= 1, "at least 1"),
+    ("max_length knowledge_words top_k max_train_samples max_eval_samples", lambda value: value >= 1, "at least 1"),
     ("crossfit_folds", lambda value: value >= 2, "at least 2"),
     ("load_balancing gate_entropy gate_epochs", lambda value: value >= 0, "at least 0"),
 )
@@ -50,16 +47,11 @@ def check_values(args: Arguments) -> None:
 def check_retrieval(args: DataArguments) -> None:
     """Raise ValueError, in one sentence, if retrieval options do not go together or would be ignored."""
     if args.retrieval == "none":
-        ignored = {"--knowledge": args.knowledge, "--shuffle_knowledge": args.shuffle_knowledge}
-        for name, value in ignored.items():
-            if value:
-                raise ValueError(f"{name} is given, but no knowledge is retrieved: add --retrieval text or image")
-    changed = {
-        "--query": args.query != "words",
-        "--retriever": args.retriever != "bm25",
-        "--title_in_key": args.title_in_key,
-    }
-    given = [name for name, is_changed in changed.items() if is_changed]
+        for name in ("knowledge", "shuffle_knowledge"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} is given, but no knowledge is retrieved: add --retrieval text or image")
+    searching = ("query", "retriever", "title_in_key")
+    given = [f"--{name}" for name in searching if getattr(args, name) != getattr(DataArguments, name)]
     if given and (args.retrieval != "text" or not args.knowledge):
         raise ValueError(f"{given[0]} is for searching texts: it needs --retrieval text and --knowledge FILE …")
     for option, query, files in (("captions", "caption", args.captions), ("entities", "entities", args.entities)):
@@ -80,11 +72,7 @@ def check_retrieval(args: DataArguments) -> None:
 
 
 def check_arguments(args: Arguments) -> None:
-    """Check that the options go together and that the folders they name exist.
-
-    Raises:
-        ValueError, OSError: with one sentence, if the options can't be followed.
-    """
+    """Raise ValueError or OSError, in one sentence, if options do not go together or a folder does not exist."""
     data, training, mixture, hub = args.data, args.training, args.mixture, args.hub
     if args.posts is None and not training.do_predict:
         raise ValueError("give --dataset NAME, or --train_file and --validation_file, or --do_predict (see --help)")
@@ -95,24 +83,17 @@ def check_arguments(args: Arguments) -> None:
         if not (data.train_file or data.validation_file or data.test_file or data.predict_file):
             raise ValueError("--columns is for files of your own: give --train_file, --predict_file or the like")
     check_retrieval(data)
-    for name, values in (
-        ("model_name_or_path", [args.model.model_name_or_path]),
-        ("experts", mixture.experts),
-        ("text_model", [data.text_model]),
-        ("image_model", [data.image_model]),
-    ):
-        for value in values:
-            check_source(f"--{name}", value)
+    check_source("--model_name_or_path", args.model.model_name_or_path)
+    for expert in mixture.experts:
+        check_source("--experts", expert)
+    check_source("--text_model", data.text_model)
+    check_source("--image_model", data.image_model)
     if data.image_dir is not None and not Path(data.image_dir).is_dir():
         raise FileNotFoundError(f"--image_dir {data.image_dir}: no such folder")
     if not 0 <= data.holdout_fraction < 1:
         raise ValueError(f"--holdout_fraction is {data.holdout_fraction}, it must lie between 0 and 1")
     if mixture.train_experts and mixture.gate_data == "crossfit":
         raise ValueError("--train_experts trains the experts along: choose --gate_data holdout or train")
-    for name in ("max_train_samples", "max_eval_samples"):
-        limit = getattr(data, name)
-        if limit is not None and limit < 1:
-            raise ValueError(f"--{name} is {limit}, it must be at least 1")
     resumed = training.resume_from_checkpoint
     if resumed and resumed != "latest" and not Path(resumed).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint {resumed}: no such folder")
@@ -121,9 +102,9 @@ def check_arguments(args: Arguments) -> None:
     if hub.push_to_hub and hub.hub_model_id is None:
         raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME")
     if hub.hub_model_id is not None:
-        from huggingface_hub.utils import validate_repo_id  # here, for runs that publish nothing
+        from huggingface_hub.utils import validate_repo_id
 
-        validate_repo_id(hub.hub_model_id)  # an HFValidationError is a ValueError
+        validate_repo_id(hub.hub_model_id)  # raises a ValueError
     if resumed and resumed != "latest" and training.seeds:
         raise ValueError("with --seeds only --resume_from_checkpoint latest is clear")
     check_output_dir(args)

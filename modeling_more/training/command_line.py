@@ -89,9 +89,8 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
         SystemExit: with one sentence, for invalid options.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(
-        list(GROUPS.values()), description=description, formatter_class=_HelpFormatter, allow_abbrev=False
-    )
+    groups = list(GROUPS.values())
+    parser = _Parser(groups, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     parser.set_defaults(output_dir=None)  # None: not given; the default depends on what is done
     own: dict[str, Any] = {}
     try:
@@ -119,12 +118,7 @@ def read_recipe(dataset: str | None, retrieval: str) -> dict[str, Any]:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Return the options in a YAML (or JSON) file, which maps option names to values.
-
-    Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it holds no mapping.
-    """
+    """Return the options in a YAML (or JSON) file, which maps option names to values."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no options file {path}")
     try:
@@ -149,11 +143,12 @@ def _converted(action: argparse.Action, value: Any) -> Any:
     wanted = TYPES.get(action.dest, "str")
     if value is None and "None" in wanted:
         return None
-    if wanted == "bool" and not isinstance(value, bool):
-        raise ValueError(f"option {action.dest!r} is {value!r}, it must be true or false")
     if wanted == "bool":
+        if not isinstance(value, bool):
+            raise ValueError(f"option {action.dest!r} is {value!r}, it must be true or false")
         return value
-    for one in value if isinstance(value, list) else [value]:
+    values = value if isinstance(value, list) else [value]
+    for one in values:
         if one is None or (isinstance(one, bool) and action.choices is None):
             raise ValueError(f"option {action.dest!r} can't be {json.dumps(one)}: leave it out for its default")
     read = action.type if callable(action.type) else str
@@ -161,7 +156,7 @@ def _converted(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, list) and not several:
         raise ValueError(f"option {action.dest!r} is a list, it must be one value")
     found = []
-    for one in value if isinstance(value, list) else [value]:
+    for one in values:
         try:
             found.append(read(str(one)))  # YAML reads 1e-5 as a string
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
@@ -178,7 +173,6 @@ def read_arguments(
 
     Args:
         argv: the command line without the script; default: that of this program.
-        description: the text of `--help`.
         foreign: the names of the other task's data sets.
         foreign_data: an error message that points to the other task's script.
     """

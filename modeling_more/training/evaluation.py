@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from ..pipelines import MoRePipeline, Prediction
 from ..posts import Posts, Row
 from .arguments import Arguments
 from .output_folders import forget_predictions, suffix_beside_record
-
-logger = logging.getLogger(__name__)
 
 NAMES = {"validation": "dev", "test": "test"}  # split -> its name in results and files
 
@@ -43,26 +40,18 @@ def score_splits(task: Task, args: Arguments, pipeline: MoRePipeline, splits: Ma
 def score_posts(
     task: Task, pipeline: MoRePipeline, posts: Posts, name: str, none_relation: str = "None"
 ) -> tuple[list[Prediction], dict[str, Any]]:
-    """Return an expert's predictions for posts and, if they have labels, its scores.
-
-    Args:
-        name: the prefix of the scores' names.
-        none_relation: the class of pairs without a relation, which F1 leaves out.
-    """
-    scored = is_labelled(posts, task)
+    """Return an expert's predictions for posts and, if they have labels, its scores, whose names begin with `name`."""
+    encoded = pipeline.preprocess(posts)
+    found = pipeline.forward(encoded, f"score {name}")
     results: dict[str, Any] = {}
-    found = {}
-    for prefix, use_knowledge in {"": True, "no_knowledge_": False}.items():
-        if not use_knowledge and not (pipeline.processor.knowledge_column and scored):
-            continue
-        encoded = pipeline.preprocess(posts, use_knowledge)
-        found[prefix] = pipeline.forward(encoded, f"score {name}")
-        if scored:
-            scores = task.score(found[prefix], posts, none_relation)
-            results |= {f"{name}_{prefix}{key}": value for key, value in scores.items()}
-        if use_knowledge:
-            results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded)
-    return found[""], results
+    if scored := is_labelled(posts, task):
+        results |= {f"{name}_{key}": value for key, value in task.score(found, posts, none_relation).items()}
+    results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded)
+    if scored and pipeline.processor.knowledge_column:
+        without = pipeline.forward(pipeline.preprocess(posts, use_knowledge=False), f"score {name}")
+        scores = task.score(without, posts, none_relation)
+        results |= {f"{name}_no_knowledge_{key}": value for key, value in scores.items()}
+    return found, results
 
 
 def prediction_rows(task: Task, pipeline: MoRePipeline, posts: Posts, found: Sequence[Prediction]) -> list[Row]:

@@ -40,9 +40,7 @@ def train_gate(
 
     An untrained gate is the plain average of the experts. It stays (epoch 0) unless the best epoch beats it on dev by
     more than a standard error, since the best of forty epochs looks better by chance alone (the one-standard-error
-    rule: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3).
-
-    Every process does the same here: it is little work, and no expert runs.
+    rule: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3). Every process does the same here.
     """
     torch.manual_seed(seed)  # for the image dropout, which must not depend on whether the cache was filled
     text = torch.cat([one if one.dim() == 2 else one[None] for one in features.text])

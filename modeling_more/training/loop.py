@@ -15,19 +15,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data_collator import MoReDataCollator
+from . import optimization
 from .arguments import TrainingArguments
 from .checkpoints import Model, TrainingState, load_best, resume, save_best, save_checkpoint
-from .optimization import (
-    EpochLoss,
-    batches_per_step,
-    check_lengths,
-    follow_schedule,
-    learning_rate_factor,
-    make_sampler,
-    parameter_groups,
-    steps_of_epochs,
-    weights_of_labels,
-)
 
 
 def train(
@@ -42,13 +32,11 @@ def train(
 ) -> tuple[Model, TrainingState]:
     """Train on encoded posts, and return the model of the best epoch by `evaluate(model)` and the training's record.
 
-    In an optimizer step every post weighs the same, however the posts are spread over processes and accumulated
-    batches.
+    In an optimizer step every post weighs the same, however the posts are spread over processes and batches.
 
-    After each epoch a checkpoint (weights, optimizer, schedule, random states) replaces the last one, whole or not at
-    all; `resume_from_checkpoint` continues from it exactly as the unbroken run would have. With another
-    `num_train_epochs` than before, batches, random states and rates from there on are those of an unbroken run of the
-    new length, but the weights so far were trained with the rates of the old one.
+    After each epoch a checkpoint replaces the last one, whole or not at all; `resume_from_checkpoint` continues from
+    it exactly as the unbroken run would have. With another `num_train_epochs` than before, batches, random states and
+    rates from there on are those of an unbroken run of the new length.
 
     Args:
         posts: the input of `collate` (default: posts encoded by a `MoReProcessor`).
@@ -63,21 +51,22 @@ def train(
         model.gradient_checkpointing_enable()
     if collate is None:
         collate = MoReDataCollator(processor)
-        check_lengths(model, posts)
-    sampler = make_sampler(posts, args, accelerator.num_processes)
-    weights = weights_of_labels(getattr(model.config, "class_weights", None), posts)
+        optimization.check_lengths(model, posts)
+    sampler = optimization.make_sampler(posts, args, accelerator.num_processes)
+    weights = optimization.weights_of_labels(getattr(model.config, "class_weights", None), posts)
     loader: Any = DataLoader(posts, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
     fused = accelerator.device.type in ("cpu", "cuda")  # a third of the time of the plain step on a CPU
-    optimizer: Any = torch.optim.AdamW(parameter_groups(model, args), weight_decay=args.weight_decay, fused=fused)
-    steps = steps_of_epochs(sampler, args.num_train_epochs, accelerator)
+    groups = optimization.parameter_groups(model, args)
+    optimizer: Any = torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
+    steps = optimization.steps_of_epochs(sampler, args.num_train_epochs, accelerator)
     # not prepared by accelerate, which would step it once per process; here it steps once per optimizer step
-    schedule = LambdaLR(optimizer, learning_rate_factor(steps, args))
+    schedule = LambdaLR(optimizer, optimization.learning_rate_factor(steps, args))
     accelerator.register_for_checkpointing(schedule)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     set_seed(args.seed, device_specific=True)  # from here on each process draws its own dropout masks
     state = resume(accelerator, checkpoints, args.resume_from_checkpoint)
     if state.epoch:
-        follow_schedule(schedule, sum(steps[: state.epoch]), args.num_train_epochs)
+        optimization.follow_schedule(schedule, sum(steps[: state.epoch]), args.num_train_epochs)
 
     for epoch in range(state.epoch, args.num_train_epochs):
         if state.is_out_of_patience(args.early_stopping_patience):
@@ -85,9 +74,9 @@ def train(
         # the loader counts epochs from 0 and would reset the sampler; if it is sharded, it does not reach it at all
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
-        shares = sampler.shares(batches_per_step(accelerator), weights)
+        shares = sampler.shares(optimization.batches_per_step(accelerator), weights)
         shares = shares[accelerator.process_index :: accelerator.num_processes]
-        began, losses = time.perf_counter(), EpochLoss(epoch)
+        began, losses = time.perf_counter(), optimization.EpochLoss(epoch)
         wrapped.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_train_epochs}", disable=not accelerator.is_main_process)
         for batch, share in zip(bar, shares, strict=True):
@@ -107,12 +96,9 @@ def train(
             if (mean := losses.add(output, share)) is not None:
                 bar.set_postfix(loss=f"{mean:.3f}")
         seconds = time.perf_counter() - began
-        means = losses.means(accelerator)
-        if state.add(means, evaluate(wrapped), seconds):
+        if state.add(losses.means(accelerator), evaluate(wrapped), seconds):
             save_best(accelerator, wrapped, checkpoints)
-        accelerator.log(
-            {**means, "dev_f1": state.history[-1]["dev_f1"], "seconds": round(seconds, 1)}, step=state.epoch
-        )
+        accelerator.log({key: value for key, value in state.history[-1].items() if key != "epoch"}, step=state.epoch)
         if args.save_checkpoints:
             save_checkpoint(accelerator, checkpoints, state, made_of)
 

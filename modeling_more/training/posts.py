@@ -27,11 +27,10 @@ def load_posts(
 ) -> tuple[dict[str, Posts], list[str], dict[str, Any]]:
     """Return the splits that the options name as rows, with labels as strings and the knowledge of `--retrieval`.
 
-    Only the first rows of each split are kept, as `--max_train_samples` and `--max_eval_samples` say, and knowledge is
-    retrieved only for these. If the labels of a split are hidden, they are None.
+    Knowledge is retrieved only for the first rows that `--max_train_samples` and `--max_eval_samples` keep. Hidden
+    labels are None.
 
     Args:
-        task: `ENTITIES` or `RELATIONS`.
         load_named, names: the loader and the names of the named data sets, see `load_source`.
         training: whether the train and validation splits must have labels.
 
@@ -39,7 +38,7 @@ def load_posts(
         the rows of each split, the entity types or relations, and a report of the retrieval.
 
     Raises:
-        ValueError: if the data can't be used, with the reason in one sentence.
+        ValueError: if the data can't be used.
     """
     source = load_splits(args, task, load_named, names)
     if training:
@@ -82,18 +81,15 @@ def with_knowledge(
     """Return the rows at some positions of each split, with the knowledge column that `--retrieval` names.
 
     With `--shuffle_knowledge` a post gets the knowledge of the post half a split away: this is not random, and no post
-    keeps its own. Knowledge that is not used is not retrieved.
-
-    Returns:
-        the rows, and a report of the retrieval.
+    keeps its own. The second value is a report of the retrieval.
     """
     rows = {split: [source.rows[split][place] for place in chosen] for split, chosen in places.items()}
     if args.retrieval == "none":
         return rows, {}
     column = str(knowledge_column(args.retrieval))
-    givers = {split: list(chosen) for split, chosen in places.items()}
+    givers = dict(places)
     if args.shuffle_knowledge:
-        for split, chosen in givers.items():
+        for split, chosen in places.items():
             size = len(source.rows[split])
             givers[split] = [(place + max(1, size // 2)) % size for place in chosen]
     report: dict[str, Any] = {}
@@ -104,11 +100,9 @@ def with_knowledge(
         for split, posts in source.rows.items():
             check_column(args, split, posts[0] if posts else [column])
         knowledge = {split: [source.rows[split][place][column] for place in of] for split, of in givers.items()}
-    found = {
-        split: [{**post, column: entries} for post, entries in zip(posts, knowledge[split], strict=True)]
-        for split, posts in rows.items()
-    }
-    return found, report
+    for split, posts in rows.items():
+        rows[split] = [{**post, column: entries} for post, entries in zip(posts, knowledge[split], strict=True)]
+    return rows, report
 
 
 def _searched(source: Source, split: str, places: Sequence[int]) -> Dataset:
@@ -141,20 +135,16 @@ def hold_out(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
 
 def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
     """Return the posts to keep and about `fraction` of them to hold out, by a digest: the same for all experts."""
-    if not 0 <= fraction < 1:
-        raise ValueError(f"--holdout_fraction is {fraction}, it must lie between 0 and 1")
-    kept: Posts = []
-    held: Posts = []
-    for post in posts:
-        (held if post_digest(post) / 2**64 < fraction else kept).append(post)
-    return kept, held
+    held = [post_digest(post) / 2**64 < fraction for post in posts]
+    kept = [post for post, is_held in zip(posts, held, strict=True) if not is_held]
+    return kept, [post for post, is_held in zip(posts, held, strict=True) if is_held]
 
 
 def post_digest(post: dict[str, Any]) -> int:
     """Return a 64-bit number by which posts are split, the same for all rows of one post.
 
-    For entities a row is a post, and its id counts. For relations a post has a row per pair (two fifths of MNRE's rows
-    are further pairs), so its words count: a gate must not learn from posts that the experts know.
+    For entities a row is a post, and its id counts. For relations a post has a row per pair, so its words count: a
+    gate must not learn from posts that the experts know.
     """
     name = "\0".join(post["tokens"]) if "relation" in post else post["id"]
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

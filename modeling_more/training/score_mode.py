@@ -28,9 +28,7 @@ def score_alone(
     """Score a saved expert with and without knowledge, write scores and predictions, and return the results.
 
     Args:
-        splits, types, report: the posts, their types and the report of the retrieval, see `load_posts`.
-        to_predict: the posts of `--predict_file`.
-        command: the command line, for the model card.
+        splits, types, report: see `load_posts`.
     """
     accelerator = make_accelerator(args.training)
     set_seed(args.training.seed)
