@@ -13,20 +13,14 @@ from torch import Tensor
 from ..files import new_file
 from ..pipelines import Prediction
 from ..posts import Posts
-from .model_card import markdown_table
+from .model_card import USAGE, markdown_table
 
 PLOT = "gate_weights.png"
 COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")
 
 
 def report_gate(posts: Posts, found: Sequence[Prediction], plot: Path) -> list[dict[str, Any]]:
-    """Draw how the gate weighs the experts for these posts, and return it as a table.
-
-    Args:
-        posts: rows, with `has_image` if the gate sees images.
-        found: the mixture's predictions for them.
-        plot: the file to draw to.
-    """
+    """Draw to the file `plot` how the gate weighs the experts for these posts, and return it as a table."""
     names = list(found[0].experts or {})
     weights = torch.tensor([list((one.expert_weights or {}).values()) for one in found])
     agree = [len({str(said.labels) for said in (one.experts or {}).values()}) == 1 for one in found]
@@ -42,8 +36,8 @@ def gate_table(
 
     Args:
         weights: the weights of the experts for each post, [P, Z].
-        agree: whether all experts predict the same for the post.
-        has_image: whether the post has a usable image; None if the gate sees no images.
+        agree, has_image: whether all experts predict the same for a post, and whether it has a usable image; None if
+            the gate sees no images.
     """
     groups: dict[str, list[bool]] = {
         "all posts": [True] * len(agree),
@@ -61,17 +55,14 @@ def gate_table(
 
 
 def draw_gate_weights(weights: Tensor, names: Sequence[str], agree: Sequence[bool], path: Path) -> None:
-    """Draw histograms of each expert's weight over the test posts, for those on which the experts agree and others."""
+    """Draw histograms of each expert's weight over the posts on which the experts agree, and over the others."""
     figure = Figure(figsize=(9, 3.2), dpi=130, layout="constrained")
-    for axes, title, wanted in zip(
-        figure.subplots(1, 2), ("experts agree", "experts disagree"), (True, False), strict=True
-    ):
+    colours = COLOURS[: len(names)] if len(names) <= len(COLOURS) else None
+    for axes, title, wanted in zip(figure.subplots(1, 2), ("agree", "disagree"), (True, False), strict=True):
         places = [place for place, one in enumerate(agree) if one == wanted]
         values = [weights[places, number].tolist() for number in range(len(names))]
-        axes.hist(
-            values, bins=20, range=(0, 1), label=list(names), color=COLOURS[: len(names)] if len(names) <= 5 else None
-        )
-        axes.set_title(f"{title} ({len(places)} posts)", loc="left", fontsize=11)
+        axes.hist(values, bins=20, range=(0, 1), label=list(names), color=colours)
+        axes.set_title(f"experts {title} ({len(places)} posts)", loc="left", fontsize=11)
         axes.set_xlabel("weight")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("posts")
@@ -91,41 +82,29 @@ def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[st
     if "gate_posts" in results:
         description += f" The gate learned from {results['gate_posts']} posts (`{results['gate_data']}`)."
     split = "test" if "test_f1_minus_average" in results else "dev"
+    others = {"average": "the plain average", "best_expert": f"the best expert on dev ({results.get('best_expert')})"}
+    shown = {"difference": "difference", "95 % from": "low", "to": "high"}
     gains = [
-        {
-            f"{split} F1 of the mixture minus": label,
-            "difference": row["difference"],
-            "95 % from": row["low"],
-            "to": row["high"],
-        }
-        for key, label in (
-            ("average", "the plain average"),
-            ("best_expert", f"the best expert on dev ({results.get('best_expert')})"),
-        )
+        {f"{split} F1 of the mixture minus": other, **{title: row[column] for title, column in shown.items()}}
+        for key, other in others.items()
         if (row := results.get(f"{split}_f1_minus_{key}"))
     ]
     sections = []
     if gains:
-        sections.append(
-            (
-                "What the gate adds",
-                f"{markdown_table(gains)}\n\nPaired bootstrap over the {split} posts, 2000 samples.",
-            )
-        )
+        body = f"{markdown_table(gains)}\n\nPaired bootstrap over the {split} posts, 2000 samples."
+        sections.append(("What the gate adds", body))
     if "gate" in results:
         plot = f"![Weight of each expert over the test posts]({PLOT})"
         sections.append(("How the gate weighs", f"{markdown_table(results['gate'])}\n\n{plot}"))
-    auto, asked, shown = (
-        ("AutoModelForTokenClassification", "", 'print(found["entities"], found["expert_weights"])')
-        if pipeline_tag == "token-classification"
-        else (
-            "AutoModelForSequenceClassification",
+    auto, _ = USAGE[pipeline_tag]
+    asked, printed = "", 'print(found["entities"], found["expert_weights"])'
+    if pipeline_tag == "text-classification":
+        asked, printed = (
             ', "head": [0, 6], "tail": [13, 30]',
             """\
 for pair in found["relations"]:
     print(pair["head_text"], pair["relation"], pair["tail_text"], round(pair["score"], 3), pair["expert_weights"])""",
         )
-    )
     usage = f"""\
 from modeling_more import predict
 from transformers import AutoProcessor, {auto}
@@ -136,6 +115,6 @@ processor = AutoProcessor.from_pretrained({name!r})
 knowledge = [{{"title": "Northfield United", "text": "Northfield United is a football club.", "score": 1.0}}]
 post = {{"text": "Rivera joins Northfield United", "knowledge_text": knowledge{asked}}}
 found = predict(model, processor, [post])[0]
-{shown}
+{printed}
 """
     return {"description": description, "sections": sections, "usage": usage}

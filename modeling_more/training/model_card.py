@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import platform
 import re
@@ -21,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from ..files import new_file, write_text
 from ..naming import without_folder
 
-logger = logging.getLogger(__name__)
+Record = Mapping[str, Any]
 
 CURVE = "training_curve.png"
 REDACTED = "<secret>"
@@ -42,37 +41,41 @@ _SECRET_VALUE = re.compile(
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password@host
 )
 
+#: a pipeline tag -> the class to load the model by, and the example after that
 USAGE = {
-    "token-classification": """\
-from modeling_more import predict
-from transformers import AutoModelForTokenClassification, AutoProcessor
-
-model = AutoModelForTokenClassification.from_pretrained({model!r})
-processor = AutoProcessor.from_pretrained({model!r})
+    "token-classification": (
+        "AutoModelForTokenClassification",
+        """\
 post = {{"text": "Rivera joins Northfield United"}}
 {knowledge}for entity in predict(model, processor, [post])[0]["entities"]:
     print(entity["type"], entity["text"], round(entity["score"], 3))
 """,
-    "text-classification": """\
-from modeling_more import predict
-from transformers import AutoModelForSequenceClassification, AutoProcessor
-
-model = AutoModelForSequenceClassification.from_pretrained({model!r})
-processor = AutoProcessor.from_pretrained({model!r})
+    ),
+    "text-classification": (
+        "AutoModelForSequenceClassification",
+        """\
 # head and tail in characters; or give "entities", a list of spans: all ordered pairs of them are classified
 post = {{"text": "Rivera joins Northfield United", "head": [0, 6], "tail": [13, 30]}}
 {knowledge}for found in predict(model, processor, [post])[0]["relations"]:
     print(found["head_text"], found["relation"], found["tail_text"], round(found["score"], 3))
 """,
+    ),
 }
+LOADING = """\
+from modeling_more import predict
+from transformers import {auto}, AutoProcessor
+
+model = {auto}.from_pretrained({model!r})
+processor = AutoProcessor.from_pretrained({model!r})
+"""
 
 
 def write_model_card(
     output_dir: str | Path,
-    results: Mapping[str, Any],
-    config: Mapping[str, Any],
+    results: Record,
+    config: Record,
     command: str | Sequence[str],
-    history: Sequence[Mapping[str, Any]] = (),
+    history: Sequence[Record] = (),
     *,
     task: str = "token-classification",
     description: str = "",
@@ -85,25 +88,18 @@ def write_model_card(
     """Write README.md, the training curve and, for a data set on the Hub, `.eval_results/NAME.yaml`.
 
     Args:
-        output_dir: the model's folder.
         results: the content of `all_results.json`: scores `{test,dev}[_VARIANT]_METRIC` in percent, with METRIC from
             METRICS, each with an optional `…_std` over seeds, and `test_f1_per_type` {type: {precision, recall, f1,
             support}}. Each VARIANT becomes a row (`no_knowledge`, an expert of a mixture).
         config: the run's settings; `dataset`, `retrieval`, `model_name_or_path` and `hub_model_id`, if given, also go
             into the metadata.
-        command: the exact command line, as a string or as its arguments.
         history: one row per epoch {epoch, loss?, dev_f1?, seed?}; without rows there is no curve.
         task: pipeline tag on the Hub, `"token-classification"` or `"text-classification"`.
-        description: a paragraph on this model that replaces the general one.
-        usage: Python code that replaces the task's own example.
-        tags: additional tags for the Hub.
-        sections: additional sections (title, Markdown), after the scores.
+        description, usage: a paragraph on this model, and Python code, that replace the general ones.
+        tags, sections: additional tags for the Hub, and sections (title, Markdown) after the scores.
 
     Returns:
         the path of README.md, in which tokens, keys and passwords are replaced by `<secret>`.
-
-    Raises:
-        ValueError: if the task is unknown.
     """
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, it must be one of {', '.join(TASKS)}")
@@ -137,10 +133,9 @@ def write_model_card(
     ]
     text = "\n\n".join(part for part in parts if part)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_SECRET_VALUE.sub(REDACTED, text)}\n")
-    readme = output_dir / "README.md"
-    write_text(readme, str(card))
+    write_text(output_dir / "README.md", str(card))
     _write_eval_results(output_dir, results, dataset, retrieval)
-    return readme
+    return output_dir / "README.md"
 
 
 def scrub_command(command: str | Sequence[str]) -> str:
@@ -151,11 +146,11 @@ def scrub_command(command: str | Sequence[str]) -> str:
         words = str(command).split()
     shown, hide_next = [], False
     for place, word in enumerate(words):
-        option, equals, _ = word.partition("=")
         if hide_next and not word.startswith("--"):
             shown.append(REDACTED)
             hide_next = False
             continue
+        option, equals, _ = word.partition("=")
         secret = bool(_SECRET_NAME.search(option))
         hide_next = secret and not equals and option.startswith("-")
         before = words[place - 1].lstrip("-") if place else ""
@@ -163,7 +158,7 @@ def scrub_command(command: str | Sequence[str]) -> str:
     return _SECRET_VALUE.sub(REDACTED, " ".join(shown))
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown_table(rows: Sequence[Record]) -> str:
     """Return rows of equal keys as a Markdown table: numbers right-aligned, floats with two decimals, None a dash."""
     if not rows:
         return ""
@@ -180,12 +175,10 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         all(isinstance(row[c], int | float) or row[c] is None or re.match(r"[\d.]+ ±", str(row[c])) for row in rows)
         for c in columns
     ]
-    lines = [
-        "| " + " | ".join(cell(column) for column in columns) + " |",
-        "|" + "|".join("---:" if right else "---" for right in numeric) + "|",
-    ]
-    lines += ["| " + " | ".join(cell(row[column]) for column in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    head, *body = (
+        f"| {' | '.join(map(cell, line))} |" for line in (columns, *([row[c] for c in columns] for row in rows))
+    )
+    return "\n".join([head, f"|{'|'.join('---:' if right else '---' for right in numeric)}|", *body])
 
 
 def installed_versions() -> dict[str, str]:
@@ -199,57 +192,41 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def draw_training_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+def draw_training_curve(history: Sequence[Record], path: str | Path) -> None:
     """Draw training loss and dev F1 over the epochs as a PNG: one line per seed, the best epoch marked.
 
     Args:
         history: rows {epoch, loss?, dev_f1?, seed?}; missing or non-finite values are left out.
     """
-    runs: dict[Any, list[Mapping[str, Any]]] = {}
+    runs: dict[Any, list[Record]] = {}
     for row in history:
         runs.setdefault(row.get("seed"), []).append(row)
     figure = Figure(figsize=(9, 3.4), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08))
     panels = figure.subplots(1, 2)
-    for axes, key, title, color in zip(
-        panels, ("loss", "dev_f1"), ("Training loss", "Dev F1"), ("#4c6a92", "#c8553d"), strict=True
-    ):
+    shown = (("loss", "Training loss", "#4c6a92"), ("dev_f1", "Dev F1", "#c8553d"))
+    for axes, (key, title, color) in zip(panels, shown, strict=True):
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#222222")
         for number, (seed, rows) in enumerate(runs.items()):
             points = [(row["epoch"], row[key]) for row in rows if _finite(row.get(key))]
             if not points:
                 continue
             xs, ys = zip(*points, strict=True)
-            axes.plot(
-                xs,
-                ys,
-                marker="o",
-                markersize=4.5,
-                linewidth=2,
-                color=color,
-                alpha=1 - 0.65 * number / max(len(runs), 2),
-                label=None if seed is None else f"seed {seed}",
-            )
+            alpha, label = 1 - 0.65 * number / max(len(runs), 2), None if seed is None else f"seed {seed}"
+            axes.plot(xs, ys, marker="o", markersize=4.5, linewidth=2, color=color, alpha=alpha, label=label)
             if key == "dev_f1":
                 best = max(range(len(ys)), key=ys.__getitem__)
                 axes.plot(xs[best], ys[best], "o", markersize=10, markerfacecolor="none", markeredgecolor=color)
                 if len(runs) == 1:
-                    axes.annotate(
-                        f"best: {ys[best]:.2f} (epoch {xs[best]})",
-                        (xs[best], ys[best]),
-                        xytext=(0, 10),
-                        textcoords="offset points",
-                        ha="right" if best >= len(ys) / 2 else "left",
-                        fontsize=9,
-                        color="#222222",
-                    )
+                    told, side = f"best: {ys[best]:.2f} (epoch {xs[best]})", "right" if best >= len(ys) / 2 else "left"
+                    place = {"xytext": (0, 10), "textcoords": "offset points", "ha": side}
+                    axes.annotate(told, (xs[best], ys[best]), fontsize=9, color="#222222", **place)
         axes.set_xlabel("epoch", fontsize=9.5, color="#444444")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.margins(x=0.06, y=0.18)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(colors="#444444", labelsize=9, length=0)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color("#bbbbbb")
     if len(runs) > 1 and panels[1].get_legend_handles_labels()[1]:
         panels[1].legend(frameon=False, fontsize=8.5, loc="lower right")
@@ -260,13 +237,7 @@ def draw_training_curve(history: Sequence[Mapping[str, Any]], path: str | Path) 
 
 
 def _card_data(
-    results: Mapping[str, Any],
-    config: Mapping[str, Any],
-    name: str,
-    task: str,
-    tags: list[str],
-    license: str,
-    language: str,
+    results: Record, config: Record, name: str, task: str, tags: list[str], license: str, language: str
 ) -> ModelCardData:
     """Return the card's metadata, without local folders: the Hub refuses them, and they are private."""
     dataset, base_model = config.get("dataset"), config.get("model_name_or_path")
@@ -301,7 +272,7 @@ def _card_data(
     )
 
 
-def _write_eval_results(output_dir: Path, results: Mapping[str, Any], dataset: Any, retrieval: str) -> None:
+def _write_eval_results(output_dir: Path, results: Record, dataset: Any, retrieval: str) -> None:
     """Write the results in the Hub's newer form, which exists only for data sets on the Hub."""
     f1 = _scores(results).get(("test", ""), {}).get("f1")
     if f1 is None or not _is_hub_id(dataset):
@@ -311,17 +282,16 @@ def _write_eval_results(output_dir: Path, results: Mapping[str, Any], dataset: A
     write_text(output_dir / ".eval_results" / f"{dataset.split('/')[1]}.yaml", content)
 
 
-def _scores(results: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
+def _scores(results: Record) -> dict[tuple[str, str], dict[str, float]]:
     """Return `{("test", ""): {"f1": 83.1, …}, ("test", "no_knowledge"): …}`, test first and no variant first."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in results.items():
-        match = _SCORE.fullmatch(key)
-        if match and _finite(value):
+        if (match := _SCORE.fullmatch(key)) and _finite(value):
             found.setdefault((match["split"], match["variant"] or ""), {})[match["metric"]] = float(value)
     return dict(sorted(found.items(), key=lambda item: (item[0][0] != "test", item[0][1] != "")))
 
 
-def _scores_table(results: Mapping[str, Any]) -> str:
+def _scores_table(results: Record) -> str:
     scores = _scores(results)
     used = [metric for metric in METRICS if any(metric in row for row in scores.values())]
     rows = []
@@ -336,20 +306,20 @@ def _scores_table(results: Mapping[str, Any]) -> str:
     return markdown_table(rows)
 
 
-def _seeds_note(results: Mapping[str, Any]) -> str:
+def _seeds_note(results: Record) -> str:
     seeds = results.get("seeds")
     if not isinstance(seeds, Sequence | Mapping) or isinstance(seeds, str) or len(seeds) < 2:
         return ""
-    return f"Mean ± standard deviation over the seeds {', '.join(str(seed) for seed in seeds)}."
+    return f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}."
 
 
-def _per_type_table(results: Mapping[str, Any]) -> str:
+def _per_type_table(results: Record) -> str:
     columns = ("F1", "precision", "recall", "support")
     per_type = results.get("test_f1_per_type") or {}
     return markdown_table([{"type": t, **{c: row.get(c.lower()) for c in columns}} for t, row in per_type.items()])
 
 
-def _description(task: str, config: Mapping[str, Any], dataset: Any, retrieval: str) -> str:
+def _description(task: str, config: Record, dataset: Any, retrieval: str) -> str:
     base = config.get("model_name_or_path")
     reads = {
         "none": "It reads the post alone.",
@@ -375,10 +345,11 @@ def _usage(task: str, name: str, retrieval: str) -> str:
     column = {"text": "knowledge_text", "image": "knowledge_image"}.get(retrieval)
     entry = '[{"title": "Northfield United", "text": "Northfield United is a football club.", "score": 1.0}]'
     knowledge = f'post["{column}"] = {entry}\n' if column else ""
-    return USAGE[task].format(model=name, knowledge=knowledge) if task in USAGE else ""
+    auto, example = USAGE[task]
+    return (LOADING + example).format(auto=auto, model=name, knowledge=knowledge)
 
 
-def _scrub_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _scrub_config(config: Record) -> dict[str, Any]:
     """Return settings in types that YAML can hold, with secrets hidden."""
 
     def clean(value: Any) -> Any:
