@@ -48,8 +48,6 @@ def encode_posts(
         label2id: the ids of the BIOES labels or of the relations; None leaves the labels out.
         two_views: whether to encode the words without knowledge too, for the second view.
         truncate: whether to cut words that do not fit (to train on entities) instead of reading them in windows.
-        use_knowledge: whether to read the knowledge.
-        progress: whether to show a progress bar.
     """
     encoded: list[EncodedPost] = []
     column = processor.knowledge_column if use_knowledge else None
@@ -95,11 +93,7 @@ def evaluation_loader(
     accelerator: Accelerator,
     batch_size: int,
 ) -> DataLoader[Any]:
-    """Return a loader of batches of similarly long posts, the longest first, with the `index` of each post.
-
-    Args:
-        encoded: posts as `encode_posts` or `encode_for_experts` returns them.
-    """
+    """Return a loader of batches of similarly long encoded posts, the longest first, with the `index` of each."""
 
     def length(post: EncodedPost) -> int:
         views = post["experts"] if "experts" in post else [post]
@@ -127,11 +121,7 @@ def map_batches(
     """Return the results of `compute(batch)` for each post, without gradients, gathered from all processes.
 
     Args:
-        encoded, collate: see `evaluation_loader`.
         compute: a function from a batch without `index` to a result per post.
-
-    Returns:
-        a result for each post, in the order of `encoded`.
     """
     found: dict[int, Result] = {}
     loader = evaluation_loader(encoded, collate, accelerator, batch_size)
@@ -142,6 +132,15 @@ def map_batches(
         rows = list(zip(index, results, strict=True))
         found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))
     return [found[post["index"]] for post in encoded]
+
+
+def check_tower(config: Any, given: str, dimension: int) -> None:
+    """Raise ValueError if a mixture's gate reads images of another dimension than the given tower's."""
+    if dimension != config.image_dim:
+        raise ValueError(
+            f"the gate reads {config.image_dim} image features, {given} gives {dimension}: the tower must be "
+            f"{config.image_model or 'that of the training'}"
+        )
 
 
 def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tensor, Tensor]:
@@ -158,11 +157,7 @@ def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tens
         if config.image_model is None:
             raise ValueError("the mixture does not tell by which tower its gate sees images: give an image_encoder")
         encoder = ImageEncoder(config.image_model)
-    if encoder.dimension != config.image_dim:
-        raise ValueError(
-            f"the gate reads {config.image_dim} image features, {encoder.label} gives {encoder.dimension}: "
-            f"the tower must be {config.image_model or 'that of the training'}"
-        )
+    check_tower(config, encoder.label, encoder.dimension)
     # all pairs of a post share its image; at most IMAGES_AT_ONCE are open at once
     rows_of: dict[Any, list[int]] = {}
     for row in given:

@@ -60,10 +60,8 @@ class MoRePipeline(ABC):
 
     Args:
         model: an expert or a mixture; accelerate may have wrapped it.
-        processor: the processor saved with the model.
         accelerator: an Accelerator to share the work between processes, each of which gets all results; default: one
             process, on the model's own device.
-        batch_size: the number of posts in a batch.
         image_encoder: the `ImageEncoder` with which a mixture's gate sees the `image` of the posts; default: the one
             that the mixture names, loaded if a post has an image.
     """
@@ -95,10 +93,8 @@ class MoRePipeline(ABC):
         if others := given - sum("text" in post for post in prepared):
             logger.warning(
                 "%d of %d texts do not hold their tokens one after the other, or not at their offsets: these count "
-                "the tokens joined by blanks",
-                others,
-                given,
-            )
+                "the tokens joined by blanks", others, given,
+            )  # fmt: skip
         results: list[dict[str, Any]] = [
             {key: post[key] for key in ("id", "text", "tokens") if key in post} | {self.key: []} for post in prepared
         ]
@@ -110,11 +106,7 @@ class MoRePipeline(ABC):
         return results
 
     def preprocess(self, rows: Sequence[Post], use_knowledge: bool = True) -> list[EncodedPost]:
-        """Return rows {tokens, knowledge columns, head and tail of pairs, image?} encoded for the collator.
-
-        Raises:
-            ValueError: if rows have images and the gate's image tower is unknown or another one.
-        """
+        """Return rows {tokens, knowledge columns, head and tail of pairs, image?} encoded for the collator."""
         if not self.mixed:
             return encode_posts(rows, self.processor, use_knowledge=use_knowledge)
         columns = [one.knowledge_column for one in self.processor.processors]
@@ -152,10 +144,6 @@ class MoRePipeline(ABC):
         """Return a prediction as users see it, with words, text and positions."""
 
     @abstractmethod
-    def _check(self, post: Post, where: str) -> dict[str, Any]:
-        """Return the post with its words, or raise ValueError if it is invalid."""
-
-    @abstractmethod
     def _rows(self, post: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the rows of a checked post that the model reads, for relations one per pair."""
 
@@ -169,8 +157,8 @@ class MoRePipeline(ABC):
         for processor, expert in pairs or [(self.processor, self.core)]:
             processor.limit_length(position_limit(expert.encoder))
 
-    def _with_words(self, post: Post, where: str) -> dict[str, Any]:
-        """Return the post with its words and, if it has a text, their offsets, checked as rows of files are."""
+    def _check(self, post: Post, where: str) -> dict[str, Any]:
+        """Return the post with its words and their offsets in a text, or raise ValueError if it is invalid."""
         if not isinstance(post, Mapping):
             raise ValueError(f'{where} is a {type(post).__name__}, it should be an object with "text" or "tokens"')
         if given_words(post) is None and post.get("text") is None:
@@ -179,8 +167,8 @@ class MoRePipeline(ABC):
             check_string(post["id"], where, '"id"')
         rest = {key: value for key, value in post.items() if key not in ("tokens", "token", "text", "offsets")}
         words = read_words(post, where, self.processor.splitter, may_be_empty=True)
-        columns = {one.knowledge_column for one in getattr(self.processor, "processors", [self.processor])} - {None}
-        return {**rest, **words, **read_knowledge(post, where, sorted(columns | set(KNOWLEDGE_COLUMNS)))}
+        columns = sorted(columns_read(self.processor) | set(KNOWLEDGE_COLUMNS))
+        return {**rest, **words, **read_knowledge(post, where, columns)}
 
     def _add_experts(
         self, predictions: list[Prediction], output: Any, word_mask: Tensor, opinions: Sequence[list[Prediction]]
@@ -237,17 +225,12 @@ class EntityPipeline(MoRePipeline):
         """Return the predictions for label ids, with `span_scores` of the model that they come from."""
         label2id = self.core.config.label2id
         tags = [self._tags(path) for path in paths]
+        ids = [[label2id[tag] for tag in row] for row in tags]
         spans = [
-            [
-                (span.start, span.end, [label2id[tag] for tag in row[span.start : span.end]])
-                for span in tags_to_spans(row)
-            ]
-            for row in tags
+            [(span.start, span.end, labels[span.start : span.end]) for span in tags_to_spans(row)]
+            for row, labels in zip(tags, ids, strict=True)
         ]
         return [Prediction(row, found.tolist()) for row, found in zip(tags, span_scores(spans), strict=True)]
-
-    def _check(self, post: Post, where: str) -> dict[str, Any]:
-        return self._with_words(post, where)
 
     def _rows(self, post: dict[str, Any]) -> list[dict[str, Any]]:
         return [post] if post["tokens"] else []
@@ -271,9 +254,8 @@ class RelationPipeline(MoRePipeline):
         return [prediction.labels for prediction in self._best(logits)]
 
     def postprocess(self, row: Post, prediction: Prediction) -> dict[str, Any]:
-        shown = relation(
-            row["tokens"], row["head"], row["tail"], prediction, row.get("text"), row.get("offsets")
-        )  # fmt: skip
+        place = row.get("text"), row.get("offsets")
+        shown = relation(row["tokens"], row["head"], row["tail"], prediction, *place)
         if prediction.experts is not None:
             experts = {name: said.labels for name, said in prediction.experts.items()}
             shown |= {"expert_weights": prediction.expert_weights, "experts": experts}
@@ -284,7 +266,7 @@ class RelationPipeline(MoRePipeline):
         return [Prediction(id2label[max(range(len(row)), key=row.__getitem__)], row) for row in scores.tolist()]
 
     def _check(self, post: Post, where: str) -> dict[str, Any]:
-        prepared = self._with_words(post, where)
+        prepared = super()._check(post, where)
         characters = given_words(post) is None
         words = words_with_offsets(prepared) if characters else None
         spans = pair_spans(prepared, words, len(post["text"] if characters else prepared["tokens"]), where)
@@ -297,6 +279,11 @@ class RelationPipeline(MoRePipeline):
 
     def _add(self, result: dict[str, Any], found: dict[str, Any]) -> None:
         result["relations"].append(found)
+
+
+def columns_read(processor: Any) -> set[str]:
+    """Return the knowledge columns that an expert or the experts of a mixture read."""
+    return {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
 
 
 def predict(
@@ -315,7 +302,7 @@ def predict(
 
     Args:
         model: an expert, or a mixture, whose experts each read their own knowledge column.
-        processor: the processor saved with it; its max_length is lowered if the model reads fewer sub-tokens.
+        processor: that saved with it; its max_length is lowered if the model reads fewer sub-tokens.
         batch_size, accelerator, image_encoder: see `MoRePipeline`.
 
     Returns:

@@ -205,15 +205,7 @@ class HubArguments:
 
 @dataclass
 class Arguments:
-    """A set of all options of a run.
-
-    Attributes:
-        data: the posts and their knowledge.
-        model: the encoder or expert, its head and loss.
-        training: how to train, what else to do, and where to write.
-        mixture: how experts are mixed.
-        hub: what is published.
-    """
+    """A set of all options of a run, in groups."""
 
     data: DataArguments = field(default_factory=DataArguments)
     model: ModelArguments = field(default_factory=ModelArguments)

@@ -83,10 +83,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> Arguments:
     """Return the options of a run.
 
     The command line overrides a YAML file (`run_ner.py my.yaml --seed 1`), which overrides the recipe of `--dataset`
-    and `--retrieval`, which overrides the defaults.
-
-    Raises:
-        SystemExit: with one sentence, for invalid options.
+    and `--retrieval`, which overrides the defaults. Invalid options end the program with one sentence.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     groups = list(GROUPS.values())

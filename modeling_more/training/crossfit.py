@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..encoding import EXPERT_KNOWLEDGE
 from ..posts import Posts
-from .arguments import Arguments, DataArguments, HubArguments, MixtureArguments, ModelArguments, TrainingArguments
+from .arguments import Arguments, DataArguments, ModelArguments, TrainingArguments
 from .expert_outputs import mixed
 from .experts import Expert
 from .posts import post_digest
@@ -44,26 +44,17 @@ def fold_folder(output_dir: str, expert: Expert, fold: int) -> str:
 def folds_to_train(
     args: Arguments, experts: Sequence[Expert], splits: dict[str, Posts], accelerator: Accelerator
 ) -> Iterator[Fold]:
-    """Yield the trainings that `--gate_data crossfit` still needs.
-
-    Each is marked as finished when the next one is requested.
-
-    Args:
-        splits: the mixture's posts, with the knowledge of each expert in `EXPERT_KNOWLEDGE`.
-    """
+    """Yield the trainings that `--gate_data crossfit` still needs; one is finished when the next one is requested."""
     if args.mixture.gate_data != "crossfit" or not args.training.do_train:
         return
     training, folds = args.training, folds_of(splits["train"], args.mixture.crossfit_folds)
     for fold in sorted(set(folds)):
+        others = [post for post, one in zip(splits["train"], folds, strict=True) if one != fold]
         for number, expert in enumerate(experts):
             column = expert.processor.knowledge_column or "knowledge"
-            own = {
-                split: [{**post, column: post[EXPERT_KNOWLEDGE][number]} for post in rows]
-                for split, rows in (
-                    ("train", [post for post, one in zip(splits["train"], folds, strict=True) if one != fold]),
-                    ("validation", splits["validation"]),
-                )
-            }
+            own = {"train": others, "validation": splits["validation"]}
+            for split, rows in own.items():
+                own[split] = [{**post, column: post[EXPERT_KNOWLEDGE][number]} for post in rows]
             folder = Path(fold_folder(training.output_dir, expert, fold))
             # images are tensors for the gate; no expert reads them
             told = [[{**post, "image": None, "has_image": None} for post in rows] for rows in own.values()]
@@ -79,9 +70,7 @@ def folds_to_train(
                 do_train=True, do_predict=False, overwrite_output_dir=False,
             )  # fmt: skip
             data = expert.options_of(DataArguments, holdout_fraction=0.0)
-            yield Fold(
-                Arguments(data, expert.options_of(ModelArguments), again, MixtureArguments(), HubArguments()), own
-            )
+            yield Fold(Arguments(data, expert.options_of(ModelArguments), again), own)
             if accelerator.is_main_process:
                 (folder / MADE_OF).write_text(made_of, encoding="utf-8")
 

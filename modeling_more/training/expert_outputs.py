@@ -114,10 +114,8 @@ def _digest(model: Mixture, encoded: Sequence[Post]) -> str:
     about = [CACHE_VERSION, model.config.gate, len(encoded), weights_digest(model.experts)]
     digest = hashlib.sha256(json.dumps(about).encode())
     for post in encoded:
-        views = [
-            [view["input_ids"], view["word_rows"], view["word_positions"]]
-            for view in (*post["experts"], post["text_only"])
-        ]
+        inputs = ("input_ids", "word_rows", "word_positions")
+        views = [[view[name] for name in inputs] for view in (*post["experts"], post["text_only"])]
         digest.update(json.dumps(views).encode())
     return digest.hexdigest()[:32]
 
@@ -160,12 +158,10 @@ def image_features(
         posts: a data set with a column `image`, or `image_id`, which names files in `image_dir`.
         encoder: an `ImageEncoder`.
     """
+    sources = posts.select_columns(["image_id" if image_dir is not None else "image"])
     if image_dir is None:
-        sources = posts.select_columns(["image"]).cast_column("image", ImageFeature(decode=False))
-    else:
-        sources = posts.select_columns(["image_id"])
-    vectors = torch.zeros(len(posts), encoder.dimension)
-    usable = torch.zeros(len(posts), dtype=torch.bool)
+        sources = sources.cast_column("image", ImageFeature(decode=False))
+    vectors, usable = torch.zeros(len(posts), encoder.dimension), torch.zeros(len(posts), dtype=torch.bool)
     reasons: Counter[str] = Counter()
     size = IMAGES_AT_ONCE
     for first in tqdm(range(0, len(posts), size), desc="images", disable=len(posts) < size, leave=False):

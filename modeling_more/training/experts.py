@@ -36,7 +36,6 @@ class Expert:
         name: a short unique name for cards and scores, after what it retrieves by.
         options: the options of its run; empty if unknown.
         holdout_ids: ids of the training posts that it did not train on; None if unknown.
-        processor: its processor.
     """
 
     source: str
@@ -70,11 +69,7 @@ class Expert:
 
 
 def load_experts(sources: Sequence[str]) -> list[Expert]:
-    """Return the experts that `--experts` names.
-
-    Raises:
-        ValueError: if there are none, or one is not a saved expert.
-    """
+    """Return the experts that `--experts` names, or raise ValueError if there are none or one is no saved expert."""
     if not sources:
         raise ValueError("--retrieval moe needs --experts FOLDER_OR_ID …")
     experts: list[Expert] = []
@@ -98,16 +93,13 @@ def _read_json(source: str, name: str) -> Any:
     if not Path(source).is_dir():
         try:
             path = Path(hf_hub_download(source, name))
-        except (OSError, ValueError):  # missing: not every expert was made by our scripts
+        except (OSError, ValueError):  # not every expert was made by our scripts
             return None
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def add_expert_knowledge(posts: Posts, data: DataArguments, sources: Sequence[str]) -> None:
-    """Retrieve knowledge for posts without labels as each expert did in training, into `EXPERT_KNOWLEDGE`.
-
-    An expert that does not retrieve reads what the posts bring along.
-    """
+    """Add `EXPERT_KNOWLEDGE` to posts without labels: what each expert retrieves, else what the posts bring along."""
     columns = []
     for expert in load_experts(sources):
         own = expert.data(data)

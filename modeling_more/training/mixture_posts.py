@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig
 
 from ..configuration_mixture import MoReMixtureConfig
 from ..data.sources import check_trainable
 from ..data.tasks import Task
 from ..encoding import EXPERT_KNOWLEDGE
-from ..naming import loaded_from
 from ..posts import Posts
 from .arguments import Arguments, DataArguments, ModelArguments
 from .expert_outputs import image_features
 from .experts import Expert, load_experts
+from .models import saved_config
 from .posts import chosen, load_splits, with_knowledge
 from .retrieval import knowledge_column
 
@@ -35,9 +34,6 @@ def load_mixture_posts(
     Returns:
         the rows, with `EXPERT_KNOWLEDGE` (a list over the experts) and, if the gate sees images, `image` and
         `has_image`; the entity types or relations; and each expert's report of its retrieval.
-
-    Raises:
-        ValueError: if an id is missing or appears twice for one of the experts.
     """
     data = args.data
     experts = load_experts(args.mixture.experts)
@@ -99,14 +95,9 @@ def cache_of(args: Arguments) -> Path | None:
 
 
 def _add_images(
-    task: Task,
-    args: Arguments,
-    experts: Sequence[Expert],
-    joined: dict[str, Posts],
-    load_named: Callable[..., DatasetDict],
-    names: Sequence[str],
-    tower: str,
-) -> None:
+    task: Task, args: Arguments, experts: Sequence[Expert], joined: dict[str, Posts],
+    load_named: Callable[..., DatasetDict], names: Sequence[str], tower: str,
+) -> None:  # fmt: skip
     """Add the embeddings of the posts' images, if they have any in a column `image` or in `--image_dir`."""
     data = args.data
     by_image = _by_image(data, experts)
@@ -163,8 +154,7 @@ def image_model_of(args: Arguments, experts: Sequence[Expert]) -> str | None:
 
 def _saved_config(args: ModelArguments) -> MoReMixtureConfig:
     """Return the configuration of the mixture to score, or raise ValueError if `--model_name_or_path` is none."""
-    with loaded_from("--model_name_or_path", args.model_name_or_path):
-        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    config = saved_config(args)
     if not isinstance(config, MoReMixtureConfig):
         raise ValueError(
             f"--retrieval moe with --no_do_train scores a saved mixture, {args.model_name_or_path} is "

@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from ..data.sources import is_labelled
 from ..data.tasks import Task
 from ..data_collator import MixtureCollator
-from ..encoding import encode_for_experts
+from ..encoding import check_tower, encode_for_experts
 from ..files import write_jsonl
 from ..metrics import paired_bootstrap
 from ..naming import nearest
@@ -50,7 +50,6 @@ class MixtureRun:
 
     Attributes:
         args: the options of one seed.
-        splits: the posts, as `load_mixture_posts` returns them.
         gate_posts: the training posts that the gate learns from.
     """
 
@@ -74,22 +73,17 @@ class MixtureRun:
 
     def features(self, posts: Posts, name: str, model: Mixture | None = None) -> Features:
         """Return the gate's inputs for these posts, cached unless the experts are trained too."""
+        size = self.args.training.per_device_eval_batch_size
         cache = None if self.args.mixture.train_experts else cache_of(self.args)
-        found = expert_features(
-            model or self.model, self.processor, posts, self.accelerator,
-            self.args.training.per_device_eval_batch_size, cache, f"experts on {name}",
-        )  # fmt: skip
+        told = f"experts on {name}"
+        found = expert_features(model or self.model, self.processor, posts, self.accelerator, size, cache, told)
         if posts and "image" in posts[0]:
             found.images = torch.stack([p["image"] for p in posts]), torch.stack([p["has_image"] for p in posts])
         return found
 
 
 def prepare_mixture(task: Task, args: Arguments, splits: dict[str, Posts], types: list[str]) -> MixtureRun:
-    """Load experts, gate and processor, check that they fit the posts, and prepare the output folder.
-
-    Raises:
-        SystemExit: with one sentence, if the experts do not fit the posts, each other or the options.
-    """
+    """Load experts, gate and processor, check that they fit posts and options, and prepare the output folder."""
     accelerator = make_accelerator(args.training)
     set_seed(args.training.seed)
     with one_sentence_errors():
@@ -110,11 +104,6 @@ def prepare_mixture(task: Task, args: Arguments, splits: dict[str, Posts], types
 
 def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, command: str) -> dict[str, Any]:
     """Train the gate (and the experts, if asked), score the mixture and its experts, and write the files of one seed.
-
-    Args:
-        report: each expert's report of its retrieval.
-        to_predict: the posts of `--predict_file`.
-        command: the command line, for the model card.
 
     Returns:
         the content of `all_results.json`.
@@ -146,8 +135,7 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
                     row["average"] = task.prediction(averaged.labels)
                 write_jsonl(output / "predictions" / f"{name}{suffix}.jsonl", rows)
                 if name == "test":
-                    plot = output / f"gate_weights{suffix}.png"
-                    results["gate"] = report_gate(posts, found[""], plot)
+                    results["gate"] = report_gate(posts, found[""], output / f"gate_weights{suffix}.png")
     results |= _compare(task, names, scored, results, args.data.none_relation)
     save_run(task, args, pipeline, results, to_predict, command)
     return results
@@ -167,9 +155,8 @@ def train_mixture(run: MixtureRun) -> TrainingState:
     if not args.mixture.train_experts:
         features = run.features(posts, "gate data")
         if args.mixture.gate_data == "crossfit":
-            features.expert_log_probs = said_by_folds(
-                args, run.experts, posts, task.mixture_class, run.features, run.model
-            )
+            folds = args, run.experts, posts, task.mixture_class, run.features, run.model
+            features.expert_log_probs = said_by_folds(*folds)
         dev_features = run.features(dev, "dev")
         return train_gate(
             run.model, features, labels, lambda: dev_result(run.model, dev_features), args.mixture, args.training.seed,
@@ -226,12 +213,9 @@ def score_systems(
 
 
 def _compare(
-    task: Task,
-    names: Sequence[str],
-    scored: Mapping[str, tuple[Posts, Mapping[str, Sequence[Prediction]]]],
-    results: Mapping[str, Any],
-    none_relation: str,
-) -> dict[str, Any]:
+    task: Task, names: Sequence[str], scored: Mapping[str, tuple[Posts, Mapping[str, Sequence[Prediction]]]],
+    results: Mapping[str, Any], none_relation: str,
+) -> dict[str, Any]:  # fmt: skip
     """Return the mixture's gains over the average, and over the best expert on dev, on the last scored split."""
     compared = {"average": "average"}
     more: dict[str, Any] = {}
@@ -245,9 +229,8 @@ def _compare(
         name, (posts, found) = list(scored.items())[-1]
         for other, system in compared.items():
             own, its = (task.count(found[key], posts, none_relation) for key in ("", system))
-            more[f"{name}_f1_minus_{other}"] = dict(
-                zip(("difference", "low", "high"), paired_bootstrap(own, its), strict=True)
-            )
+            difference, low, high = paired_bootstrap(own, its)
+            more[f"{name}_f1_minus_{other}"] = {"difference": difference, "low": low, "high": high}
     return more
 
 
@@ -262,20 +245,15 @@ def _build(
     if not args.training.do_train:
         processor = load_processor(task, model_args, accelerator)
         model = cast(Mixture, load_expert(task, model_args, accelerator))
-        given, known = (
-            [one.knowledge_column for one in those]
-            for those in ((expert.processor for expert in experts), processor.processors)
-        )
+        given = [expert.processor.knowledge_column for expert in experts]
+        known = [one.knowledge_column for one in processor.processors]
         if given != known:
             raise ValueError(
                 f"--experts read {given}, those of {model_args.model_name_or_path} read {known}: name the experts "
                 "that it mixes, in its order"
             )
-        if "image" in first and len(first["image"]) != model.config.image_dim:
-            raise ValueError(
-                f"the gate reads {model.config.image_dim} image features, --image_model gives {len(first['image'])}: "
-                f"the tower must be {model.config.image_model or 'that of the training'}"
-            )
+        if "image" in first:
+            check_tower(model.config, "--image_model", len(first["image"]))
         return model, processor
     with accelerator.main_process_first():
         model = task.mixture_class.from_experts(

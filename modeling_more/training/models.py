@@ -29,9 +29,6 @@ def load_saved(
 ) -> tuple[Any, MoReProcessor]:
     """Return a saved expert, to be scored or trained further, and its processor.
 
-    Args:
-        labels: the labels of the posts.
-
     Raises:
         ValueError: if it is no expert for the task, or does not know all labels.
     """
@@ -58,19 +55,19 @@ def encoder_options(args: ModelArguments) -> dict[str, Any]:
     return {"revision": args.model_revision, **attention}
 
 
+def saved_config(args: ModelArguments) -> Any:
+    """Return the configuration of the model, which may be an expert, a mixture or an encoder."""
+    with loaded_from("--model_name_or_path", args.model_name_or_path):
+        return AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+
+
 def model_kind(args: ModelArguments) -> str:
     """Return the `model_type` in the model's configuration: an expert's, a mixture's, or an encoder's."""
-    with loaded_from("--model_name_or_path", args.model_name_or_path):
-        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
-    return str(config.model_type)
+    return str(saved_config(args).model_type)
 
 
 def load_processor(task: Task, args: ModelArguments, accelerator: Accelerator) -> MoReProcessor:
-    """Return the processor of a saved expert or mixture.
-
-    Raises:
-        ValueError: if it is neither, or is for the other task.
-    """
+    """Return the processor of a saved expert or mixture, or raise ValueError if it is none for this task."""
     name, revision = args.model_name_or_path, args.model_revision
     if (kind := model_kind(args)) not in SAVED:
         raise ValueError(

@@ -21,20 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def make_sampler(posts: Sequence[Mapping[str, Any]], args: TrainingArguments, processes: int) -> LengthBatchSampler:
-    """Return the sampler of the training batches, which gives every process the same number of batches.
-
-    Args:
-        posts: posts encoded for an expert or a mixture.
-    """
+    """Return the sampler of encoded posts, which gives every process the same number of batches."""
     views = [post.get("experts") or [post] for post in posts]
     return LengthBatchSampler(
         [sum(len(ids) for view in one for ids in view["input_ids"]) for one in views],
-        args.per_device_train_batch_size,
-        args.max_tokens_per_batch,
-        seed=args.seed,
-        by_length=args.group_by_length,
-        multiple_of=processes,
-    )
+        args.per_device_train_batch_size, args.max_tokens_per_batch,
+        seed=args.seed, by_length=args.group_by_length, multiple_of=processes,
+    )  # fmt: skip
 
 
 def batches_per_step(accelerator: Accelerator) -> int:
@@ -81,7 +74,7 @@ def learning_rate_factor(steps: Sequence[int], args: TrainingArguments) -> Calla
     """Return a function from an optimizer step to the factor of the learning rates there.
 
     Decay `"epoch"` is that of the authors' framework (`LinearLR` stepped once an epoch): epoch e of E, from 0, has the
-    factor 1 - e/E throughout. Training ends with larger steps than under decay `"step"`.
+    factor 1 - e/E throughout.
 
     Args:
         steps: the number of optimizer steps of each epoch.

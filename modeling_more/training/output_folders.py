@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -18,25 +17,15 @@ from .arguments import Arguments
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-logger = logging.getLogger(__name__)
-
 OPTIONS, RESULTS, CARD, CONFIG = "arguments.json", "all_results.json", "README.md", "config.json"
 RECORD = (OPTIONS, RESULTS, CARD, CONFIG)  # files that tell how a model was made
 PREDICTIONS = ("dev.jsonl", "test.jsonl", "predict.jsonl")
 #: patterns of the files that a run writes, which may be deleted with it
 FILES = (
-    *(OPTIONS, RESULTS, CARD, CONFIG, "holdout_ids.json", "scores-*.json", "made_of.txt", TEMPORARY),
+    *(*RECORD, "holdout_ids.json", "scores-*.json", "made_of.txt", TEMPORARY),
     *("training_curve.png", "gate_weights*.png", "model*.safetensors", "model.safetensors.index.json"),
-    *("generation_config.json", "*processor_config.json"),
-    *(
-        "tokenizer*.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.*",
-        "merges.txt",
-        "*.model",
-        "*.jinja",
-    ),
+    *("generation_config.json", "*processor_config.json", "tokenizer*.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
 )
 INSIDE = {"predictions": ("*.jsonl", TEMPORARY), ".eval_results": ("*.yaml", TEMPORARY)}
 MODEL_TYPES = ("more", "more-mixture")  # those of our configurations, which take seconds to import
@@ -51,18 +40,15 @@ INPUTS = (
 
 
 def default_output_dir(args: Arguments) -> str:
-    """Return the folder of a run without `--output_dir`.
-
-    It is `out` for a training, else it is named after the model, what is done and the posts (`out-scored-posts`).
-    """
+    """Return `out` for a training, else a name after the model, what is done and the posts (`out-scored-posts`)."""
     if args.trains:
         return "out"
     model, here = args.model.model_name_or_path, Path.cwd()
     parts = model.split("/")
     if Path(model).exists():
         folder = Path(model).resolve()
-        parts = list(folder.relative_to(here).parts) if folder.is_relative_to(here) else []
-        parts = parts or [folder.name]
+        inside = folder.is_relative_to(here) and folder != here
+        parts = list(folder.relative_to(here).parts) if inside else [folder.name]
     done = "predicted" if args.posts is None else "scored"
     name = f"{'-'.join(parts)}-{done}-{_name_of_posts(args)}"
     # if the current folder is inside a model's folder, the new one lies beside that
@@ -79,12 +65,7 @@ def suffix_beside_record(args: Arguments) -> str:
 
 
 def check_output_dir(args: Arguments) -> None:
-    """Check that the run may write into its folder.
-
-    Raises:
-        ValueError: if a training would write over a finished or unfinished run, or over files of no run; or if
-            `--overwrite_output_dir` would delete files of no run or files that this run reads.
-    """
+    """Raise ValueError if the run may not write here, or `--overwrite_output_dir` would delete more than a run."""
     training = args.training
     folder, resumed = Path(training.output_dir), training.resume_from_checkpoint
     told = f"--output_dir {folder}"
@@ -134,10 +115,7 @@ def check_output_dir(args: Arguments) -> None:
 
 
 def begin_training(args: Arguments, accelerator: Accelerator) -> None:
-    """Prepare the folder of a training: empty it if asked to, and write the run's options into it.
-
-    Call it after all other checks, so that a mistyped option deletes nothing.
-    """
+    """Empty the folder of a training if asked to, after all checks, and write the run's options into it."""
     training = args.training
     folder = Path(training.output_dir)
     several = len(training.seeds) > 1  # `folder` is then that of one seed
@@ -151,21 +129,14 @@ def begin_training(args: Arguments, accelerator: Accelerator) -> None:
 
 
 def forget_predictions(folder: Path, trained: bool) -> None:
-    """Delete older predictions before new ones are written.
-
-    Those for posts without labels are deleted only if a new model was `trained`.
-    """
+    """Delete older predictions, those for posts without labels only if a new model was `trained`."""
     for name in PREDICTIONS:
         if trained or name != "predict.jsonl":
             (folder / "predictions" / name).unlink(missing_ok=True)
 
 
 def published(folder: Path, predictions: bool) -> list[str]:
-    """Return the files of a run to upload: those that a run writes, and nothing else in its folder.
-
-    Args:
-        predictions: whether to upload the predictions too.
-    """
+    """Return the files of a run to upload, with or without predictions, and nothing else in its folder."""
     places = {Path("."): FILES, Path(".eval_results"): INSIDE[".eval_results"]}
     places |= {one.relative_to(folder): FILES for one in folder.glob("experts/*") if _is_folder(one)}
     if predictions:
@@ -180,11 +151,10 @@ def published(folder: Path, predictions: bool) -> list[str]:
 
 
 def _check_overwriting(args: Arguments, folder: Path) -> None:
-    """Check that `--overwrite_output_dir` deletes a run, nothing else, and nothing that this run reads."""
-    given = {
-        name: value for part in vars(args).values() for name, value in vars(part).items() if name in INPUTS and value
-    }
-    for name, value in given.items():
+    """Raise ValueError if `--overwrite_output_dir` would delete more than a run, or what this run reads."""
+    given = args.options()
+    for name in INPUTS:
+        value = given[name] or []
         for one in value if isinstance(value, list) else [value]:
             if Path(one).exists() and Path(one).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"--overwrite_output_dir would delete --{name} {one}: give another --output_dir")
@@ -236,12 +206,9 @@ def _finished(folder: Path) -> bool:
 
 
 def _begun(folder: Path) -> bool:
-    return _is_begun(folder) or _of_seeds(folder)
-
-
-def _is_begun(folder: Path) -> bool:
     """Return whether a run left a checkpoint or its best model here, which a crash may leave as `.outgoing`."""
-    return any((folder / "checkpoints" / name).is_dir() for name in CHECKPOINTS if not name.endswith(".incoming"))
+    whole = [name for name in CHECKPOINTS if not name.endswith(".incoming")]
+    return any((folder / "checkpoints" / name).is_dir() for name in whole) or _of_seeds(folder)
 
 
 def _goes_on(folder: Path) -> bool:
@@ -270,9 +237,8 @@ def _strange(folder: Path) -> Path | None:
         elif path.name == "checkpoints":
             found = _strange_checkpoint(path)
         elif path.name == "logs":
-            found = next(
-                (one for one in sorted(path.rglob("*")) if not (_is_folder(one) or _is_file(one, LOGS))), None
-            )
+            inside = sorted(path.rglob("*"))
+            found = next((one for one in inside if not (_is_folder(one) or _is_file(one, LOGS))), None)
         if found is not None:
             return found
     return None
@@ -298,7 +264,7 @@ def _is_file(path: Path, patterns: Sequence[str]) -> bool:
 def _empty(folder: Path) -> None:
     """Delete the content of a folder, but not the folder, which may be a link or a mount point."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
+        if _is_folder(path):
             shutil.rmtree(path)
         else:
             path.unlink()

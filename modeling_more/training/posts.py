@@ -36,9 +36,6 @@ def load_posts(
 
     Returns:
         the rows of each split, the entity types or relations, and a report of the retrieval.
-
-    Raises:
-        ValueError: if the data can't be used.
     """
     source = load_splits(args, task, load_named, names)
     if training:
@@ -50,16 +47,12 @@ def load_posts(
 def load_splits(
     args: DataArguments, task: Task, load_named: Callable[..., DatasetDict], names: Sequence[str]
 ) -> Source:
-    """Return the splits that the options name, before anything is retrieved.
-
-    Raises:
-        ValueError: if a data set and files are both given, or can't be used.
-    """
+    """Return the splits that the options name, before anything is retrieved."""
     given_files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     files = {split: path for split, path in given_files.items() if path is not None}
-    given = next((name for name in ("dataset", "data_dir") if getattr(args, name) is not None), None)
-    if files and given:
-        raise ValueError(f"--{given} and --{next(iter(files))}_file are both given: use one of them")
+    for name in ("dataset", "data_dir"):
+        if files and getattr(args, name) is not None:
+            raise ValueError(f"--{name} and --{next(iter(files))}_file are both given: use one of them")
     # if knowledge is retrieved here, the data set's own is not read
     retrieval = "none" if args.knowledge and not files else args.retrieval
     return load_source(
@@ -106,7 +99,7 @@ def with_knowledge(
 
 
 def _searched(source: Source, split: str, places: Sequence[int]) -> Dataset:
-    """Return the columns of some rows that retrieval may see, with their images."""
+    """Return what retrieval may see of some rows, with their images."""
     posts = searchable([source.rows[split][place] for place in places], source.columns.get(split))
     images = source.images.get(split)
     return posts if images is None else concatenate_datasets([posts, images.select(places)], axis=1)

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from ..data.tasks import Task
 from ..encoding import EXPERT_KNOWLEDGE
 from ..files import write_jsonl
-from ..pipelines import MoRePipeline
+from ..pipelines import MoRePipeline, columns_read
 from ..posts import KNOWLEDGE_COLUMNS, Posts
 from .arguments import Arguments
 from .command_line import one_sentence_errors
@@ -29,8 +29,7 @@ def predict_alone(task: Task, args: Arguments, accelerator: Accelerator) -> dict
         posts = posts_to_predict(task, args, False, accelerator)
         processor = load_processor(task, args.model, accelerator)
         expert = load_expert(task, args.model, accelerator)
-    batch_size = args.training.per_device_eval_batch_size
-    pipeline = task.pipeline_class(expert, processor, accelerator, batch_size)
+    pipeline = task.pipeline_class(expert, processor, accelerator, args.training.per_device_eval_batch_size)
     write_predictions(Path(args.training.output_dir), pipeline, posts)
     return {}
 
@@ -46,7 +45,7 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
         processor = load_processor(task, args.model, accelerator)
     if processor is not None:
         splitter = processor.splitter
-        read = {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
+        read = columns_read(processor)
         column = read.pop() if len(read) == 1 else None
     posts = task.read_unlabelled(str(data.predict_file), splitter, column or KNOWLEDGE_COLUMNS[0], data.columns)
     if data.retrieval == "moe":
@@ -72,8 +71,7 @@ def write_predictions(output: Path, pipeline: MoRePipeline, posts: Posts) -> Non
     given = len(posts[0].get(EXPERT_KNOWLEDGE) or read)
     if given != len(read):
         raise SystemExit(f"error: --experts names {given} experts, the mixture has {len(read)}")
-    columns = {one.knowledge_column for one in read} - {None}
-    lacking = sorted(column for column in columns if not any(post.get(column) for post in posts))
+    lacking = sorted(c for c in columns_read(pipeline.processor) if not any(post.get(c) for post in posts))
     if lacking and not any(EXPERT_KNOWLEDGE in post for post in posts):
         logger.warning("no post has %s: the words alone are read there", ", ".join(lacking))
     found = pipeline(posts)

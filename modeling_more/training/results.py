@@ -39,9 +39,7 @@ def begin_results(
     """Return the results that are known before scoring, and write the ids of the posts that a training holds out.
 
     Args:
-        report: the report of the retrieval.
         learned: the posts to train on; None if nothing is trained.
-        held_out: the posts that are held out.
     """
     results: dict[str, Any] = {
         "seed": args.training.seed,
@@ -72,13 +70,11 @@ def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any
     runs = results.get("runs", [results])
     best = max(runs, key=_dev_score)
     history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
-    more = {}
+    more, published_as = {}, args.hub.hub_model_id
     if "experts" in best:  # for several seeds: weights and gains of the seed whose model is kept
-        more = card_parts(best, task.pipeline_tag, args.hub.hub_model_id or output.resolve().name)
+        more = card_parts(best, task.pipeline_tag, published_as or output.resolve().name)
     if not args.training.do_train:
-        told = scored_parts(
-            args.hub.hub_model_id or args.model.model_name_or_path, task.pipeline_tag, args.data.retrieval
-        )
+        told = scored_parts(published_as or args.model.model_name_or_path, task.pipeline_tag, args.data.retrieval)
         more = told | more | {"description": told["description"]}
     write_model_card(output, results, args.options(), command, history, task=task.pipeline_tag, **more)
 
@@ -104,8 +100,8 @@ def save_run(
             pipeline.core.save_pretrained(output)
             pipeline.processor.save_pretrained(output)
             apply_umask(output)
-        write_json(output / "all_results.json", results)
-        write_json(output / "arguments.json", args.options())
+        write_json(output / RESULTS, results)
+        write_json(output / OPTIONS, args.options())
         write_card(task, args, output, results, command)
         logger.info("written: %s", output)
     accelerator.wait_for_everyone()
@@ -137,10 +133,9 @@ def over_seeds(results: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any
         if key.endswith("_per_type"):
             # a type that the reference lacks only appears if a seed predicted it
             types = {type_: scores for row in results for type_, scores in row[key].items()}
+            found = [row[key] for row in results]
             merged[key] = {
-                type_: {
-                    name: statistics.mean(row[key].get(type_, {}).get(name, 0.0) for row in results) for name in scores
-                }
+                type_: {name: statistics.mean(one.get(type_, {}).get(name, 0.0) for one in found) for name in scores}
                 for type_, scores in types.items()
             }
         if isinstance(value, float) and key.startswith(("dev_", "test_")):
@@ -175,9 +170,7 @@ def privacy(private: bool) -> str:
 
 
 def push(folder: Path, repository: str, private: bool, predictions: bool = False) -> None:
-    """Upload the files of a run except checkpoints, logs and predictions, without the paths of local folders.
-
-    If the upload fails, nothing is lost, and the error says how to try again.
+    """Upload the files of a run, without the paths of local folders; if that fails, the error says how to try again.
 
     Args:
         private: whether a new repository is private; False leaves it to the account's or organisation's default.
@@ -198,8 +191,7 @@ def push(folder: Path, repository: str, private: bool, predictions: bool = False
                 place = Path(beside) / name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 if name in NAMING_FOLDERS:
-                    found = json.loads((folder / name).read_text(encoding="utf-8"))
-                    write_json(place, without_folder(found))
+                    write_json(place, without_folder(json.loads((folder / name).read_text(encoding="utf-8"))))
                 else:
                     place.symlink_to((folder / name).resolve())
             url = api.upload_folder(

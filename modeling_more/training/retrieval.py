@@ -35,27 +35,18 @@ def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str
     Returns:
         the splits with the column, and a report: options, the counts of `AttachReport`, and for some queries the
         number of posts without a caption or predictions.
-
-    Raises:
-        ValueError: if options do not go together, or a column is missing.
-        FileNotFoundError: if a file or model is missing.
     """
     check_retrieval(args)
-    column = str(knowledge_column(args.retrieval))
     if args.knowledge:
         retrieve = _by_image if args.retrieval == "image" else _by_text
-        return retrieve(args, splits, column)
+        return retrieve(args, splits, str(knowledge_column(args.retrieval)))
     for split, data in splits.items():
         check_column(args, split, data.column_names)
     return splits, {}
 
 
 def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> None:
-    """Raise ValueError if posts lack the knowledge column although nothing is retrieved.
-
-    Args:
-        columns: the columns of the posts.
-    """
+    """Raise ValueError if posts with these columns lack that of knowledge although nothing is retrieved."""
     check_retrieval(args)
     column = str(knowledge_column(args.retrieval))
     if column not in columns:
@@ -66,22 +57,19 @@ def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> Non
 
 
 def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
-    # imported here, because it takes seconds that other runs save
     from ..knowledge import attach_text_knowledge
     from ..knowledge.attach import post_text
 
     query: Query = post_text
-    counts: dict[str, Any] = {"retriever": args.retriever, "query": args.query}
+    found: dict[str, int] = {}
     if args.query == "caption":
         query, found = _caption_query(str(args.captions), splits)
-        counts |= found
     elif args.query == "entities":
         query, found = _entity_query(args.entities, splits)
-        counts |= found
     attached, report = attach_text_knowledge(
         DatasetDict(splits), _text_retriever(args), args.top_k, column, args.cache_dir, query
     )
-    return dict(attached), counts | asdict(report)
+    return dict(attached), {"retriever": args.retriever, "query": args.query, **found, **asdict(report)}
 
 
 def _text_retriever(args: DataArguments) -> TextRetriever:
@@ -114,11 +102,7 @@ def _text_retriever(args: DataArguments) -> TextRetriever:
 
 
 def _own_class(told: str) -> Any:
-    """Return the class that `--retriever FILE.py:CLASS` names; its file runs, as the user asked.
-
-    Raises:
-        ValueError, FileNotFoundError: there is no such file or class.
-    """
+    """Return the class that `--retriever FILE.py:CLASS` names; its file runs, as the user asked."""
     file, _, name = told.rpartition(":")
     if not Path(file).is_file():
         raise FileNotFoundError(f"--retriever {told}: there is no file {file}")

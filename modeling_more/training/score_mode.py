@@ -17,19 +17,10 @@ from .setup import make_accelerator
 
 
 def score_alone(
-    task: Task,
-    args: Arguments,
-    splits: dict[str, Posts],
-    types: list[str],
-    report: dict[str, Any],
-    to_predict: Posts,
+    task: Task, args: Arguments, splits: dict[str, Posts], types: list[str], report: dict[str, Any], to_predict: Posts,
     command: str,
-) -> dict[str, Any]:
-    """Score a saved expert with and without knowledge, write scores and predictions, and return the results.
-
-    Args:
-        splits, types, report: see `load_posts`.
-    """
+) -> dict[str, Any]:  # fmt: skip
+    """Score a saved expert with and without knowledge, write scores and predictions, and return the results."""
     accelerator = make_accelerator(args.training)
     set_seed(args.training.seed)
     with one_sentence_errors():
