@@ -44,7 +44,7 @@ def fold_folder(output_dir: str, expert: Expert, fold: int) -> str:
 def folds_to_train(
     args: Arguments, experts: Sequence[Expert], splits: dict[str, Posts], accelerator: Accelerator
 ) -> Iterator[Fold]:
-    """Yield the trainings that `--gate_data crossfit` still needs; one is finished when the next one is requested."""
+    """Yield the trainings that `--gate_data crossfit` still needs; each is marked when the next is requested."""
     if args.mixture.gate_data != "crossfit" or not args.training.do_train:
         return
     training, folds = args.training, folds_of(splits["train"], args.mixture.crossfit_folds)

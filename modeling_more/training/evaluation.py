@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..data.sources import is_labelled
@@ -12,7 +11,7 @@ from ..files import write_jsonl
 from ..pipelines import MoRePipeline, Prediction
 from ..posts import Posts, Row
 from .arguments import Arguments
-from .output_folders import forget_predictions, suffix_beside_record
+from .output_folders import begin_scoring
 
 NAMES = {"validation": "dev", "test": "test"}  # split -> its name in results and files
 
@@ -23,9 +22,7 @@ def score_splits(task: Task, args: Arguments, pipeline: MoRePipeline, splits: Ma
     Returns:
         scores like `dev_f1`; if the expert reads knowledge, also its scores without, like `test_no_knowledge_f1`.
     """
-    output, suffix = Path(args.training.output_dir), suffix_beside_record(args)
-    if pipeline.accelerator.is_main_process and not suffix:
-        forget_predictions(output, args.training.do_train)
+    output, suffix = begin_scoring(args, pipeline.accelerator)
     results: dict[str, Any] = {}
     for split, name in NAMES.items():
         if split in splits:

@@ -156,7 +156,6 @@ def image_features(
 
     Args:
         posts: a data set with a column `image`, or `image_id`, which names files in `image_dir`.
-        encoder: an `ImageEncoder`.
     """
     sources = posts.select_columns(["image_id" if image_dir is not None else "image"])
     if image_dir is None:

@@ -41,10 +41,6 @@ def train(
     Args:
         posts: the input of `collate` (default: posts encoded by a `MoReProcessor`).
         made_of: the `description` of the run, kept in the checkpoints for `check_checkpoint`.
-
-    Raises:
-        FileNotFoundError: if the checkpoint to resume from is missing.
-        ValueError: if a post has more sub-tokens than the encoder reads.
     """
     checkpoints = Path(args.output_dir) / "checkpoints"
     if args.gradient_checkpointing:

@@ -138,10 +138,7 @@ def _by_image(data: DataArguments, experts: Sequence[Expert]) -> DataArguments:
 
 
 def image_model_of(args: Arguments, experts: Sequence[Expert]) -> str | None:
-    """Return the image tower of the gate, or None if it sees no images.
-
-    It is the one that this run names, else the one that a saved gate was trained with or that an expert searches with.
-    """
+    """Return the gate's image tower, that named, else the saved gate's or an expert's; None if it sees no images."""
     data, model = args.data, args.model
     given = data.image_model if data.image_model != DataArguments.image_model else None
     if not args.training.do_train:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -35,7 +34,7 @@ from .loop import train
 from .mixture_posts import cache_of, image_model_of
 from .mixture_report import report_gate
 from .models import load_expert, load_processor
-from .output_folders import begin_training, forget_predictions, suffix_beside_record
+from .output_folders import begin_scoring, begin_training
 from .results import begin_results, save_run
 from .setup import make_accelerator
 
@@ -117,9 +116,7 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
         trained = train_mixture(run)
         results |= {"best_epoch": trained.best_epoch, "history": trained.history}
 
-    output, suffix = Path(args.training.output_dir), suffix_beside_record(args)
-    if accelerator.is_main_process and not suffix:
-        forget_predictions(output, args.training.do_train)
+    output, suffix = begin_scoring(args, accelerator)
     pipeline = run.pipeline()
     scored: dict[str, tuple[Posts, dict[str, list[Prediction]]]] = {}
     for split, name in NAMES.items():
@@ -257,18 +254,12 @@ def _build(
         return model, processor
     with accelerator.main_process_first():
         model = task.mixture_class.from_experts(
-            [expert.source for expert in experts],
-            names=[expert.name for expert in experts],
-            gate=mixture.gate,
+            [expert.source for expert in experts], names=[expert.name for expert in experts], gate=mixture.gate,
             image_dim=len(first["image"]) if "image" in first else 0,
             image_model=image_model_of(args, experts) if "image" in first else None,
-            image_dropout=mixture.image_dropout,
-            load_balancing=mixture.load_balancing,
-            entropy=mixture.gate_entropy,
-            train_experts=mixture.train_experts,
-            decoding=mixture.decoding,
-            copy_experts=mixture.copy_experts,
-        )
+            image_dropout=mixture.image_dropout, load_balancing=mixture.load_balancing, entropy=mixture.gate_entropy,
+            train_experts=mixture.train_experts, decoding=mixture.decoding, copy_experts=mixture.copy_experts,
+        )  # fmt: skip
     return model, MoReMixtureProcessor([expert.processor for expert in experts], [one.name for one in experts])
 
 

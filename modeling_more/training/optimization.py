@@ -32,7 +32,7 @@ def make_sampler(posts: Sequence[Mapping[str, Any]], args: TrainingArguments, pr
 
 def batches_per_step(accelerator: Accelerator) -> int:
     """Return the number of batches in an optimizer step, over all processes."""
-    # from the accelerator, not from the options, which `accelerate launch` may override
+    # not from the options, which `accelerate launch` may override
     return accelerator.num_processes * accelerator.gradient_accumulation_steps
 
 

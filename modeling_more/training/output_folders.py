@@ -128,6 +128,14 @@ def begin_training(args: Arguments, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
 
 
+def begin_scoring(args: Arguments, accelerator: Accelerator) -> tuple[Path, str]:
+    """Delete older predictions that a scoring replaces, and return its folder and the suffix of its files."""
+    folder, suffix = Path(args.training.output_dir), suffix_beside_record(args)
+    if accelerator.is_main_process and not suffix:
+        forget_predictions(folder, args.training.do_train)
+    return folder, suffix
+
+
 def forget_predictions(folder: Path, trained: bool) -> None:
     """Delete older predictions, those for posts without labels only if a new model was `trained`."""
     for name in PREDICTIONS:

@@ -57,7 +57,7 @@ def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> Non
 
 
 def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
-    from ..knowledge import attach_text_knowledge
+    from ..knowledge import attach_text_knowledge  # here, because it takes seconds that other runs save
     from ..knowledge.attach import post_text
 
     query: Query = post_text
@@ -195,11 +195,7 @@ def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, in
 
 
 def searchable(posts: Posts, columns: Container[str] | None = None) -> Dataset:
-    """Return the part of rows that retrieval may see: their ids and words, never their labels.
-
-    Args:
-        columns: the columns that the rows came with, to leave out ids that were made up; default: all.
-    """
+    """Return what retrieval may see of rows, never labels: words, and the ids among `columns` (default: all)."""
     names = [name for name in ("id", "image_id") if columns is None or name in columns]
     kinds = {name: Value("string") for name in names} | {"tokens": List(Value("string"))}
     return Dataset.from_dict({name: [post[name] for post in posts] for name in kinds}, Features(kinds))
