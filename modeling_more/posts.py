@@ -208,11 +208,7 @@ class SpanCounts:
 
 
 def pair_spans(
-    item: Row,
-    words: Sequence[tuple[str, int, int]] | None,
-    length: int,
-    where: str,
-    counts: SpanCounts | None = None,
+    item: Row, words: Sequence[tuple[str, int, int]] | None, length: int, where: str, counts: SpanCounts | None = None
 ) -> Row:
     """Return the "head" and "tail", or else the "entities", of an item as spans of words.
 
@@ -247,12 +243,7 @@ def pair_spans(
 
 
 def _span(
-    value: Any,
-    name: str,
-    words: Sequence[tuple[str, int, int]] | None,
-    length: int,
-    where: str,
-    counts: SpanCounts,
+    value: Any, name: str, words: Sequence[tuple[str, int, int]] | None, length: int, where: str, counts: SpanCounts
 ) -> list[int]:
     if isinstance(value, dict):
         if words is not None and "char_start" in value:  # a predicted entity, whose start and end are words
