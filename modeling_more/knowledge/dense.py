@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from ..files import copy_folder
 from ..naming import missing_source, nearest_folder
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
-from .corpus_tables import read_meta
 from .leakage import Entry, search_without_leaks
 from .search_words import split_query
 from .text import distinct_entries
-from .vectors import build_index, embed_in_shards, load_index, search_rows
+from .vectors import build_index, embed_in_shards, load_index, read_factory, search_distinct
 
 logger = logging.getLogger(__name__)
 
@@ -141,15 +141,9 @@ class DenseRetriever:
         self.corpus = corpus
         self.encoder = encoder
         self.index_dir = Path(index_dir)
-        meta = read_meta(
-            self.index_dir / META_FILE, "dense index", INDEX_VERSION, ("corpus", "encoder", "rows", "string_factory")
-        )
-        for name, here in (("corpus", corpus.fingerprint), ("encoder", encoder.fingerprint), ("rows", len(corpus))):
-            if meta[name] != here:
-                raise ValueError(
-                    f"The index in {self.index_dir} is of {name} {meta[name]}, not {here}: build it again."
-                )
-        self.string_factory: str = meta["string_factory"]
+        expected = {"corpus": corpus.fingerprint, "encoder": encoder.fingerprint, "rows": len(corpus)}
+        meta = self.index_dir / META_FILE
+        self.string_factory = read_factory(meta, "dense index", INDEX_VERSION, "string_factory", expected)
         self.table = Dataset(corpus.sentences.data)  # its own object: an index on the corpus's would stay with it
         self.search_parameters = load_index(self.table, self.index_dir, encoder.dimension, search_parameters)
 
@@ -213,26 +207,13 @@ class DenseRetriever:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
         results: list[list[Entry]] = [[] for _ in queries]
         asked = [row for row, query in enumerate(queries) if split_query(query)]
+        entries_of = partial(distinct_entries, self.corpus, top_k=top_k)
         for first in range(0, len(asked), _BATCH):
             rows = asked[first : first + _BATCH]
             vectors = self.encoder.embed([queries[row] for row in rows])
-            for row, entries in zip(rows, self._search_vectors(vectors, top_k), strict=True):
+            found = search_distinct(self.table, vectors, entries_of, top_k, 4 * top_k)
+            for row, entries in zip(rows, found, strict=True):
                 results[row] = entries
-        return results
-
-    def _search_vectors(self, vectors: np.ndarray, top_k: int) -> list[list[Entry]]:
-        results: list[list[Entry]] = [[] for _ in vectors]
-        pending, fetch = np.arange(len(vectors)), min(4 * top_k, len(self.corpus))
-        while len(pending):
-            scores, rows = search_rows(self.table, vectors[pending], fetch)
-            entries = distinct_entries(self.corpus, rows, scores, top_k)
-            for query, ranked in zip(pending.tolist(), entries, strict=True):
-                results[query] = ranked
-            # many sentences of one paragraph: fetch on, until the corpus ends,
-            short = np.array([len(results[query]) < top_k for query in pending.tolist()])
-            # or an approximate index has no more
-            pending = pending[short & (rows[:, -1] >= 0)] if fetch < len(self.corpus) else pending[:0]
-            fetch = min(4 * fetch, len(self.corpus))
         return results
 
 

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,9 @@ from ..files import copy_folder
 from ..naming import missing_source
 from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
-from .corpus_tables import read_meta
 from .leakage import Entry
 from .pictures import Source, open_image
-from .vectors import build_index, embed_in_shards, index_name, load_index, search_rows
+from .vectors import ImageSearch, build_index, embed_in_shards, index_name, load_index, read_factory, search_distinct
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class _ClipTower(CLIPVisionModelWithProjection):
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "^logit_scale$"]
 
 
-class ImageRetriever:
+class ImageRetriever(ImageSearch):
     """A retriever that finds the articles whose image lies nearest to the query's.
 
     ```python
@@ -182,16 +182,9 @@ class ImageRetriever:
         self.corpus = corpus
         self.encoder = encoder
         self.index_dir = Path(index_dir)
-        meta = read_meta(
-            self.index_dir / FAISS_META, "image index", INDEX_VERSION, ("images", "encoder", "rows", "factory")
-        )
         expected = {"images": corpus.info.image_fingerprint, "encoder": encoder.fingerprint, "rows": len(images)}
-        for name, here in expected.items():
-            if meta[name] != here:
-                raise ValueError(
-                    f"The index in {self.index_dir} is of {name} {meta[name]}, not {here}: build it again."
-                )
-        self.factory: str = meta["factory"]
+        meta = self.index_dir / FAISS_META
+        self.factory = read_factory(meta, "image index", INDEX_VERSION, "factory", expected)
         self.table = images.remove_columns("image")
         self.search_parameters = load_index(self.table, self.index_dir, encoder.dimension, search_parameters)
 
@@ -255,38 +248,14 @@ class ImageRetriever:
         """Copy the index (without the shards of vectors) into a folder."""
         copy_folder(self.index_dir, Path(folder))
 
-    def search(self, images: Sequence[Source], top_k: int = 10) -> list[list[Entry]]:
-        """Return the `top_k` articles of each image, one entry per article, ranked by inner product.
-
-        Equal scores stand in the order of the corpus. An image that is None finds nothing.
-
-        Raises:
-            ImageError: an image can't be used.
-        """
-        results: list[list[Entry]] = [[] for _ in images]
-        asked = [row for row, image in enumerate(images) if image is not None]
-        vectors = self.encoder.embed([images[row] for row in asked])
-        for row, entries in zip(asked, self.search_vectors(vectors, top_k), strict=True):
-            results[row] = entries
-        return results
-
     def search_vectors(self, vectors: np.ndarray, top_k: int = 10) -> list[list[Entry]]:
         """Search as `search` does, by embeddings, float32 [queries, dimension]."""
         if top_k < 1:
             raise ValueError(f"At least one result must be asked for, not {top_k}.")
-        results: list[list[Entry]] = [[] for _ in vectors]
-        pending, fetch = np.arange(len(vectors)), min(top_k + _SLACK, len(self.table))
-        while len(pending):
-            scores, rows = search_rows(self.table, vectors[pending], fetch)
-            for query, entries in zip(pending.tolist(), self._entries(scores, rows, top_k), strict=True):
-                results[query] = entries
-            short = np.array([len(results[query]) < top_k for query in pending.tolist()])
-            # several images of one article: fetch on, until the corpus ends or an approximate index has no more
-            pending = pending[short & (rows[:, -1] >= 0)] if fetch < len(self.table) else pending[:0]
-            fetch = min(4 * fetch, len(self.table))
-        return results
+        entries_of = partial(self._entries, top_k=top_k)
+        return search_distinct(self.table, vectors, entries_of, top_k, top_k + _SLACK)
 
-    def _entries(self, scores: np.ndarray, rows: np.ndarray, top_k: int) -> Iterator[list[Entry]]:
+    def _entries(self, rows: np.ndarray, scores: np.ndarray, top_k: int) -> Iterator[list[Entry]]:
         distinct, place = np.unique(rows[rows >= 0], return_inverse=True)
         read = self.table[distinct] if len(distinct) else {}
         at = np.full(rows.shape, -1)

@@ -1,6 +1,7 @@
 """Guard against leakage: a post must not get its own text as knowledge (METHOD, section 1)."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -8,9 +9,10 @@ from .search_words import count_unspaced, normal_form, split_letters
 
 Entry = dict[str, Any]  # one entry of KNOWLEDGE_FEATURE
 Search = Callable[[list[str], int], list[list[Entry]]]
+# numbers of queries and a limit of hits -> the entries of each, and whether there may be more
+Ask = Callable[[list[int], int], Iterable[tuple[list[Entry], bool]]]
 
 MIN_HELD_WORDS = 8  # two letters of a script without blanks count as a word
-
 
 _compared = lru_cache(maxsize=2048)(normal_form)  # the same articles are found again and again
 
@@ -52,21 +54,40 @@ def search_without_leaks(
     if len(queries) != len(posts):
         raise ValueError(f"{len(queries)} queries for {len(posts)} posts: give one query per post.")
     prepared = [Post(post) for post in posts]
-    kept: list[list[Entry]] = [[] for _ in queries]
     dropped = [0] * len(queries)
-    pending, fetch = list(range(len(queries))), top_k
-    while pending:
-        again = []
-        for row, entries in zip(pending, search([queries[row] for row in pending], fetch), strict=True):
-            kept[row], dropped[row] = [], 0
+
+    def ask(rows: list[int], fetch: int) -> Iterator[tuple[list[Entry], bool]]:
+        for row, entries in zip(rows, search([queries[row] for row in rows], fetch), strict=True):
+            kept: list[Entry] = []
+            dropped[row] = 0
             for entry in entries:
-                if len(kept[row]) == top_k:
+                if len(kept) == top_k:
                     break
                 if prepared[row].leaks_into(entry):
                     dropped[row] += 1
                 else:
-                    kept[row].append(entry)
-            if len(kept[row]) < top_k and len(entries) == fetch:  # a full list: the corpus may hold more
+                    kept.append(entry)
+            yield kept, len(entries) == fetch  # a full list: the corpus may hold more
+
+    return fetch_on(ask, len(queries), top_k, top_k), dropped
+
+
+def fetch_on(
+    ask: Ask, queries: int, top_k: int, fetch: int, most: int = sys.maxsize, asked: list[int] | None = None
+) -> list[list[Entry]]:
+    """Return the entries of each query; where they are fewer than `top_k`, more hits are fetched.
+
+    Args:
+        fetch: limit of hits at first; at last it is `most`.
+        asked: numbers of the queries that are asked; default: all, others find nothing.
+    """
+    results: list[list[Entry]] = [[] for _ in range(queries)]
+    pending, fetch = list(range(queries)) if asked is None else asked, min(fetch, most)
+    while pending:
+        again = []
+        for row, (entries, more) in zip(pending, ask(pending, fetch), strict=True):
+            results[row] = entries
+            if more and len(entries) < top_k and fetch < most:
                 again.append(row)
-        pending, fetch = again, fetch * 4
-    return kept, dropped
+        pending, fetch = again, min(4 * fetch, most)
+    return results

@@ -21,7 +21,7 @@ from datasets import Image as ImageFeature
 
 from .corpus import KnowledgeCorpus
 from .corpus_sources import load_knowledge
-from .leakage import Entry, search_without_leaks
+from .leakage import Entry, fetch_on, search_without_leaks
 from .milvus_load import (
     BATCH,
     LOAD_VERSIONS,
@@ -37,10 +37,10 @@ from .milvus_load import (
 )
 from .search_words import split_query, split_text
 from .text import K1, B
+from .vectors import ImageSearch
 
 if TYPE_CHECKING:
     from .image import ImageEncoder
-    from .pictures import Source
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ class MilvusTextRetriever:
             return list(zip(self._entries(found, top_k), map(len, found), strict=True))
 
         # several sentences of a paragraph are found together
-        return _fetch_on(ask, [row for row, found in enumerate(words) if found], len(queries), top_k, 3 * top_k)
+        asked = [row for row, found in enumerate(words) if found]
+        return _fetch_on(ask, len(queries), top_k, 3 * top_k, asked)
 
     def _hits(self, words: list[str], limit: int) -> list[Rows]:
         """Return the hits {id, score, paragraph, start, end} of each query, best first."""
@@ -180,7 +181,7 @@ def _unsplit(words: list[str]) -> str:
     return " ".join(word if word.isascii() and word.isalnum() else f"0x{word.encode().hex()}" for word in words)
 
 
-class MilvusImageRetriever:
+class MilvusImageRetriever(ImageSearch):
     """A retriever over image embeddings in Milvus, used as `ImageRetriever` is."""
 
     def __init__(self, spec: str, encoder: "ImageEncoder") -> None:
@@ -243,19 +244,6 @@ class MilvusImageRetriever:
         load_rows(client, database.collection("images"), rows, len(images), _IMAGES)
         return cls(spec, encoder)
 
-    def search(self, images: Sequence["Source"], top_k: int = 10) -> list[list[Entry]]:
-        """Return the `top_k` articles of each image, one entry per article, ranked by inner product.
-
-        Raises:
-            ImageError: an image can't be used.
-        """
-        results: list[list[Entry]] = [[] for _ in images]
-        given = [row for row, image in enumerate(images) if image is not None]
-        vectors = self.encoder.embed([images[row] for row in given])
-        for row, entries in zip(given, self.search_vectors(vectors, top_k), strict=True):
-            results[row] = entries
-        return results
-
     def search_vectors(self, vectors: np.ndarray, top_k: int = 10) -> list[list[Entry]]:
         """Search as `search` does, by embeddings, float32 [queries, dimension]."""
 
@@ -270,7 +258,7 @@ class MilvusImageRetriever:
             )
             return [(_one_an_article(hits, top_k), len(hits)) for hits in found]
 
-        return _fetch_on(ask, list(range(len(vectors))), len(vectors), top_k, top_k + 2)
+        return _fetch_on(ask, len(vectors), top_k, top_k + 2)
 
 
 def _one_an_article(hits: Rows, top_k: int) -> list[Entry]:
@@ -286,36 +274,25 @@ def _one_an_article(hits: Rows, top_k: int) -> list[Entry]:
 
 
 def _fetch_on(
-    ask: Callable[[list[int], int], list[tuple[list[Entry], int]]],
-    asked: list[int],
+    search: Callable[[list[int], int], list[tuple[list[Entry], int]]],
     queries: int,
     top_k: int,
     fetch: int,
+    asked: list[int] | None = None,
 ) -> list[list[Entry]]:
-    """Return the entries of each query; if hits of the same entry leave fewer than `top_k`, more are fetched.
-
-    Args:
-        ask: gives for some queries and a limit of hits the entries and the number of hits.
-        asked: queries that have something to search for.
-        fetch: limit of hits at first.
-    """
+    """Call `fetch_on` with a search that gives the entries and the number of hits of some queries."""
     if top_k < 1:
         raise ValueError(f"At least one result must be asked for, not {top_k}.")
-    results: list[list[Entry]] = [[] for _ in range(queries)]
-    pending, fetch = asked, min(fetch, MAX_LIMIT)
-    while pending:
-        again = []
-        for first in range(0, len(pending), _QUERIES):
-            some = pending[first : first + _QUERIES]
-            for row, (entries, hits) in zip(some, ask(some, fetch), strict=True):
-                results[row] = entries
-                if len(entries) < top_k and hits == fetch:
-                    again.append(row)
-        if again and fetch == MAX_LIMIT:
-            logger.warning("%d queries have fewer than %d results among %d hits.", len(again), top_k, fetch)
-            break
-        pending, fetch = again, min(4 * fetch, MAX_LIMIT)
-    return results
+
+    def ask(rows: list[int], limit: int) -> list[tuple[list[Entry], bool]]:
+        parts = (rows[first : first + _QUERIES] for first in range(0, len(rows), _QUERIES))
+        found = [(entries, hits == limit) for part in parts for entries, hits in search(part, limit)]
+        short = sum(more and len(entries) < top_k for entries, more in found)
+        if short and limit == MAX_LIMIT:
+            logger.warning("%d queries have fewer than %d results among %d hits.", short, top_k, limit)
+        return found
+
+    return fetch_on(ask, queries, top_k, fetch, MAX_LIMIT, asked)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

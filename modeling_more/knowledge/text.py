@@ -14,7 +14,7 @@ from numba import njit
 
 from ..files import copy_folder
 from .corpus import KnowledgeCorpus
-from .leakage import Entry, search_without_leaks
+from .leakage import Entry, fetch_on, search_without_leaks
 from .search_words import split_query
 from .text_index import INDEX_VERSION, K1, B, open_index, read_only, read_postings
 
@@ -130,20 +130,13 @@ class BM25Retriever:
         return results
 
     def _search_distinct(self, queries: Sequence[str], top_k: int) -> list[list[Entry]]:
-        results: list[list[Entry]] = [[] for _ in queries]
-        pending, fetch = list(range(len(queries))), top_k + _SLACK
-        while pending:
-            rows, scores = self.search_paragraphs([queries[row] for row in pending], fetch)
-            again = []
-            for query, found, entries in zip(
-                pending, rows, distinct_entries(self.corpus, rows, scores, top_k), strict=True
-            ):
-                results[query] = entries
-                # fewer than asked for although every slot was filled: the same text stood in several rows
-                if len(entries) < top_k and len(found) == fetch and found[-1] >= 0:
-                    again.append(query)
-            pending, fetch = again, fetch * 4
-        return results
+        def ask(asked: list[int], fetch: int) -> Iterator[tuple[list[Entry], bool]]:
+            rows, scores = self.search_paragraphs([queries[query] for query in asked], fetch)
+            # when every slot is filled, the same text may have stood in several
+            full = (rows[:, -1] >= 0) & (rows.shape[1] == fetch)
+            return zip(distinct_entries(self.corpus, rows, scores, top_k), full.tolist(), strict=True)
+
+        return fetch_on(ask, len(queries), top_k, top_k + _SLACK)
 
 
 def distinct_entries(

@@ -6,7 +6,7 @@ the same rows without them: reading past the vectors would cost several times th
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from tqdm.auto import tqdm
 
 from ..files import new_file, write_json
-from .corpus_tables import claim
+from .corpus_tables import claim, read_meta, write_stream
+from .leakage import Entry, fetch_on
+from .pictures import Source
 
 logger = logging.getLogger(__name__)
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells of each build of faiss that is not installed
 
 INDEX = "embedding"
 INDEX_FILE = "index.faiss"
+#: rows and scores of each vector -> its distinct entries
+Distinct = Callable[[np.ndarray, np.ndarray], Iterable[list[Entry]]]
 _TRAIN_ROWS = 1_000_000  # vectors that a quantiser learns from at most
 
 
@@ -81,8 +85,8 @@ def _is_whole(file: Path, rows: int, features: Features) -> bool:
 def _write_shard(file: Path, vectors: np.ndarray, features: Features) -> None:
     schema = features.arrow_schema
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]).cast(schema.types[0])
-    with new_file(file) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(pa.record_batch([column], schema=schema))
+    with new_file(file) as beside:
+        write_stream(beside, features, [pa.record_batch([column], schema=schema)])
 
 
 def index_name(encoder: str, factory: str) -> str:
@@ -131,6 +135,20 @@ def _train(vectors: Dataset, factory: str) -> Any:
             f"FAISS can't build {factory!r} over {len(vectors)} vectors of {dimension} numbers: {reason}"
         ) from None
     return index
+
+
+def read_factory(file: Path, what: str, version: int, key: str, expected: dict[str, Any]) -> str:
+    """Return the factory of a saved index, the entry `key` of its meta file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it describes an index of another version, or has other entries than those expected.
+    """
+    meta = read_meta(file, what, version, (*expected, key))
+    for name, here in expected.items():
+        if meta[name] != here:
+            raise ValueError(f"The index in {file.parent} is of {name} {meta[name]}, not {here}: build it again.")
+    return str(meta[key])
 
 
 def load_index(table: Dataset, folder: Path, dimension: int, parameters: str = "") -> str:
@@ -182,3 +200,41 @@ def search_rows(table: Dataset, vectors: np.ndarray, k: int) -> tuple[np.ndarray
     scores, rows = np.asarray(found.total_scores), np.asarray(found.total_indices)
     order = np.lexsort((rows, -scores), axis=-1)
     return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(rows, order, axis=-1)
+
+
+def search_distinct(
+    table: Dataset, vectors: np.ndarray, entries_of: Distinct, top_k: int, fetch: int
+) -> list[list[Entry]]:
+    """Return the `top_k` distinct entries of each vector.
+
+    Where rows of the same entry leave fewer, more than `fetch` rows are searched, until the table ends or an
+    approximate index has no more.
+    """
+
+    def ask(queries: list[int], k: int) -> Iterable[tuple[list[Entry], bool]]:
+        scores, rows = search_rows(table, vectors[queries], k)
+        return zip(entries_of(rows, scores), (rows[:, -1] >= 0).tolist(), strict=True)
+
+    return fetch_on(ask, len(vectors), top_k, fetch, len(table))
+
+
+class ImageSearch:
+    """A retriever that searches images by their embeddings."""
+
+    encoder: Any
+
+    def search(self, images: Sequence[Source], top_k: int = 10) -> list[list[Entry]]:
+        """Return the `top_k` articles of each image, one entry per article, ranked by inner product.
+
+        Equal scores stand in the order of the corpus. An image that is None finds nothing.
+
+        Raises:
+            ImageError: an image can't be used.
+        """
+        given = [image for image in images if image is not None]
+        found = iter(self.search_vectors(self.encoder.embed(given), top_k))
+        return [[] if image is None else next(found) for image in images]
+
+    def search_vectors(self, vectors: np.ndarray, top_k: int = 10) -> list[list[Entry]]:
+        """Search as `search` does, by embeddings, float32 [queries, dimension]."""
+        raise NotImplementedError
