@@ -60,11 +60,7 @@ def split_columns(line: str) -> list[str]:
 
 
 def check_columns(columns: Sequence[int]) -> None:
-    """Check that these are the numbers of a word column and of a label column.
-
-    Raises:
-        ValueError: when they are not two different numbers from 1.
-    """
+    """Raise ValueError unless these are the numbers of a word column and of a label column, from 1."""
     if len(columns) != 2 or min(columns) < 1 or columns[0] == columns[1]:
         raise ValueError(
             f"--columns {' '.join(map(str, columns))}: give the number of the word's column and that of the label's, "
@@ -82,8 +78,6 @@ def column_lines(
     count, and how many there are is logged.
 
     Args:
-        path: name of the file, for errors.
-        text: content of the file.
         columns: numbers of the word's and of the label's column, from 1, where they are others.
         labelled: whether labels are needed; if not, lines may be words alone.
 
@@ -117,18 +111,18 @@ def column_lines(
         _check_label_columns(path, kept, width, word)
     lines = []
     for number, kind, line, cells in kept:
-        if kind == "word":
-            where = f"{path}, line {number}"
-            tag = clean_label(cells[label], where) if labelled else ""
-            if labelled and not tag:
-                raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
-            if not cells[word]:
-                raise ValueError(
-                    f"{where}: no word before the label {cells[label]!r}; a line is a word, a tab and a label."
-                )
-            lines.append(ColumnLine(number, kind, cells[word], tag))
-        else:
+        if kind != "word":
             lines.append(ColumnLine(number, kind, line.removeprefix("IMGID:").strip(BLANK) if kind == "image" else ""))
+            continue
+        where = f"{path}, line {number}"
+        tag = clean_label(cells[label], where) if labelled else ""
+        if labelled and not tag:
+            raise ValueError(f"{where}: no label; a line is a word, a tab and a label.")
+        if not cells[word]:
+            raise ValueError(
+                f"{where}: no word before the label {cells[label]!r}; a line is a word, a tab and a label."
+            )
+        lines.append(ColumnLine(number, kind, cells[word], tag))
     words = [line.word for line in lines if line.kind == "word"]
     if columns is None and width > 1 and len(words) > 1 and all(" " in word for word in words):
         logger.warning("%s: every word holds a space, like %r: are more columns meant?", path, words[0])
@@ -141,9 +135,6 @@ def looks_like_conll(text: str, columns: Sequence[int] | None = None) -> bool:
     A post may well end in " O": so at least half of the lines must end in a label, one of them with a type, or all
     with as many columns. A first line with a tab before its label is enough. A single line must have one, follow an
     image line, or end in a B- label.
-
-    Args:
-        columns: numbers of the word's and of the label's column, from 1, where they are others.
     """
     raw = _classified(islice(text_lines(text), _ENOUGH))
     label = -1 if columns is None else columns[1] - 1
@@ -251,11 +242,7 @@ def _is_comment(one: _Cells, width: int, label: int) -> bool:
 
 
 def _word_column(path: Path, lines: Sequence[_Cells], width: int) -> int:
-    """Return the first column, or the second one behind an index.
-
-    Raises:
-        ValueError: when the first column holds no words and is no index either.
-    """
+    """Return the first column, or the second one behind an index; raise ValueError where the first holds neither."""
     posts = [list(post) for is_word, post in groupby(lines, lambda one: one.kind == "word") if is_word]
     if width < 3 or not posts:
         return 0

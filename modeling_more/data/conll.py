@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,6 @@ def read_conll(
     knowledge: one entry without title in `knowledge_column`, which every row has as soon as one has it.
 
     Args:
-        path: the file, whose lines end in LF, CRLF or CR.
         types: entity types that may occur; default: any.
         knowledge_column: "knowledge_text" or "knowledge_image", where words labelled X go.
         id_prefix: prefix of the ids `<prefix>-<index>` of posts without an `IMGID:` line; default: the file's name.
@@ -46,7 +46,6 @@ def read_conll(
     Raises:
         ValueError: for an empty file, a line without a label or with another number of columns than the others, an
             unknown label, or relation data.
-        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     text = read_text(path)
@@ -55,7 +54,7 @@ def read_conll(
     lines, width = column_lines(path, text, columns, labelled)
     prefix = path.stem if id_prefix is None else id_prefix
     rows: list[Row] = []
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     tokens: list[str] = []
     tags: list[str] = []
     knowledge: list[str] | None = None  # None until the post's first X
@@ -71,7 +70,7 @@ def read_conll(
                 raise ValueError(f"{path}, line {image_line}: no words follow the image {image_id!r}.")
             return
         name = image_id or f"{prefix}-{len(rows)}"
-        seen[name] = seen.get(name, 0) + 1
+        seen[name] += 1
         row: Row = {
             "id": name if seen[name] == 1 else f"{name}#{seen[name]}",
             "image_id": image_id,

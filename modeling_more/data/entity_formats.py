@@ -30,7 +30,7 @@ from ..tagging import spans_to_bio
 from ..words import DEFAULT_SPLITTER
 from .columns import check_text, unlabelled_columns
 from .conll import looks_like_conll, read_conll
-from .rows import check_labelled, check_object, check_tag, check_tags, clean_label, with_equal_columns
+from .rows import check_object, check_tag, check_tags, checked_rows, clean_label
 from .tables import open_table
 from .text_files import BLANK, json_items, read_text, text_lines
 
@@ -68,8 +68,6 @@ def check_post(
 
     Args:
         item: "tokens" with "ner_tags" (or "tags"), or "text" with "spans"; labels may be hidden (-1 or null).
-        where: place of the item, for the errors.
-        splitter: how "text" is split into words.
         types: entity types that may occur; default: any.
         names: names of the class labels that are given by number.
         counts: where mentions and texts that could not be followed are counted.
@@ -77,9 +75,6 @@ def check_post(
     Returns:
         {"id" (None where the item has none), "image_id", "tokens", "ner_tags" (None where they are hidden)}, "text"
         and "offsets" where there is a text, and the knowledge columns that the item holds.
-
-    Raises:
-        ValueError: when the item is no such post.
     """
     counts = counts or SpanCounts()
     item = check_object(item, where, '"tokens" and "ner_tags", or "text" and "spans"')
@@ -114,16 +109,11 @@ def read_items(
 ) -> list[Row]:
     """Read labelled posts from (place, item) pairs, see `check_post`; rows without ids are numbered from 0."""
     prefix = path.stem if id_prefix is None else id_prefix
-    counts = SpanCounts()
-    rows: list[Row] = []
-    places = []
-    for where, item in items:
-        row = check_post(item, where, splitter, types, names, counts)
-        rows.append({**row, "id": row["id"] or f"{prefix}-{len(rows)}"})
-        places.append(where)
-    counts.report(path)
-    check_labelled(rows, places, "ner_tags")
-    return with_equal_columns(rows)
+
+    def check(item: Any, where: str, counts: SpanCounts) -> Row:
+        return check_post(item, where, splitter, types, names, counts)
+
+    return checked_rows(items, check, path, f"{prefix}-", "ner_tags")
 
 
 def read_jsonl(
@@ -150,7 +140,6 @@ def read_jsonl(
     Raises:
         ValueError: for a line that is not JSON, a missing field, a label that is unknown or has white space within,
             not one label for each word, hidden labels beside others, half a surrogate pair, or relation data.
-        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     return read_items(path, json_items(path), types, splitter, id_prefix)
@@ -175,21 +164,17 @@ def read_wikidiverse(
     """Read WikiDiverse: JSON rows [sentence, image_url, topic, [[mention, type, start, end, entity_url], …]].
 
     Offsets are characters, end exclusive. Mentions that cross word borders are widened, and counted in a warning.
-
-    Raises:
-        ValueError: for a row of another form, or offsets outside the sentence.
     """
     path = Path(path)
     prefix = path.stem if id_prefix is None else id_prefix
-    counts = SpanCounts()
-    rows: list[Row] = []
-    for where, value in json_items(path):
+
+    def check(value: Any, where: str, counts: SpanCounts) -> Row:
         item = _wikidiverse_item(value, where)
         row = check_post(item, where, splitter, types, None, counts)
         counts.differing += sum(item["text"][m[2] : m[3]] != m[0] for m in value[3])
-        rows.append({**row, "id": f"{prefix}-{len(rows)}"})
-    counts.report(path)
-    return rows
+        return row
+
+    return checked_rows(json_items(path), check, path, f"{prefix}-", "ner_tags")
 
 
 def _wikidiverse_item(value: Any, where: str) -> Row:
@@ -263,14 +248,11 @@ def read_posts(
     a file of lines a blank line is no post, and the n-th line has the id `<file>-n`, counted from 1.
 
     Args:
-        splitter: how "text" is split into words.
-        knowledge_column: where the knowledge of an archive (label X) goes.
-        columns: columns of CoNLL, see `read_conll`.
+        knowledge_column, columns: see `read_conll`.
 
     Raises:
         ValueError: for an empty file, a row that is no post, half a surrogate pair, or columns of words without labels
             in a file whose name is not .conll and the like (unless `columns` names them).
-        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     counts = SpanCounts()

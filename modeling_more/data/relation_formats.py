@@ -31,7 +31,7 @@ from ..posts import (
 from ..words import DEFAULT_SPLITTER
 from .columns import ColumnLine, column_lines, split_columns
 from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
-from .rows import archive_entry, check_labelled, clean_label, name_of, with_equal_columns
+from .rows import archive_entry, checked_rows, clean_label, name_of
 from .tables import open_table
 from .text_files import BLANK, json_items, read_text, text_lines
 
@@ -65,7 +65,6 @@ def read_relations(
 
     Args:
         labels: relations that may occur; default: any.
-        splitter: how "text" is split into words.
         knowledge_column: where the knowledge of the marked form goes.
         id_prefix: prefix of the ids `<prefix>-<index>` of rows without one; default: the file's name.
         columns: columns of the marked form, see `read_conll`.
@@ -73,21 +72,15 @@ def read_relations(
     Raises:
         ValueError: for another form, a relation that is unknown or has white space within, a span outside the post,
             hidden relations beside others, or half a surrogate pair.
-        FileNotFoundError: when there is no such file.
     """
     path = Path(path)
     prefix = path.stem if id_prefix is None else id_prefix
-    rows: list[Row] = []
-    places = []
-    counts = SpanCounts()
     items, names = _items(path, knowledge_column, columns)
-    for where, item in items:
-        row = check_pair(item, where, splitter, labels, names, counts)
-        rows.append({**row, "id": row["id"] or f"{prefix}-{len(rows)}"})
-        places.append(where)
-    counts.report(path)
-    check_labelled(rows, places, "relation")
-    return with_equal_columns(rows)
+
+    def check(item: Any, where: str, counts: SpanCounts) -> Row:
+        return check_pair(item, where, splitter, labels, names, counts)
+
+    return checked_rows(items, check, path, f"{prefix}-", "relation")
 
 
 def check_pair(
@@ -102,15 +95,12 @@ def check_pair(
 
     Args:
         item: "tokens" (or "text"), "head", "tail" and "relation", which may be hidden (-1 or null).
-        where, splitter, names, counts: see `check_post`.
+        names, counts: see `check_post`.
         labels: relations that may occur; default: any.
 
     Returns:
         {"id" (None where the item has none), "image_id", "tokens", "head", "tail", "relation" (None where it is
         hidden)}, "text" and "offsets" where there is a text, and the knowledge columns that the item holds.
-
-    Raises:
-        ValueError: when the item is no such pair.
     """
     item = _check_item(item, where)
     if "relation" not in item:
@@ -142,13 +132,7 @@ def read_pairs(
     or with "entities", and the knowledge columns that the file holds; spans are words.
 
     Args:
-        splitter: how "text" is split into words.
-        knowledge_column: where the knowledge of the marked form goes.
-        columns: columns of the marked form, see `read_conll`.
-
-    Raises:
-        ValueError: for a row without words or spans.
-        FileNotFoundError: when there is no such file.
+        knowledge_column, columns: see `read_relations`.
     """
     path = Path(path)
     rows: list[Row] = []

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..naming import nearest
-from ..posts import KNOWLEDGE_COLUMNS, Row, check_string, joined_words
+from ..posts import KNOWLEDGE_COLUMNS, Row, SpanCounts, check_string, joined_words
 from ..tagging import spans_to_bio, split_tag, tags_to_spans
 from .text_files import RELATION_DATA
 
@@ -156,10 +157,37 @@ def archive_entry(text: str) -> Row:
     return {"title": "", "text": text, "score": 0.0, "source": "archive", "match_start": 0, "match_end": 0}
 
 
-def with_equal_columns(rows: list[Row]) -> list[Row]:
+def checked_rows(
+    items: Iterable[tuple[str, Any]],
+    check: Callable[[Any, str, SpanCounts], Row],
+    source: str | Path,
+    prefix: str,
+    label: str,
+    columns: Collection[str] = (),
+) -> list[Row]:
+    """Return (place, item) pairs as the rows that `check` makes of them; those without ids are numbered from 0.
+
+    Args:
+        source: name of the whole, for warnings.
+        label: column that all rows must have, or none.
+        columns: knowledge columns that the rows get even if none holds any.
+    """
+    rows: list[Row] = []
+    places: list[str] = []
+    counts = SpanCounts()
+    for where, item in items:
+        row = check(item, where, counts)
+        rows.append({**row, "id": row["id"] or f"{prefix}{len(rows)}"})
+        places.append(where)
+    counts.report(source)
+    check_labelled(rows, places, label)
+    return with_equal_columns(rows, columns)
+
+
+def with_equal_columns(rows: list[Row], columns: Collection[str] = ()) -> list[Row]:
     """Give all rows the columns that one has: no knowledge where there is none, words joined by blanks as text."""
     for column in KNOWLEDGE_COLUMNS:
-        if any(column in row for row in rows):
+        if column in columns or any(column in row for row in rows):
             for row in rows:
                 row.setdefault(column, [])
     if any("text" in row for row in rows):

@@ -18,9 +18,9 @@ from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 
 from ..naming import check_source, nearest, nearest_folder
-from ..posts import KNOWLEDGE_COLUMNS, Posts, SpanCounts
+from ..posts import Posts, Row, SpanCounts
 from ..words import DEFAULT_SPLITTER
-from .rows import HIDDEN, check_labelled, with_equal_columns
+from .rows import HIDDEN, checked_rows
 from .tables import class_names, stored_classes
 from .tasks import Task
 
@@ -63,13 +63,11 @@ def load_source(
     """Return the checked splits of a data set or of files.
 
     Args:
-        task: `ENTITIES` or `RELATIONS`.
         dataset: one of `names`, a folder of Parquet, or a Hub id; not used with `files`.
         files: {"train": path, …}, in any of the formats.
         retrieval: the kind of knowledge to read with the rows, which names the data set's configuration.
         load_named: the loader of named sets, `load(name, retrieval, data_dir=, cache_dir=, splitter=)`.
         names: the names that `load_named` knows.
-        splitter: how text is split into words.
         columns: the columns of words and labels in CoNLL files, see `read_conll`.
 
     Raises:
@@ -196,20 +194,11 @@ def _warn_of_new_labels(where: str, source: Source, task: Task) -> None:
 
 def _checked(where: str, data: Dataset, task: Task, splitter: str, names: list[str] | None) -> Posts:
     """Return the rows of a split as the task's check returns them; rows without ids are numbered."""
-    rows: Posts = []
-    places: list[str] = []
-    counts = SpanCounts()
-    for place, item in _items(data, where):
-        row = task.check(item, place, splitter, names=names, counts=counts)
-        rows.append({**row, "id": row["id"] or str(len(rows))})
-        places.append(place)
-    counts.report(where)
-    check_labelled(rows, places, task.label)
-    for column in KNOWLEDGE_COLUMNS:
-        if column in data.column_names:
-            for row in rows:
-                row.setdefault(column, [])
-    return with_equal_columns(rows)
+
+    def check(item: Row, place: str, counts: SpanCounts) -> Row:
+        return task.check(item, place, splitter, names=names, counts=counts)
+
+    return checked_rows(_items(data, where), check, where, "", task.label, data.column_names)
 
 
 def _items(data: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

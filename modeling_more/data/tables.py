@@ -33,14 +33,9 @@ _MANY = 20  # rows of one word each that are no posts
 
 
 class Table(NamedTuple):
-    """The rows of a table.
+    """The rows of a table, and the names of the classes in columns that store them as numbers."""
 
-    Attributes:
-        items: (place, row) of each row; a cell without a value is None.
-        names: names of the classes in columns that store them as numbers.
-    """
-
-    items: Iterator[tuple[str, Row]]
+    items: Iterator[tuple[str, Row]]  # (place, row); a cell without a value is None
     names: dict[str, list[str]]
 
 
@@ -53,7 +48,6 @@ def open_table(path: Path) -> Table | None:
 
     Raises:
         ValueError: for no column of posts, no rows, a row of another length than the header, or one word a row.
-        FileNotFoundError: when there is no such file.
     """
     check_file(path)
     with path.open("rb") as file:
@@ -211,17 +205,13 @@ def stored_classes(path: Path) -> dict[str, list[str]]:
 
 
 def _class_columns(schema: pa.Schema) -> dict[str, list[str]]:
-    return {name: found for name, feature in _features(schema).items() if (found := class_names(feature)) is not None}
-
-
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """Return the features that `datasets` wrote beside the columns."""
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     try:
-        return dict(Features.from_arrow_schema(schema))
+        features = Features.from_arrow_schema(schema)
     except (ValueError, TypeError, KeyError):  # of another version
         return {}
+    return {name: found for name, feature in features.items() if (found := class_names(feature)) is not None}
 
 
 def class_names(feature: Any) -> list[str] | None:
@@ -233,7 +223,7 @@ def class_names(feature: Any) -> list[str] | None:
 def _parquet_rows(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[str, Row]]:
     number = 0
     for batch in file.iter_batches(_BATCH, columns=columns):
-        for place in range(0, len(batch)):
+        for place in range(len(batch)):
             number += 1
             where = f"{path}, row {number}"
             try:
