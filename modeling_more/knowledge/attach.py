@@ -23,14 +23,14 @@ from modeling_more.tagging import tags_to_spans
 from ..files import new_file
 from .corpus import KNOWLEDGE_FEATURE, default_cache_dir
 from .corpus_images import Unusable
-from .corpus_tables import claim
+from .corpus_tables import claim, write_stream
 from .leakage import Entry, search_without_leaks
 from .pictures import (
     REASONS,
     ImageError,
-    Source,
     find_image,
     open_image,
+    or_error,
     posts_of,
     read_bytes,
     refused_split,
@@ -183,9 +183,9 @@ def attach_image_knowledge(
         FileNotFoundError: `image_dir` is no folder.
     """
     folder = Path(image_dir) if image_dir is not None else None
-    if folder is not None and not folder.is_dir():
-        raise FileNotFoundError(f"The folder {folder} of the posts' images does not exist.")
     if folder is not None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"The folder {folder} of the posts' images does not exist.")
         splits = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
         ids = {name: list(split["image_id"]) for name, split in splits.items() if "image_id" in split.column_names}
         require_images(folder, ids)
@@ -207,7 +207,7 @@ def attach_image_knowledge(
             named = zip(rows, numbers, strict=True)
             names = [str(row.get("image_id") or row.get("id") or number) for row, number in named]
             sources = [row["image"] if folder is None else find_image(folder, row["image_id"] or "") for row in rows]
-            contents = [_content(source) for source in sources]
+            contents = [or_error(read_bytes, source) for source in sources]
             key = [ATTACH_VERSION, "image", retriever.fingerprint, top_k, [_image_digest(c) for c in contents], posts]
 
             def search() -> tuple[list[list[Entry]], list[int], list[str | None]]:
@@ -249,26 +249,13 @@ def _check_images(reports: Mapping[str, ImageAttachReport]) -> None:
             )  # fmt: skip
 
 
-def _content(source: Source) -> bytes | ImageError:
-    """Read the file, or return why it can't be."""
-    try:
-        return read_bytes(source)
-    except ImageError as error:
-        return error
-
-
 def _image_digest(content: bytes | ImageError) -> str:
     """Return the digest of the file, so that images of posts seen before are not decoded."""
     return content.reason if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest()
 
 
 def _opened(content: bytes | ImageError) -> Image | ImageError:
-    if isinstance(content, ImageError):
-        return content
-    try:
-        return open_image(content)
-    except ImageError as error:
-        return error
+    return content if isinstance(content, ImageError) else or_error(open_image, content)
 
 
 def _attach(
@@ -366,8 +353,8 @@ def _write(file: Path, features: Features, knowledge: list[list[Entry]], *others
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(columns, fields=fields))
     more = [pa.array(values, kind) for values, kind in zip(others, schema.types[1:], strict=True)]
     table = pa.Table.from_arrays([lists, *more], schema=schema)
-    with new_file(file) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_table(table)
+    with new_file(file) as beside:
+        write_stream(beside, features, table.to_batches())
     return table
 
 

@@ -85,9 +85,7 @@ class KnowledgeCorpus:
     ) -> None:
         """Open a built corpus (memory-mapped Arrow).
 
-        Args:
-            index_dir: where its saved BM25 index lies, if it has one.
-            faiss_dir: the folder of its saved image indices, if it has some.
+        `index_dir` is where its saved BM25 index lies, `faiss_dir` the folder of its saved image indices, if any.
         """
         self.folder = Path(folder)
         self.info = read_info(self.folder)
@@ -123,11 +121,9 @@ class KnowledgeCorpus:
         return self.info.sentences
 
     def __repr__(self) -> str:
+        size = f"{self.info.paragraphs} paragraphs, {len(self)} sentences"
         images = f", {self.info.images} images" if self.info.images else ""
-        return (
-            f"KnowledgeCorpus({self.info.paragraphs} paragraphs, {len(self)} sentences{images}, "
-            f"{self.fingerprint[:12]})"
-        )
+        return f"KnowledgeCorpus({size}{images}, {self.fingerprint[:12]})"
 
     def read_paragraphs(self, rows: np.ndarray) -> list[tuple[str, str, str]]:
         """Return (id of the article, its title, the paragraph) of each row, fastest for rising rows."""
@@ -222,7 +218,7 @@ class KnowledgeCorpus:
                 the same id or title one is kept. Other columns are ignored.
             cache_dir: default `default_cache_dir()`.
             title_in_key: search "title sentence" instead of the sentence alone (the paper's key is the sentence).
-            language: language of the sentence splitter.
+            language: of the sentence splitter.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -265,12 +261,12 @@ class KnowledgeCorpus:
             raise ValueError("No knowledge corpus is given: name at least one.")
         if len(corpora) == 1:
             return corpora[0]
-        if len({corpus.info.title_in_key for corpus in corpora}) > 1:
+        infos = [corpus.info for corpus in corpora]
+        if len({info.title_in_key for info in infos}) > 1:
             raise ValueError(
                 "Some of the knowledge corpora have the title in their keys and some not: build all alike."
             )
-        digest = hashlib.sha256(json.dumps([FORMAT_VERSION, *(c.fingerprint for c in corpora)]).encode())
-        infos = [corpus.info for corpus in corpora]
+        digest = hashlib.sha256(json.dumps([FORMAT_VERSION, *(info.fingerprint for info in infos)]).encode())
         if sum(info.paragraphs for info in infos) > MOST:
             raise ValueError(f"More than {MOST} paragraphs: too many for one corpus; search several, or Milvus.")
 
@@ -315,7 +311,6 @@ class KnowledgeCorpus:
         Args:
             license: licence of the texts and images, as the Hub spells it ("cc-by-sa-4.0").
             description: where they come from, for the card.
-            index: whether to write the indices.
             date: date of the source, as its publisher writes it ("20231101"), for the card.
         """
         folder = Path(folder)
@@ -375,7 +370,6 @@ class KnowledgeCorpus:
                 raise FileNotFoundError(f"The knowledge corpus in {folder} lacks its file {name}.")
             if file_digest(folder / name) != digest:
                 raise ValueError(f"{folder / name} is not the file that {META_FILE} names: its digest differs.")
-
         if not files:
             raise ValueError(f"{folder / META_FILE} names no files: it is not a corpus written by save_pretrained.")
         target = _corpora(cache_dir) / f"saved-{info.fingerprint}"

@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .articles import Article
 from .corpus_tables import column_digest, file_digest, write_stream
-from .pictures import ImageError, open_image, read_bytes
+from .pictures import ImageError, open_image, or_error, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +56,11 @@ class Unusable:
 
     def warn(self) -> None:
         """Log one warning with the counts and the first ids, if any image was unusable."""
-        if self.counts:
-            parts = [
-                f"{count} {reason} ({', '.join(self._shown[reason])}{', …' if count > _SHOWN else ''})"
-                for reason, count in self.counts.most_common()
-            ]
+        parts = [
+            f"{count} {reason} ({', '.join(self._shown[reason])}{', …' if count > _SHOWN else ''})"
+            for reason, count in self.counts.most_common()
+        ]
+        if parts:
             logger.warning("%d %ss can't be used: %s.", self.counts.total(), self.what, "; ".join(parts))
 
 
@@ -73,11 +74,7 @@ class ImageCounts(NamedTuple):
 
 
 def build_images(into: Path, articles: Iterable[Article], roots: list[str]) -> ImageCounts:
-    """Write the usable images of articles to a table; articles without an image are passed over.
-
-    Args:
-        roots: folders that the paths of image files start from.
-    """
+    """Write the usable images of articles to a table, and beside it the image files with `roots` (`folders_of`)."""
     unusable = Unusable("knowledge image")
     files: dict[str, Stamp | None] = {}
 
@@ -87,7 +84,7 @@ def build_images(into: Path, articles: Iterable[Article], roots: list[str]) -> I
         size = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(desc="Reading images", disable=None) as bar:
             while block := list(islice(named, _BATCH_ROWS)):
-                for article, content in zip(block, pool.map(_checked, block), strict=True):
+                for article, content in zip(block, pool.map(partial(or_error, _checked), block), strict=True):
                     if isinstance(article.image, Path):
                         files[str(article.image)] = _stamp(article.image)
                     if isinstance(content, ImageError):
@@ -148,20 +145,16 @@ def images_changed(folder: Path) -> bool:
 
 def _sources(folder: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
+        return dict(json.loads((folder / _SOURCES).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    return found
 
 
-def _checked(article: Article) -> bytes | ImageError:
+def _checked(article: Article) -> bytes:
     """Return the file of the image if it can be decoded in full."""
-    try:
-        content = read_bytes(article.image)
-        open_image(content)
-        return content
-    except ImageError as error:
-        return error
+    content = read_bytes(article.image)
+    open_image(content)
+    return content
 
 
 def _stamp(file: Path) -> Stamp | None:

@@ -64,13 +64,7 @@ def check_rows(folder: Path, info: CorpusInfo, paragraphs: int, sentences: int, 
 
 
 def corpus_card(info: CorpusInfo, license: str | None, description: str, date: str | None, faiss: Path) -> str:
-    """Return the README.md of a published corpus.
-
-    Args:
-        license: licence of the texts and images, as the Hub spells it.
-        date: date of the source, as its publisher writes it ("20231101").
-        faiss: the folder of its image indices.
-    """
+    """Return the README.md of a published corpus (see `save_pretrained`); `faiss` holds its image indices."""
     indices = []
     for file in sorted(faiss.glob(f"*/{FAISS_META}")):
         meta = json.loads(file.read_text(encoding="utf-8"))

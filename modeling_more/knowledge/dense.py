@@ -196,10 +196,8 @@ class DenseRetriever:
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
         """Return the `top_k` distinct paragraphs of each query, ranked by the inner product of their best sentence.
 
-        Equal scores stand in the order of the corpus. A query without a word finds nothing.
-
-        Args:
-            posts: texts of the queries' posts; entries that hold their post are dropped and replaced.
+        Equal scores stand in the order of the corpus. A query without a word finds nothing. Entries that hold their
+        post, one of `posts`, are dropped and replaced.
         """
         if top_k < 1:
             raise ValueError(f"At least one result must be asked for, not {top_k}.")
@@ -239,11 +237,7 @@ class FusedRetriever:
         return f"rrf-{self.k}-{self.depth}-" + "+".join(retriever.fingerprint for retriever in self.retrievers)
 
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
-        """Return the `top_k` entries of each query by fused score.
-
-        Args:
-            posts: texts of the queries' posts; entries that hold their post are dropped and replaced.
-        """
+        """Return the `top_k` entries of each query by fused score; those that hold their post, one of `posts`, go."""
         if posts is not None:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
         rankings = [retriever.search(queries, max(self.depth, top_k)) for retriever in self.retrievers]
@@ -266,8 +260,7 @@ def embed_corpus(corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path
     """Embed a corpus's keys as a memory-mapped data set {embedding}, one row per sentence."""
 
     def embed(first: int, last: int) -> np.ndarray:
-        keys: list[str] = corpus.table[first:last]["key"]
-        return encoder.embed(keys)
+        return encoder.embed(corpus.table[first:last]["key"])
 
     name = f"{corpus.fingerprint[:16]}-{encoder.fingerprint[:16]}"
     before = encoder.at_limit

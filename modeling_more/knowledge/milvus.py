@@ -110,10 +110,8 @@ class MilvusTextRetriever:
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
         """Return the `top_k` distinct paragraphs of each query, ranked; fewer only if Milvus finds no more.
 
-        Equal scores stand in the order of the corpus; Milvus decides which of them take the last places.
-
-        Args:
-            posts: texts of the queries' posts; entries that hold their post are dropped and replaced.
+        Equal scores stand in the order of the corpus; Milvus decides which of them take the last places. Entries that
+        hold their post, one of `posts`, are dropped and replaced.
         """
         if posts is not None:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
@@ -224,12 +222,8 @@ class MilvusImageRetriever(ImageSearch):
         raw = images.cast_column("image", ImageFeature(decode=False))
         database = Database.parse(spec)
         client = database.connect()
-        about = {
-            "version": LOAD_VERSIONS["images"],
-            "corpus": corpus.info.image_fingerprint,
-            "encoder": encoder.fingerprint,
-        }
-        about |= {"images": len(images), "index": index or {"index_type": "FLAT"}}
+        about = {"version": LOAD_VERSIONS["images"], "corpus": corpus.info.image_fingerprint}
+        about |= {"encoder": encoder.fingerprint, "images": len(images), "index": index or {"index_type": "FLAT"}}
         begin(client, database, "images", about, encoder.dimension)
 
         def rows(first: int, last: int) -> Rows:

@@ -21,6 +21,7 @@ LOAD_VERSIONS = {"sentences": 2, "images": 1}
 DEFAULT_NAME = "more"
 MAX_BYTES = 65_535  # in a VARCHAR
 BATCH = 1_000  # rows an insert
+_PARTS = {"sentences": ("paragraphs", "sentences"), "images": ("images",)}  # collections of each kind
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 Rows = list[dict[str, Any]]
@@ -96,20 +97,17 @@ def fields_of(entity: dict[str, Any]) -> dict[str, str]:
 def begin(client: Any, database: Database, kind: str, about: dict[str, Any], dimension: int = 0) -> None:
     """Make the collections of a kind of knowledge, or check that they are of this corpus."""
     name = database.collection("about")
-    kinds = ("sentences", "images")
     _create(client, name, "about")
     there = _read_about(client, database, kind)
     if there is None:
-        client.insert(
-            name, [{"id": kinds.index(kind), "kind": kind, "about": json.dumps(about), "unused": [0.0, 0.0]}]
-        )
+        client.insert(name, _with_vector([{"id": list(_PARTS).index(kind), "kind": kind, "about": json.dumps(about)}]))
         client.flush(name)
     elif there != about:
         raise ValueError(
             f"{database.uri} holds other {kind} under the name {database.name} ({there} instead of {about}): "
             f"load them under another one, {PREFIX}URI#NAME."
         )
-    for part in ("paragraphs", "sentences") if kind == "sentences" else ("images",):
+    for part in _PARTS[kind]:
         _create(client, database.collection(part), part, dimension, about.get("index"))
 
 
@@ -219,7 +217,7 @@ def open_kind(client: Any, database: Database, kind: str) -> dict[str, Any]:
             f"The {kind} in {where} are of version {about['version']}, this one reads {LOAD_VERSIONS[kind]}: "
             "drop them, or load them under another name."
         )
-    for part in ("paragraphs", "sentences") if kind == "sentences" else ("images",):
+    for part in _PARTS[kind]:
         name = database.collection(part)
         if client.has_collection(name):
             client.load_collection(name)

@@ -4,9 +4,9 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -20,6 +20,9 @@ REASONS = ("missing", "truncated", "over-large", "not an image", "damaged")
 _OPENING = threading.Lock()  # guards the opening of headers: threads share the list of ignored warnings
 
 Source = str | os.PathLike[str] | bytes | dict[str, Any] | Image.Image | None
+
+
+T = TypeVar("T")
 
 
 class ImageError(ValueError):
@@ -57,6 +60,14 @@ def open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _error(error) from None
     with opened:
         return _decode(opened, max_pixels)
+
+
+def or_error(function: Callable[[Any], T], argument: Any) -> T | ImageError:
+    """Return what the function makes of the argument, or the ImageError that it raises."""
+    try:
+        return function(argument)
+    except ImageError as error:
+        return error
 
 
 def read_bytes(source: Source) -> bytes:
@@ -98,14 +109,10 @@ def find_image(folder: str | Path, image_id: str) -> Path | None:
 
 
 def require_images(folder: str | Path, image_ids: Mapping[str, Sequence[str | None]]) -> None:
-    """Check that a folder has images of the posts, before anything is done with them.
+    """Raise ValueError if a folder (as of `find_image`) has no image of any post, or none of the training posts.
 
     Args:
-        folder: folder as of `find_image`.
         image_ids: image ids of the posts, by split.
-
-    Raises:
-        ValueError: it has none of any post, or none of the training posts.
     """
     given = {split: ids for split, ids in image_ids.items() if ids}
     without = {
@@ -115,20 +122,15 @@ def require_images(folder: str | Path, image_ids: Mapping[str, Sequence[str | No
         ids = [image_id for name, ids in without.items() if split in (name, "all") for image_id in ids]
         first = next((image_id for image_id in ids if image_id), None)
         suffix = "" if first and Path(first).suffix.lower() in SUFFIXES else SUFFIXES[0]
-        hint = (
-            f"; an image is a file named by its image_id, like {first}{suffix}"
-            if first
-            else ", which have no image_id"
-        )
+        named = f"; an image is a file named by its image_id, like {first}{suffix}"
+        hint = named if first else ", which have no image_id"
         raise ValueError(f"{folder} holds the image of none of the {len(ids)} {posts_of(split)}{hint}.")
 
 
 def refused_split(splits: Collection[str], without: Collection[str]) -> str | None:
     """Return the split that lacks the images it needs: "train"; if none has any, its name or "all"; else None.
 
-    Args:
-        splits: names of splits that have posts.
-        without: names of splits whose posts have no image.
+    `splits` are those that have posts, `without` those whose posts have no image.
     """
     if "train" in without:
         return "train"

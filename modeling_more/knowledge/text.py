@@ -97,15 +97,14 @@ class BM25Retriever:
             raise ValueError(f"At least one result must be asked for, not {k}.")
         k = min(k, self.corpus.info.paragraphs)
         title_ids = title_ids if title_ids is not None else [[]] * len(ids)
-        title_arrays = titles or _NO_TITLES
         rows = np.full((len(ids), k), -1, np.int32)
         scores = np.zeros((len(ids), k), np.float32)
 
         def run(first: int, last: int) -> None:
             words, title_words = _flat(ids[first:last]), _flat(title_ids[first:last])
-            out = rows[first:last], scores[first:last]
             arrays = self._data, self._indices, self._indptr
-            _search(*words, *arrays, *title_words, *title_arrays, self._paragraph, *out)
+            out = rows[first:last], scores[first:last]
+            _search(*words, *arrays, *title_words, *(titles or _NO_TITLES), self._paragraph, *out)
 
         threads = min(self.n_threads, len(ids))
         if threads <= 1:
