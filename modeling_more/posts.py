@@ -68,7 +68,6 @@ def read_words(item: Mapping[str, Any], where: str, splitter: str, may_be_empty:
     """Return the words of an item and, where it has one, its text with the place of each word.
 
     Args:
-        splitter: how text is split, see `split_words`.
         may_be_empty: whether a post without a word will do, as in prediction.
 
     Returns:
@@ -100,9 +99,7 @@ def given_words(item: Mapping[str, Any]) -> Any:
     Tokens that are objects beside a text, as annotation tools write them, are no words.
     """
     tokens = item.get("token") if item.get("tokens") is None else item["tokens"]
-    objects = False
-    if isinstance(tokens, list | tuple) and tokens:
-        objects = all(isinstance(token, Mapping) for token in tokens)
+    objects = isinstance(tokens, list | tuple) and tokens and all(isinstance(token, Mapping) for token in tokens)
     return None if objects and item.get("text") is not None else tokens
 
 
@@ -128,12 +125,12 @@ def _check_offsets(value: Any, tokens: Sequence[str], text: str, where: str) -> 
 
     if not isinstance(value, list | tuple) or len(value) != len(tokens) or not all(map(good, value)):
         raise ValueError(f'{where}: "offsets" should be a list of [start, end] in "text", one for each of "tokens".')
-    ends = [0, *(end for _, end in value)]
-    fit = all(
-        begin >= last and text[begin:end] == word
-        for (begin, end), word, last in zip(value, tokens, ends[:-1], strict=True)
-    )
-    return [list(pair) for pair in value] if fit else None
+    last = 0
+    for (begin, end), word in zip(value, tokens, strict=True):
+        if begin < last or text[begin:end] != word:
+            return None
+        last = end
+    return [list(pair) for pair in value]
 
 
 def word_offsets(tokens: Sequence[str], text: str) -> list[list[int]] | None:
@@ -214,11 +211,7 @@ def pair_spans(
 
     Args:
         words: (word, start, end) where the item's spans are characters; None where they are words already.
-        length: length of the post, in words or characters.
         counts: where spans that were widened to words are counted.
-
-    Raises:
-        ValueError: when spans are missing, malformed, outside the post, equal, or hold no word.
     """
     counts = counts or SpanCounts()
     if item.get("entities") is not None and all(item.get(name) is None for name in ("head", "h", "tail", "t")):

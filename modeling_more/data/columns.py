@@ -28,19 +28,12 @@ _CHUNKS = {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "U
 
 
 class ColumnLine(NamedTuple):
-    """A line that counts in a file of columns.
+    """A line that counts in a file of columns."""
 
-    Attributes:
-        number: number of the line, from 1.
-        kind: "word", "blank" (ends a post) or "image" (`IMGID:…`, opens one).
-        word: the word, or the id of an image line.
-        label: the label, without the white space around it.
-    """
-
-    number: int
-    kind: str
-    word: str = ""
-    label: str = ""
+    number: int  # from 1
+    kind: str  # "word", "blank" (ends a post) or "image" (`IMGID:…`, opens one)
+    word: str = ""  # or the id of an image line
+    label: str = ""  # without the white space around it
 
 
 class _Cells(NamedTuple):
@@ -159,8 +152,7 @@ def check_text(path: Path, text: str) -> None:
     In such a file nearly all lines have as many cells, single words, and blank lines part them into posts, an index
     counts them, `# key = value` comments describe them, or all end in a sign for no label (`_`).
     """
-    found = unlabelled_columns(text)
-    if found is not None:
+    if found := unlabelled_columns(text):
         number, width = found
         raise ValueError(
             f"{path}, line {number}: looks like columns of words, not like one post a line; say which are words and "

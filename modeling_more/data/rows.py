@@ -77,15 +77,11 @@ def check_tag(tag: str, where: str, types: Sequence[str] | None) -> str:
 def name_of(value: Any, names: Sequence[str] | None, where: str) -> Any:
     """Return the name of a label that is given by number; None where it is hidden (-1, also as a string, or null).
 
-    Args:
-        names: names of a ClassLabel; None where the source has none.
-
-    Raises:
-        ValueError: for a number that no class has.
+    `names` are those of a ClassLabel; a number that no class has is an error.
     """
     if isinstance(value, str) and value.strip() == str(HIDDEN):  # a number that became a string with a column
         return None
-    if value is None or isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int):
         return value
     if value == HIDDEN:
         return None
@@ -108,18 +104,15 @@ def check_tags(
 ) -> list[str] | None:
     """Return the tags of a post in BIO; None where they are hidden, all -1 or null.
 
-    Args:
-        length: number of words of the post.
-        types, names: see `check_tag` and `name_of`.
-
-    Raises:
-        ValueError: when there is not one tag for each word, or some are hidden and others not.
+    There must be `length` of them, one for each word; some can't be hidden and others not. `types` and `names` are as
+    of `check_tag` and `name_of`.
     """
     if value is None:
         return None
     value = value.tolist() if hasattr(value, "tolist") else value
+    no_names = f'{where}: "{column}" should be a list of names such as "O" and "B-PER".'
     if not isinstance(value, list | tuple):
-        raise ValueError(f'{where}: "{column}" should be a list of names such as "O" and "B-PER".')
+        raise ValueError(no_names)
     if len(value) != length:
         raise ValueError(f"{where}: {length} tokens but {len(value)} labels; give one label for each token.")
     tags = [name_of(one, names, where) for one in value]
@@ -131,7 +124,7 @@ def check_tags(
             "label all words of a post, or none."
         )
     if not all(isinstance(tag, str) for tag in tags):
-        raise ValueError(f'{where}: "{column}" should be a list of names such as "O" and "B-PER".')
+        raise ValueError(no_names)
     return as_bio([check_tag(tag, where, types) for tag in tags])
 
 

@@ -1,4 +1,4 @@
-"""This module loads and checks the splits of a data set, a folder of Parquet, or the user's own files."""
+"""Load and check the splits of a data set, a folder of Parquet, or the user's own files."""
 
 from __future__ import annotations
 
@@ -32,19 +32,12 @@ VALIDATION = ("validation", "valid", "dev", "val")  # names that data sets give 
 
 @dataclass
 class Source:
-    """A data set whose rows are checked, before anything is retrieved for them.
+    """A data set whose rows are checked, before anything is retrieved for them."""
 
-    Attributes:
-        rows: the rows of each split, with labels as strings (None if they are hidden).
-        types: the entity types or relations.
-        images: the column `image` of each split that has one.
-        columns: the names of the columns that each split came with.
-    """
-
-    rows: dict[str, Posts]
-    types: list[str]
-    images: dict[str, Dataset] = field(default_factory=dict)
-    columns: dict[str, set[str]] = field(default_factory=dict)
+    rows: dict[str, Posts]  # of each split, with labels as strings (None if they are hidden)
+    types: list[str]  # entity types or relations
+    images: dict[str, Dataset] = field(default_factory=dict)  # column `image` of each split that has one
+    columns: dict[str, set[str]] = field(default_factory=dict)  # names of those that each split came with
 
 
 def load_source(

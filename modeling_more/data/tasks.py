@@ -1,4 +1,4 @@
-"""This module defines all that differs between the two tasks, entities and relations: readers, models and scores."""
+"""Define all that differs between the two tasks, entities and relations: readers, models and scores."""
 
 from __future__ import annotations
 

@@ -95,10 +95,8 @@ def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], st
         parquet = pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file} is not a Parquet file ({error}).") from None
-    missing = [column for column in NEEDED if column not in parquet.schema_arrow.names]
-    if missing:
+    if missing := [column for column in NEEDED if column not in parquet.schema_arrow.names]:
         raise ValueError(f"{file} lacks the column {missing[0]}: title and text are required.")
-    number = 0
     schema = parquet.schema_arrow
     columns = [name for name in schema.names if name in {*COLUMNS, "lead"}]
     if "image" in schema.names:
@@ -106,6 +104,7 @@ def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], st
         kind = schema.field("image").type
         with_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
         columns.append("image.path" if with_path and not images else "image")
+    number = 0
     for batch in parquet.iter_batches(_IMAGE_BATCH if "image" in columns else _BATCH, columns=columns):
         for row in batch.to_pylist():
             number += 1

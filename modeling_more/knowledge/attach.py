@@ -135,7 +135,6 @@ def attach_text_knowledge(
     Args:
         dataset: rows with `tokens`; labels are never shown to `query`.
         query: what to search for, by default the words of the post.
-        shard_size: posts a shard.
 
     Raises:
         ValueError: the column is there already, `tokens` is missing, or `top_k` or `shard_size` is below 1.

@@ -216,14 +216,12 @@ class KnowledgeCorpus:
                 article's `lead`, or its text if there is no such column. Articles without text, repeated ids and
                 unusable images are counted and reported, the first and last left out; of near-identical images of
                 the same id or title one is kept. Other columns are ignored.
-            cache_dir: default `default_cache_dir()`.
             title_in_key: search "title sentence" instead of the sentence alone (the paper's key is the sentence).
             language: of the sentence splitter.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file of another format, a line that is not a JSON object, a column missing or of a wrong
-                type, no text at all.
+            ValueError: a file of another format, a bad line or column, no text at all.
         """
         files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
         if not files:

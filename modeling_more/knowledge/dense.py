@@ -55,7 +55,6 @@ class SentenceEncoder:
         Args:
             device: default: the GPU where there is one.
             dtype: default: bfloat16 on a GPU, else float32; the mean and the norm are taken in float32.
-            batch_size: sentences encoded at once.
             max_length: sub-tokens read of a text; the tokenizer's own limit holds where it is lower.
 
         Raises:
@@ -131,8 +130,7 @@ class DenseRetriever:
         """Open a saved index.
 
         Args:
-            search_parameters: settings of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128");
-                default: those of `load_index`.
+            search_parameters: of an approximate index, see `load_index`.
 
         Raises:
             FileNotFoundError: `index_dir` holds no index.

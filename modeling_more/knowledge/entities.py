@@ -94,10 +94,8 @@ class EntityRetriever(BM25Retriever):
     def search_paragraphs(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Search as `BM25Retriever` does, by queries of `entity_query`; those without entities search no titles."""
         parts = [query.partition(_SEPARATOR) for query in queries]
-        vocabulary = self.title_vocabulary
-        title_ids = [
-            [vocabulary[word] for word in split_query(entities) if word in vocabulary] for _, _, entities in parts
-        ]
+        known = self.title_vocabulary
+        title_ids = [[known[word] for word in split_query(entities) if word in known] for _, _, entities in parts]
         return self._best([self.word_ids(text) for text, _, _ in parts], k, title_ids, self._titles)
 
 

@@ -64,10 +64,8 @@ class ImageEncoder:
         """Load the tower and its image processor.
 
         Args:
-            name_or_path: a folder or a Hub id.
             device: default: the accelerator of this process where there is one.
             dtype: default: bfloat16 on a GPU that has it, else float32; norms are taken in float32.
-            batch_size: images embedded at once.
 
         Raises:
             FileNotFoundError: no image tower of that name in a folder or on the Hub.
@@ -145,8 +143,7 @@ class ImageEncoder:
             output = embed(**moved)
         found = (getattr(output, name, None) for name in ("image_embeds", "pooler_output"))
         vectors = next((value for value in found if value is not None), None)
-        if vectors is None:
-            vectors = output.last_hidden_state[:, 0]
+        vectors = output.last_hidden_state[:, 0] if vectors is None else vectors
         vectors = vectors.flatten(1).float()  # the poolers of convolutional towers keep two axes of one pixel
         return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
 
@@ -172,7 +169,7 @@ class ImageRetriever(ImageSearch):
         """Open a saved index.
 
         Args:
-            search_parameters: settings of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128").
+            search_parameters: of an approximate index, see `load_index`.
 
         Raises:
             FileNotFoundError: `index_dir` holds no index.
@@ -214,7 +211,6 @@ class ImageRetriever(ImageSearch):
                 beside its tables in the cache, from where `save_pretrained` takes them.
             string_factory: a FAISS index for large corpora, such as "IVF4096,PQ64" or "HNSW32"; default: of those
                 saved with the corpus the exact one, else another; where there is none, exact search.
-            shard_rows: images a shard.
         """
         images = _images(corpus)
         if index_dir is None and (saved := _saved_index(corpus.faiss_dir, encoder.fingerprint, string_factory)):

@@ -118,8 +118,7 @@ class BM25Retriever:
     def search(self, queries: Sequence[str], top_k: int = 10, posts: Sequence[str] | None = None) -> list[list[Entry]]:
         """Return the `top_k` distinct paragraphs of each query, ranked; fewer only if no more score above 0.
 
-        Args:
-            posts: texts of the queries' posts; entries that hold their post are dropped and replaced.
+        Entries that hold their post, one of `posts`, are dropped and replaced.
         """
         if posts is not None:
             return search_without_leaks(self.search, queries, posts, top_k)[0]

@@ -1,7 +1,6 @@
 """Build the BM25 index of texts in parts that survive a killed run, and open it memory-mapped.
 
-bm25s stores and maps one float32 score for each word of each text. Counting is ours, as it needs no lists of words in
-memory.
+bm25s stores one float32 score for each word of each text. Counting is ours: it needs no lists of words in memory.
 """
 
 import json
@@ -70,7 +69,6 @@ def build_index(texts: Callable[[int, int], Iterable[str]], rows: int, folder: P
 
     Args:
         texts: gives the texts of the rows from first to last.
-        rows: number of texts.
     """
     parts = folder.with_name(f".{folder.name}.parts")
 
