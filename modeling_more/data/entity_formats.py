@@ -276,8 +276,7 @@ def read_posts(
     if labelled or suffix in _COLUMN_FILES or (columns is not None and unlabelled_columns(content)):
         for post in read_conll(path, knowledge_column=knowledge_column, columns=columns, labelled=labelled):
             knowledge = {column: post[column] for column in KNOWLEDGE_COLUMNS if column in post}
-            row = {"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge}
-            rows.append(row)
+            rows.append({"id": post["id"], "image_id": post["image_id"], **joined_words(post["tokens"]), **knowledge})
         return rows
     check_text(path, content)
     for number, line in text_lines(content):

@@ -33,7 +33,7 @@ from .columns import ColumnLine, column_lines, split_columns
 from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
 from .rows import archive_entry, checked_rows, clean_label, name_of
 from .tables import open_table
-from .text_files import BLANK, json_items, read_text, text_lines
+from .text_files import filled_lines, json_items, read_text
 
 ENTITY_DATA = "this is entity data, use run_ner.py"
 NONE = "None"  # the class of pairs without a relation
@@ -186,10 +186,7 @@ def _check_item(item: Any, where: str) -> Row:
 
 def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Read MNRE's lines: Python literals, never evaluated as code."""
-    for number, line in text_lines(text):
-        if not line.strip(BLANK):
-            continue
-        where = f"{path}, line {number}"
+    for where, line in filled_lines(path, text):
         try:
             yield where, ast.literal_eval(line)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -198,9 +195,9 @@ def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _marked(path: Path, text: str, knowledge_column: str, columns: Sequence[int] | None) -> Iterator[tuple[str, Row]]:
     """Read the authors' form: one post a block of lines, in which markers are words of their own."""
-    filled = [(number, line) for number, line in text_lines(text) if line.strip(BLANK)]
+    filled = list(filled_lines(path, text))
     if not any(MARKERS & set(split_columns(line)) for _, line in filled):
-        where = f"{path}, line {filled[0][0]}"
+        where = filled[0][0]
         if looks_like_conll(text, columns):
             raise ValueError(f"{where}: {ENTITY_DATA}.")
         raise ValueError(f"{where}: a line is a word, a tab and a label, and <E>, </E>, <O>, </O> are words.")

@@ -63,8 +63,7 @@ def load_source(
         names: the names that `load_named` knows.
         columns: the columns of words and labels in CoNLL files, see `read_conll`.
 
-    Raises:
-        ValueError: if the data can't be used, with the reason in one sentence.
+    Where the data can't be used, a ValueError gives the reason in one sentence.
     """
     if files:
         return _from_files(task, files, retrieval, splitter, columns)

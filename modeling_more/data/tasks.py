@@ -26,50 +26,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """A task, described by all in which it differs from the other one.
+    """A task, described by all in which it differs from the other one."""
 
-    Attributes:
-        script: the script that trains models for it.
-        pipeline_tag: the task's name on the Hub.
-        markers: whether entities are marked in the text, as the pairs of relations are.
-        label: the column of rows that holds the labels.
-        columns: alternative sets of columns; rows need all of one set.
-        foreign: columns of the other task, which are refused with the message `foreign_data`.
-        read: reads a labelled file, (path, labels or None, splitter, knowledge column, columns=) -> rows.
-        read_unlabelled: reads posts to predict, (path, splitter, knowledge column, columns) -> rows.
-        check: checks a row of any other source, see `check_post`.
-        check_label: (label, place, None) -> the label in its usual form.
-        types: labels -> the entity types or relations in them.
-        labels: (types, name of the class of no relation) -> the model's labels in order.
-        label_ids: (labels of a row, label2id) -> the label ids that a mixture learns from.
-        model_class, mixture_class, pipeline_class: the classes of experts, mixtures and pipelines.
-        scores: (predicted labels, gold labels, name of the class of no relation) -> scores, "f1" among them.
-        counts: the same -> numbers of correct, predicted and gold items, int [posts, 3], for the bootstrap.
-        shown: scores that are logged at the end, besides dev_f1 and test_f1.
-        prediction: labels -> more fields of a row in the predictions file, besides the pipeline's.
-    """
-
-    script: str
-    pipeline_tag: str
-    markers: bool
-    label: str
-    columns: tuple[tuple[str, ...], ...]
-    foreign: frozenset[str]
+    script: str  # trains models for it
+    pipeline_tag: str  # its name on the Hub
+    markers: bool  # whether entities are marked in the text, as the pairs of relations are
+    label: str  # column of rows that holds the labels
+    columns: tuple[tuple[str, ...], ...]  # alternative sets of columns; rows need all of one set
+    foreign: frozenset[str]  # columns of the other task, which are refused with this message
     foreign_data: str
-    read: Callable[..., Posts]
-    read_unlabelled: Callable[..., Posts]
-    check: Callable[..., Row]
-    check_label: Callable[[str, str, None], str]
-    types: Callable[[Iterable[str]], list[str]]
+    read: Callable[..., Posts]  # labelled file: (path, labels or None, splitter, knowledge column, columns=) -> rows
+    read_unlabelled: Callable[..., Posts]  # posts to predict: (path, splitter, knowledge column, columns) -> rows
+    check: Callable[..., Row]  # a row of any other source, see `check_post`
+    check_label: Callable[[str, str, None], str]  # (label, place, None) -> the label in its usual form
+    types: Callable[[Iterable[str]], list[str]]  # labels -> the entity types or relations in them
+    # (types, name of the class of no relation) -> the model's labels in order
     labels: Callable[[Sequence[str], str], list[str]]
+    # (labels of a row, label2id) -> the label ids that a mixture learns from
     label_ids: Callable[[Any, dict[str, int]], Any]
     model_class: Any
     mixture_class: Any
     pipeline_class: type[MoRePipeline]
+    # (predicted labels, gold labels, name of the class of no relation) -> scores, "f1" among them
     scores: Callable[[Sequence[Any], Sequence[Any], str], dict[str, Any]]
+    # the same -> numbers of correct, predicted and gold items, int [posts, 3], for the bootstrap
     counts: Callable[[Sequence[Any], Sequence[Any], str], np.ndarray]
-    shown: tuple[str, ...]
-    prediction: Callable[[Any], Row]
+    shown: tuple[str, ...]  # scores that are logged at the end, besides dev_f1 and test_f1
+    prediction: Callable[[Any], Row]  # labels -> more fields of a row in the predictions file, besides the pipeline's
 
     def score(self, found: Sequence[Prediction], posts: Posts, none_relation: str) -> dict[str, Any]:
         """Return the scores of predictions for labelled posts."""

@@ -46,6 +46,11 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
         yield number, line.lstrip(BYTE_ORDER_MARK)
 
 
+def filled_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    """Return (place, line) of each line that is not blank."""
+    return ((f"{path}, line {number}", line) for number, line in text_lines(text) if line.strip(BLANK))
+
+
 def json_items(path: Path) -> Iterator[tuple[str, Any]]:
     """Return (place, value) of each line of a JSONL file, or of each item of a file that holds one JSON list."""
     text = read_text(path)
@@ -63,10 +68,7 @@ def json_items(path: Path) -> Iterator[tuple[str, Any]]:
             for number, item in enumerate([items] if single else items, start=1):
                 yield f"{path}, item {number}", item
             return
-    for number, line in text_lines(text):
-        if not line.strip(BLANK):
-            continue
-        where = f"{path}, line {number}"
+    for where, line in filled_lines(path, text):
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:

@@ -265,7 +265,11 @@ class KnowledgeCorpus:
                 "Some of the knowledge corpora have the title in their keys and some not: build all alike."
             )
         digest = hashlib.sha256(json.dumps([FORMAT_VERSION, *(info.fingerprint for info in infos)]).encode())
-        if sum(info.paragraphs for info in infos) > MOST:
+
+        def total(name: str) -> int:
+            return sum(getattr(info, name) for info in infos)
+
+        if total("paragraphs") > MOST:
             raise ValueError(f"More than {MOST} paragraphs: too many for one corpus; search several, or Milvus.")
 
         def build(into: Path) -> None:
@@ -279,17 +283,15 @@ class KnowledgeCorpus:
             ]
             write_sentences(into, columns)
             rows = join_images(into, [c.images for c in corpora if c.images is not None])
-            left_out = (sum(info.unusable_images for info in infos), sum(info.merged_images for info in infos))
             finish_corpus(
                 into,
-                finish_images(into, rows, *left_out),
-                articles=sum(info.articles for info in infos),
-                empty=sum(info.empty for info in infos),
+                finish_images(into, rows, total("unusable_images"), total("merged_images")),
+                articles=total("articles"),
+                empty=total("empty"),
                 title_in_key=infos[0].title_in_key,
                 language=" ".join(dict.fromkeys(info.language for info in infos)),
                 splitter=", ".join(dict.fromkeys(info.splitter for info in infos)),
-                repeated_ids=sum(info.repeated_ids for info in infos)
-                + shared_values([corpus.paragraphs.data.column("id") for corpus in corpora]),
+                repeated_ids=total("repeated_ids") + shared_values([c.paragraphs.data.column("id") for c in corpora]),
             )
 
         return cls(build_once(_corpora(cache_dir) / digest.hexdigest()[:32], META_FILE, build))._told()
