@@ -30,7 +30,7 @@ from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
 from .leakage import Entry
 from .pictures import Source, open_image
-from .vectors import ImageSearch, build_index, embed_in_shards, index_name, load_index, read_factory, search_distinct
+from .vectors import ImageSearcher, build_index, embed_in_shards, index_name, load_index, read_factory, search_distinct
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class _ClipTower(CLIPVisionModelWithProjection):
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "^logit_scale$"]
 
 
-class ImageRetriever(ImageSearch):
+class ImageRetriever(ImageSearcher):
     """A retriever that finds the articles whose image lies nearest to the query's.
 
     ```python

@@ -37,7 +37,7 @@ from .milvus_load import (
 )
 from .search_words import split_query, split_text
 from .text import K1, B
-from .vectors import ImageSearch
+from .vectors import ImageSearcher
 
 if TYPE_CHECKING:
     from .image import ImageEncoder
@@ -179,7 +179,7 @@ def _unsplit(words: list[str]) -> str:
     return " ".join(word if word.isascii() and word.isalnum() else f"0x{word.encode().hex()}" for word in words)
 
 
-class MilvusImageRetriever(ImageSearch):
+class MilvusImageRetriever(ImageSearcher):
     """A retriever over image embeddings in Milvus, used as `ImageRetriever` is."""
 
     def __init__(self, spec: str, encoder: "ImageEncoder") -> None:

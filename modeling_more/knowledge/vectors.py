@@ -218,7 +218,7 @@ def search_distinct(
     return fetch_on(ask, len(vectors), top_k, fetch, len(table))
 
 
-class ImageSearch:
+class ImageSearcher:
     """A retriever that searches images by their embeddings."""
 
     encoder: Any

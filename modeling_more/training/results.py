@@ -34,7 +34,7 @@ def begin_results(
     report: dict[str, Any],
     accelerator: Accelerator,
     learned: Posts | None = None,
-    held_out: Posts = [],  # noqa: B006
+    held_out: Sequence[Row] = (),
 ) -> dict[str, Any]:
     """Return the results that are known before scoring, and write the ids of the posts that a training holds out.
 
