@@ -17,7 +17,7 @@ from ..data.tasks import Task
 from ..files import apply_umask, copy_folder, write_json
 from ..naming import without_folder
 from ..pipelines import MoRePipeline
-from ..posts import Posts
+from ..posts import Posts, Row
 from .arguments import Arguments
 from .mixture_report import card_parts
 from .model_card import scored_parts, write_model_card
