@@ -21,13 +21,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+ARGUMENTS_FIRST = True  # the package then imports no library yet: help and mistyped options are answered at once
+
 from dataset_scripts import NAMES, RELATION_NAMES
 from modeling_more.training.arguments import Arguments
 from modeling_more.training.command_line import command_of, one_sentence_errors, read_arguments
 
 FOREIGN = (NAMES, "this is entity data, use run_ner.py")
 
-if __name__ == "__main__":  # before what takes seconds to import: help and mistyped options are answered at once
+if __name__ == "__main__":
     read_arguments(None, str(__doc__), *FOREIGN)
 
 import torch
@@ -38,12 +40,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import dataset_scripts
-from modeling_more import MoReDataCollator, MoReForRelationExtraction, MoReProcessor
 from modeling_more.data.tasks import RELATIONS, relation_labels
+from modeling_more.data_collator import MoReDataCollator
 from modeling_more.encoding import encode_posts, evaluation_loader
 from modeling_more.metrics import RelationF1
+from modeling_more.modeling_more import MoReForRelationExtraction
 from modeling_more.pipelines import RelationPipeline
 from modeling_more.posts import Posts
+from modeling_more.processing_more import MoReProcessor
 from modeling_more.training import checkpoints, optimization
 from modeling_more.training.evaluation import score_splits
 from modeling_more.training.mixture_posts import load_mixture_posts
@@ -186,7 +190,7 @@ def train(
         sampler.set_epoch(epoch)
         shares = sampler.shares(optimization.batches_per_step(accelerator), weights)
         shares = shares[accelerator.process_index :: accelerator.num_processes]
-        began, losses = time.perf_counter(), optimization.EpochLoss(epoch)
+        began, losses = time.perf_counter(), optimization.EpochLoss(epoch, len(loader))
         model.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{training.num_train_epochs}", disable=not show)
         for batch, share in zip(bar, shares, strict=True):
@@ -217,7 +221,7 @@ def train(
             checkpoints.save_checkpoint(accelerator, folder, state, made_of)
 
     stop_trackers(accelerator)
-    accelerator.free_memory(model, optimizer, loader)
+    model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     results |= {"best_epoch": state.best_epoch, "history": state.history}
 
     # the best epoch's model: scores with and without knowledge, predictions, card

@@ -5,7 +5,7 @@ sentences and over both directions of the chain, without an autograd graph over 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -287,6 +287,15 @@ class LinearChainCRF(nn.Module):
         self.transitions = nn.Parameter(torch.empty(num_tags, num_tags))  # [from, to]
         self.end_transitions = nn.Parameter(torch.empty(num_tags))
         self.reset_parameters()
+
+    @classmethod
+    def neutral(cls, num_tags: int, device: torch.device) -> Self:
+        """Return a CRF whose transitions are all 0, drawing no random numbers: decoding must change no training."""
+        with torch.random.fork_rng(devices=[]):
+            chain = cls(num_tags).requires_grad_(False)
+        for parameter in chain.parameters():
+            parameter.zero_()
+        return chain.to(device)
 
     def reset_parameters(self) -> None:
         """Draw the parameters uniformly within ±0.1, except for those that a checkpoint gave."""

@@ -383,10 +383,7 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
         elif decoding == "viterbi":
             labels = [self.config.id2label[index] for index in range(self.config.num_labels)]
             allowed: Any = tuple(torch.tensor(part, device=logits.device) for part in allowed_transitions(labels))
-            chain = LinearChainCRF(len(labels)).to(logits.device).requires_grad_(False)
-            for parameter in chain.parameters():
-                parameter.zero_()
-            paths, _ = chain.viterbi(logits, word_mask, allowed)
+            paths, _ = LinearChainCRF.neutral(len(labels), logits.device).viterbi(logits, word_mask, allowed)
         else:
             raise ValueError(f'decoding is {decoding!r}, it must be "viterbi" or "word"')
         lengths = word_mask.sum(1).tolist()

@@ -287,10 +287,7 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         """Return the CRF to decode with; a softmax head is one whose transitions are all 0."""
         if self.crf is not None:
             return self.crf
-        chain = LinearChainCRF(self.config.num_labels).to(self.device).requires_grad_(False)
-        for parameter in chain.parameters():
-            parameter.zero_()
-        return chain
+        return LinearChainCRF.neutral(self.config.num_labels, self.device)
 
 
 @dataclass

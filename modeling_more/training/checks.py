@@ -59,6 +59,8 @@ def check_retrieval(args: DataArguments) -> None:
             raise ValueError(f"--query {query} needs --{option} FILE")
         if files and args.query != query and args.retrieval != "moe":  # whose experts search as they did
             raise ValueError(f"--{option} is read with --query {query} only, not with --query {args.query}")
+    if args.retriever not in RETRIEVERS and not Path(file := args.retriever.rpartition(":")[0]).is_file():
+        raise FileNotFoundError(f"--retriever {args.retriever}: there is no file {file}")
     if args.query == "entities" and args.retriever != "bm25":
         raise ValueError(
             f"--query entities searches titles by their words: use --retriever bm25, not {args.retriever}"

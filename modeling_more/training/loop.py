@@ -72,7 +72,7 @@ def train(
         sampler.set_epoch(epoch)
         shares = sampler.shares(optimization.batches_per_step(accelerator), weights)
         shares = shares[accelerator.process_index :: accelerator.num_processes]
-        began, losses = time.perf_counter(), optimization.EpochLoss(epoch)
+        began, losses = time.perf_counter(), optimization.EpochLoss(epoch, len(loader))
         wrapped.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_train_epochs}", disable=not accelerator.is_main_process)
         for batch, share in zip(bar, shares, strict=True):

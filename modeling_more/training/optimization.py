@@ -112,13 +112,13 @@ def follow_schedule(schedule: LambdaLR, step: int, epochs: int) -> None:
 class EpochLoss:
     """A running mean of each loss over an epoch's posts."""
 
-    def __init__(self, epoch: int):
-        self.epoch = epoch
+    def __init__(self, epoch: int, batches: int):
+        self.epoch, self.last = epoch, batches
         self.sums: dict[str, torch.Tensor] = {}
         self.posts = self.batches = 0
 
     def add(self, output: Any, share: BatchShare) -> float | None:
-        """Add the losses of a batch, and return the mean so far, only every twenty batches: it waits for the device.
+        """Add the losses of a batch; return the mean so far, at every twentieth and the last: it waits for the device.
 
         Raises:
             FloatingPointError: if the mean is not finite.
@@ -128,7 +128,7 @@ class EpochLoss:
                 self.sums[key] = self.sums.get(key, 0) + output[key].detach().float() * share.posts
         self.posts += share.posts
         self.batches += 1
-        return self._so_far() if self.batches % 20 == 1 else None
+        return self._so_far() if self.batches % 20 == 1 or self.batches == self.last else None
 
     def _so_far(self) -> float:
         loss = self.sums["loss"].item()  # not finite as soon as one batch was not
