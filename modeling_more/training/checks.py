@@ -85,6 +85,8 @@ def check_arguments(args: Arguments) -> None:
         if not (data.train_file or data.validation_file or data.test_file or data.predict_file):
             raise ValueError("--columns is for files of your own: give --train_file, --predict_file or the like")
     check_retrieval(data)
+    if data.retrieval == "moe" and not mixture.experts:
+        raise ValueError("--retrieval moe needs --experts FOLDER_OR_ID …")
     check_source("--model_name_or_path", args.model.model_name_or_path)
     for expert in mixture.experts:
         check_source("--experts", expert)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from ..processing_mixture import MoReMixtureProcessor
 from .arguments import Arguments
 from .checkpoints import TrainingState, check_checkpoint, description
 from .command_line import one_sentence_errors
-from .crossfit import folds_to_train, said_by_folds
+from .crossfit import Fold, folds_to_train, said_by_folds
 from .evaluation import NAMES, prediction_rows
 from .expert_outputs import Features, Mixture, expert_features, mixed
 from .experts import Expert, load_experts
@@ -61,7 +61,7 @@ class MixtureRun:
     splits: dict[str, Posts]
     gate_posts: Posts
 
-    def folds(self) -> Any:
+    def folds(self) -> Iterator[Fold]:
         """Return an iterator over the trainings that `--gate_data crossfit` needs first, see `folds_to_train`."""
         return folds_to_train(self.args, self.experts, self.splits, self.accelerator)
 
