@@ -185,9 +185,8 @@ def train(
         # the loader counts its own epochs from 0 and would put the sampler back; behind a shard it does not reach it
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
-        shares = sampler.shares(optimization.batches_per_step(accelerator))[
-            accelerator.process_index :: accelerator.num_processes
-        ]
+        shares = sampler.shares(optimization.batches_per_step(accelerator))
+        shares = shares[accelerator.process_index :: accelerator.num_processes]
         began, losses = time.perf_counter(), optimization.EpochLoss(epoch, len(loader))
         model.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{training.num_train_epochs}", disable=not show)

@@ -12,6 +12,16 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 from ner_runs import write_jsonl
 
+LAKE_ARTICLES = [
+    {"id": "a1", "title": "Acme", "text": "Acme makes phones. It makes anvils, too.\nThe company sits in Oslo."},
+    {"id": "a2", "title": "Oslo", "text": "Oslo is a city. The harbour town lies by the sea."},
+    {"id": "a3", "title": "Lake Constance", "text": "Ada met Charles on the lake. Lindau is an island in it."},
+    {"id": "a4", "title": "Lindau (town)", "text": "A town in Bavaria , Germany . It is snowing there today ."},
+    {"id": "a5", "title": "Copy", "text": "Oslo is a city. The harbour town lies by the sea.\nMarkers are text."},
+    {"id": "a6", "title": "Oslo Bay Oslo", "text": "Water.\nMore water. Cold water."},
+]
+
+
 ARTICLES = [
     {
         "id": "a1",

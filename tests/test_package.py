@@ -14,8 +14,9 @@ from ner_runs import ROOT
 CHECK = """
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoProcessor
 assert [AutoConfig.for_model(name).model_type for name in ("more", "more-mixture")] == ["more", "more-mixture"]
-for kind in (AutoModelForTokenClassification,):
-    assert {one.model_type for one in kind._model_mapping._extra_content} >= {"more", "more-mixture"}
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+for mapping in (AutoModelForTokenClassification._model_mapping, PROCESSOR_MAPPING):
+    assert {one.model_type for one in mapping._extra_content} >= {"more", "more-mixture"}
 """
 THREADS = """
 from concurrent.futures import ThreadPoolExecutor

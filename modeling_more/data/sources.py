@@ -67,7 +67,8 @@ def load_source(
     """
     if files:
         return _from_files(task, files, retrieval, splitter, columns)
-    assert dataset is not None
+    if dataset is None:
+        raise ValueError("there are no posts: give a data set or files")
     if load_named is not None and dataset in names:
         found = load_named(dataset, retrieval, data_dir=data_dir, cache_dir=cache_dir, splitter=splitter)
         return _from_splits(task, dataset, dict(found), splitter)

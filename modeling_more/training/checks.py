@@ -52,6 +52,9 @@ def check_retrieval(args: DataArguments) -> None:
                 raise ValueError(f"--{name} is given, but no knowledge is retrieved: add --retrieval text or image")
     searching = ("query", "retriever", "title_in_key")
     given = [f"--{name}" for name in searching if getattr(args, name) != getattr(DataArguments, name)]
+    own = args.retriever not in RETRIEVERS
+    if own and args.retrieval == "moe":  # it lets an expert search by a class of its own
+        given.remove("--retriever")
     if given and (args.retrieval != "text" or not args.knowledge):
         raise ValueError(f"{given[0]} is for searching texts: it needs --retrieval text and --knowledge FILE …")
     for option, query, files in (("captions", "caption", args.captions), ("entities", "entities", args.entities)):
@@ -59,7 +62,7 @@ def check_retrieval(args: DataArguments) -> None:
             raise ValueError(f"--query {query} needs --{option} FILE")
         if files and args.query != query and args.retrieval != "moe":  # whose experts search as they did
             raise ValueError(f"--{option} is read with --query {query} only, not with --query {args.query}")
-    if args.retriever not in RETRIEVERS and not Path(file := args.retriever.rpartition(":")[0]).is_file():
+    if own and not Path(file := args.retriever.rpartition(":")[0]).is_file():
         raise FileNotFoundError(f"--retriever {args.retriever}: there is no file {file}")
     if args.query == "entities" and args.retriever != "bm25":
         raise ValueError(

@@ -128,6 +128,8 @@ def hold_out(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
 
 def split_holdout(posts: Posts, fraction: float) -> tuple[Posts, Posts]:
     """Return the posts to keep and about `fraction` of them to hold out, by a digest: the same for all experts."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"--holdout_fraction is {fraction}, it must lie between 0 and 1")
     held = [post_digest(post) / 2**64 < fraction for post in posts]
     kept = [post for post, is_held in zip(posts, held, strict=True) if not is_held]
     return kept, [post for post, is_held in zip(posts, held, strict=True) if is_held]

@@ -11,25 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from knowledge_rows import LAKE_ARTICLES
 from modeling_more.knowledge import KnowledgeCorpus
 from modeling_more.knowledge import dense as dense_module
 from modeling_more.knowledge.dense import DenseRetriever, FusedRetriever, SentenceEncoder
 from modeling_more.knowledge.vectors import INDEX_FILE
 from ner_runs import write_jsonl
 
-ARTICLES = [
-    {"id": "a1", "title": "Acme", "text": "Acme makes phones. It makes anvils, too.\nThe company sits in Oslo."},
-    {"id": "a2", "title": "Oslo", "text": "Oslo is a city. The harbour town lies by the sea."},
-    {"id": "a3", "title": "Lake Constance", "text": "Ada met Charles on the lake. Lindau is an island in it."},
-    {"id": "a4", "title": "Lindau (town)", "text": "A town in Bavaria , Germany . It is snowing there today ."},
-    {"id": "a5", "title": "Copy", "text": "Oslo is a city. The harbour town lies by the sea.\nMarkers are text."},
-    {"id": "a6", "title": "Oslo Bay Oslo", "text": "Water.\nMore water. Cold water."},
-]
-
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> KnowledgeCorpus:
-    return KnowledgeCorpus.from_files(write_jsonl(tmp_path / "wiki.jsonl", ARTICLES), tmp_path / "cache")
+    return KnowledgeCorpus.from_files(write_jsonl(tmp_path / "wiki.jsonl", LAKE_ARTICLES), tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +84,7 @@ def test_dense_index_is_saved_and_checked(corpus: KnowledgeCorpus, encoder: Sent
     retriever.save(tmp_path / "saved")
     again = DenseRetriever(corpus, encoder, tmp_path / "saved")
     assert again.search(["Oslo by the sea"]) == expected and again.fingerprint == retriever.fingerprint
-    other = KnowledgeCorpus.from_files(write_jsonl(tmp_path / "o.jsonl", ARTICLES[::-1]), tmp_path / "cache")
+    other = KnowledgeCorpus.from_files(write_jsonl(tmp_path / "o.jsonl", LAKE_ARTICLES[::-1]), tmp_path / "cache")
     with pytest.raises(ValueError, match="is of corpus"):
         DenseRetriever(other, encoder, tmp_path / "saved")
     with pytest.raises(ValueError, match="is of encoder"):

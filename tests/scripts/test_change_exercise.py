@@ -17,10 +17,12 @@ import run_ner
 import run_re
 from modeling_more import MoReProcessor
 from modeling_more.data.tasks import ENTITIES, RELATIONS
-from modeling_more.encoding import encode_posts
+from modeling_more.encoding import EXPERT_KNOWLEDGE, encode_posts
 from modeling_more.training.arguments import DataArguments, TrainingArguments
+from modeling_more.training.command_line import read_arguments
 from modeling_more.training.experts import load_experts
 from modeling_more.training.loop import train
+from modeling_more.training.mixture_posts import load_mixture_posts
 from modeling_more.training.setup import make_accelerator
 from ner_runs import KNOWLEDGE, ROOT, options, read, read_lines, write_jsonl
 
@@ -57,7 +59,7 @@ def test_loss_and_schedule_are_changed_in_the_script_alone(diff, files, tiny_enc
         assert 0 < after["history"][0]["loss"] < before["history"][0]["loss"]
 
 
-def test_a_retriever_of_ones_own_is_a_file_and_an_option(files, tiny_encoder, tmp_path):
+def test_a_retriever_of_ones_own_is_a_file_and_an_option(files, tiny_encoder, tmp_path, monkeypatch):
     folder = tmp_path / "changed"
     folder.mkdir()
     apply(LOOKUP, folder)
@@ -72,6 +74,20 @@ def test_a_retriever_of_ones_own_is_a_file_and_an_option(files, tiny_encoder, tm
     with pytest.raises(ValueError, match="searches by code of its own: give --retriever title_lookup.py:TitleLookup"):
         expert.data(DataArguments())
     assert expert.data(DataArguments(retriever="title_lookup.py:TitleLookup")).retriever.endswith("TitleLookup")
+    monkeypatch.chdir(folder)
+    mix = [
+        *options(files, "unused", retrieval="moe"),
+        "--experts",
+        files["out"],
+        "--output_dir",
+        str(tmp_path / "mix"),
+    ]
+    mix[mix.index("unused")] = files["out"]
+    args = read_arguments([*mix, "--retriever", "title_lookup.py:TitleLookup"], "")
+    found, _, _ = load_mixture_posts(ENTITIES, args, dict, [])
+    assert any(entry["source"] == "lookup" for post in found["test"] for entry in post[EXPERT_KNOWLEDGE][0])
+    with pytest.raises(ValueError, match="searches by code of its own"):
+        load_mixture_posts(ENTITIES, read_arguments(mix, ""), dict, [])
     with pytest.raises(SystemExit):  # argparse's
         run_ner.main([*arguments, "--retriever", "bm52"])
     for told, reason in (("none.py:TitleLookup", "there is no file none.py"),

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from dataset_scripts import _publish
-from knowledge_rows import bm25_scores
+from knowledge_rows import LAKE_ARTICLES, bm25_scores
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 from modeling_more.knowledge.captions import degenerate_captions, read_captions
 from modeling_more.knowledge.dense import DenseRetriever, FusedRetriever, SentenceEncoder
@@ -19,19 +19,10 @@ from modeling_more.training.arguments import DataArguments
 from modeling_more.training.retrieval import add_knowledge
 from ner_runs import write_jsonl
 
-ARTICLES = [
-    {"id": "a1", "title": "Acme", "text": "Acme makes phones. It makes anvils, too.\nThe company sits in Oslo."},
-    {"id": "a2", "title": "Oslo", "text": "Oslo is a city. The harbour town lies by the sea."},
-    {"id": "a3", "title": "Lake Constance", "text": "Ada met Charles on the lake. Lindau is an island in it."},
-    {"id": "a4", "title": "Lindau (town)", "text": "A town in Bavaria , Germany . It is snowing there today ."},
-    {"id": "a5", "title": "Copy", "text": "Oslo is a city. The harbour town lies by the sea.\nMarkers are text."},
-    {"id": "a6", "title": "Oslo Bay Oslo", "text": "Water.\nMore water. Cold water."},
-]
-
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> KnowledgeCorpus:
-    return KnowledgeCorpus.from_files(write_jsonl(tmp_path / "wiki.jsonl", ARTICLES), tmp_path / "cache")
+    return KnowledgeCorpus.from_files(write_jsonl(tmp_path / "wiki.jsonl", LAKE_ARTICLES), tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +86,8 @@ def test_captions_of_real_images(shared_data: Path) -> None:
 def test_titles_searched_with_entities_equal_brute_force(corpus: KnowledgeCorpus, entities: list[str]) -> None:
     retriever = EntityRetriever.from_corpus(corpus)
     text = "a harbour town in Oslo"
-    titles = bm25_scores([article["title"] for article in ARTICLES], " ".join(entities))
-    by_id = {article["id"]: score for article, score in zip(ARTICLES, titles, strict=True)}
+    titles = bm25_scores([article["title"] for article in LAKE_ARTICLES], " ".join(entities))
+    by_id = {article["id"]: score for article, score in zip(LAKE_ARTICLES, titles, strict=True)}
     rows = [corpus[row] for row in range(len(corpus))]
     scores = bm25_scores([row["key"] for row in rows], text) + 2.0 * np.array([by_id[row["id"]] for row in rows])
     best: dict[tuple[str, str], float] = {}
@@ -169,7 +160,7 @@ def posts() -> dict[str, Dataset]:
 
 def arguments(tmp_path: Path, **options: Any) -> DataArguments:
     given: dict[str, Any] = {
-        "retrieval": "text", "knowledge": [str(write_jsonl(tmp_path / "wiki.jsonl", ARTICLES))], "top_k": 3,
+        "retrieval": "text", "knowledge": [str(write_jsonl(tmp_path / "wiki.jsonl", LAKE_ARTICLES))], "top_k": 3,
         "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip
     return DataArguments(**(given | options))
