@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "modeling_more"
 SCRIPTS = {"run_*.py": "whole runs", "dataset_scripts/*.py": "dataset_scripts/", "benchmarks/*.py": "benchmarks/"}
 FOLDERS = ("training", "knowledge", "data")
-BASICS = 2  # so many of the contract's lowest layers are one room; the flat files above them are another
+BASICS = 3  # so many of the contract's lowest layers are one room; the flat files above them are another
 
 
 class House(NamedTuple):

@@ -1,7 +1,8 @@
-"""Write files and folders that appear whole: beside their place first, then renamed."""
+"""Write files and folders that appear whole, beside their place first and then renamed, and hold folders by a lock."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -9,10 +10,14 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from platform import node
 from typing import Any
 
 TEMPORARY = ".*.tmp"  # pattern of the names beside: a killed run may leave some
+MANIFEST = "manifest.json"  # size and digest of the files that a folder was saved with
+LOCK, HOLDER = ".lock", ".lock.json"  # the lock of a folder, and who holds it
 
 
 @contextmanager
@@ -28,7 +33,9 @@ def new_file(path: Path) -> Iterator[Path]:
         mode = beside.stat().st_mode
         yield beside
         beside.chmod(mode)  # some writers, safetensors' among them, put another file in its place
+        sync(beside)  # else a power cut may leave the new name with nothing in it
         os.replace(beside, path)
+        sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -46,6 +53,8 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     with scratch_folder(folder) as beside:
         yield beside
         apply_umask(beside)
+        for path in (*beside.rglob("*"), beside):
+            sync(path)
         if replace and folder.exists():
             outgoing = _beside(folder)
             os.replace(folder, outgoing)
@@ -53,6 +62,7 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(outgoing)
         else:
             os.replace(beside, folder)
+        sync(folder.parent)
 
 
 @contextmanager
@@ -65,6 +75,91 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         yield beside
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder while the block runs, so that no other process of this library writes there.
+
+    The system frees the lock of a process that died, however it died: a stale one hinders nobody.
+
+    Args:
+        doing: what this process does there, told to others that want the folder ("trains with run_ner.py").
+
+    Raises:
+        FolderInUseError: another process holds it; the message says who, since when and what it does.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUseError(f"{folder} is in use: {_holder(folder)}. Wait for it, or give another folder") from None
+    try:
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        write_json(folder / HOLDER, {"process": os.getpid(), "host": node(), "since": now, "doing": doing})
+        yield
+    finally:
+        (folder / HOLDER).unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody else can hold the file that goes
+        lock.release()
+
+
+class FolderInUseError(ValueError):
+    """An error for a folder that another process writes to."""
+
+
+def _holder(folder: Path) -> str:
+    try:
+        held = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        return f"process {held['process']} on {held['host']} {held['doing']} there since {held['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has only begun, or a stranger wrote the file
+        return "another process writes there"
+
+
+def remove_strays(folder: Path, *patterns: str) -> list[str]:
+    """Remove what killed runs left in a folder that this process holds (`locked`), and return the names.
+
+    Args:
+        patterns: of names besides `TEMPORARY`.
+    """
+    strays = {path for pattern in (TEMPORARY, *patterns) for path in folder.glob(pattern)}
+    for path in strays:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return sorted(path.name for path in strays)
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Write `manifest.json` with the size and the SHA-256 of files below a folder, for `foreign.check_manifest`."""
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in sorted(names)
+    }
+    write_json(folder / MANIFEST, {"files": files})
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder, on systems that open none; a file without permission to read
+        return
+    try:
+        os.fsync(opened)
+    except OSError:  # some file systems can't
+        pass
+    finally:
+        os.close(opened)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,16 @@ from dataset_scripts import _publish
 from dataset_scripts import corpus as own
 from dataset_scripts._archives import download
 from modeling_more.data.archives import extract_archive
-from modeling_more.files import copy_folder, new_file, new_folder, write_json, write_jsonl
+from modeling_more.files import (
+    FolderInUseError,
+    copy_folder,
+    locked,
+    new_file,
+    new_folder,
+    remove_strays,
+    write_json,
+    write_jsonl,
+)
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus
 
 
@@ -109,3 +120,30 @@ def test_all_that_publishers_write(
     extract_archive(tmp_path / "a.zip", tmp_path / "unpacked")
     download((tmp_path / "a.zip").as_uri(), tmp_path / "downloaded")
     assert wrong_modes(tmp_path, umask) == {}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from modeling_more.files import locked
+with locked(Path(sys.argv[1]), "trains with run_ner.py"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(FolderInUseError, match=rf"process {holder.pid} on .* trains with run_ner.py there since"):
+            with locked(tmp_path, "scores"):
+                raise AssertionError("held twice")
+        assert (tmp_path / ".lock.json").exists()  # who could not have it took nothing away
+        holder.kill()
+    (tmp_path / ".a.1234.tmp").mkdir()
+    (tmp_path / "mine.tmp").touch()
+    with locked(tmp_path, "scores"):  # the killed process left its files
+        assert remove_strays(tmp_path) == [".a.1234.tmp"]
+        with pytest.raises(FolderInUseError, match="scores there"), locked(tmp_path, "scores"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.tmp"]

@@ -21,7 +21,7 @@ import pyarrow as pa
 from datasets import Dataset, List, Value
 from huggingface_hub import HfApi, constants, snapshot_download
 
-from ..files import copy_folder, scratch_folder
+from ..files import copy_folder, file_digest, scratch_folder
 from ..naming import missing_source, nearest_folder
 from .articles import kind_of
 from .corpus_builder import (
@@ -45,7 +45,7 @@ from .corpus_info import (
     corpus_card,
     read_info,
 )
-from .corpus_tables import build_once, file_digest, numpy_view, shared_values, write_stream
+from .corpus_tables import build_once, numpy_view, shared_values, write_stream
 from .text_index import META_FILE as INDEX_META
 from .text_index import build_index, is_current, open_index
 

@@ -19,8 +19,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..files import file_digest
 from .articles import Article
-from .corpus_tables import column_digest, file_digest, write_stream
+from .corpus_tables import column_digest, write_stream
 from .pictures import ImageError, open_image, or_error, read_bytes
 
 logger = logging.getLogger(__name__)

@@ -51,12 +51,6 @@ def column_digest(column: pa.ChunkedArray) -> bytes:
     return lengths.digest() + values.digest()
 
 
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_meta(file: Path, what: str, version: int, names: Sequence[str]) -> dict[str, Any]:
     """Return the entries `names` of the file that describes an index.
 
