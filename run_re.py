@@ -162,7 +162,7 @@ def train(
     collate = MoReDataCollator(processor)
     sampler = optimization.make_sampler(encoded, training, accelerator.num_processes)
     loader: Any = DataLoader(encoded, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
-    weights = optimization.weights_of_labels(model.config.class_weights, encoded)
+    mean_weight = optimization.mean_class_weight(model.config.class_weights, encoded)
     dev_loader = evaluation_loader(encoded_dev, collate, accelerator, training.per_device_eval_batch_size)
 
     # optimizer and schedule; fused takes a third of the time of the plain step on a CPU
@@ -188,15 +188,15 @@ def train(
         # the loader counts its own epochs from 0 and would put the sampler back; behind a shard it does not reach it
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
-        shares = sampler.shares(optimization.batches_per_step(accelerator), weights)
+        shares = sampler.shares(optimization.batches_per_step(accelerator))
         shares = shares[accelerator.process_index :: accelerator.num_processes]
         began, losses = time.perf_counter(), optimization.EpochLoss(epoch, len(loader))
         model.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{training.num_train_epochs}", disable=not show)
         for batch, share in zip(bar, shares, strict=True):
             share.check(batch.pop("index"))
-            if share.mean_weight is not None:
-                batch["mean_class_weight"] = share.mean_weight
+            if mean_weight is not None:
+                batch["mean_class_weight"] = mean_weight
             with accelerator.accumulate(model):
                 output = model(**batch)
                 # every post of a step weighs the same; backward divides by the accumulated batches

@@ -29,7 +29,9 @@ class MoReMixtureConfig(PreTrainedConfig):
         image_dropout: probability with which a post's image is hidden from the gate in training, so that the vector
             that stands for a missing image is learned.
         load_balancing: weight of Z · Σ_z (mean over the batch of g_z)², which is 1 where all experts are used alike.
-        entropy: weight of the mean entropy of g, in nats: above 0 the gate decides sooner, below 0 later.
+            Where experts are trained along and an optimizer step has several batches, each of these is evened out.
+        entropy: weight of the mean entropy of g, in nats: above 0 the gate decides sooner, below 0 later. The means
+            are over posts, with a gate per word over those of their words.
         train_experts: whether to train the experts with the gate; if not, they are frozen and in eval mode.
         decoding: how entities are decoded, by `"viterbi"` over the mixture's log-probabilities under the BIOES
             constraints, or by the best label of each `"word"` (the paper).

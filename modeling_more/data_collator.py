@@ -81,13 +81,11 @@ class BatchShare(NamedTuple):
         rows: number of rows in the batch.
         posts: number of rows that count: none, where the batch only evens out the processes.
         scale: factor of the batch's mean loss, with which the mean over the step's batches is that over its posts.
-        mean_weight: mean weight of the step's posts, where these have weights and the step has several batches.
     """
 
     rows: int
     posts: int
     scale: float
-    mean_weight: float | None
 
     def check(self, index: torch.Tensor) -> None:
         """Raise RuntimeError where a batch with these rows is another one than was planned."""
@@ -153,24 +151,16 @@ class LengthBatchSampler(Sampler[list[int]]):
             return [len(self)] * epochs
         return [len(self._make_batches(epoch)) for epoch in range(epochs)]
 
-    def shares(self, per_step: int, weights: Sequence[float] | None = None) -> list[BatchShare]:
-        """Return the share of each batch of this epoch, where `per_step` batches in a row make an optimizer step.
-
-        Args:
-            weights: weight of each row, in a loss that is a weighted mean.
-        """
+    def shares(self, per_step: int) -> list[BatchShare]:
+        """Return the share of each batch of this epoch, where `per_step` batches in a row make an optimizer step."""
         once = len(self.batches) - self.repeated
         found = []
         for first in range(0, len(self.batches), per_step):
             batches = self.batches[first : first + per_step]
             posts = [len(batch) if first + place < once else 0 for place, batch in enumerate(batches)]
-            rows = [row for batch, counted in zip(batches, posts, strict=True) for row in batch[:counted]]
-            mean = None
-            if weights is not None and per_step > 1:
-                mean = sum(weights[row] for row in rows) / len(rows)
             # exactly 1 for equal batches: nothing is rounded there
-            scales = [number * per_step / len(rows) for number in posts]
-            found += [BatchShare(len(b), n, s, mean) for b, n, s in zip(batches, posts, scales, strict=True)]
+            scales = [number * per_step / sum(posts) for number in posts]
+            found += [BatchShare(len(b), n, s) for b, n, s in zip(batches, posts, scales, strict=True)]
         return found
 
     def _make_batches(self, epoch: int) -> list[list[int]]:

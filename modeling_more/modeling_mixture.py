@@ -297,7 +297,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         logits = mix(log_probs, log_weights.masked_fill(weights == 0, float("-inf")))
         loss = None
         if labels is not None:
-            loss = -self._log_likelihood(logits, labels, word_mask).mean() + self._gate_loss(weights, word_mask)
+            loss = -self._log_likelihood(logits, labels, word_mask).mean() + self._gate_loss(log_weights, word_mask)
         return MoReMixtureOutput(loss, logits, weights, expert_logits, log_probs)
 
     def expert_outputs(self, experts: Sequence[Inputs]) -> Tensor:
@@ -334,13 +334,17 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         """Return log p(y|x) [B]."""
         raise NotImplementedError
 
-    def _gate_loss(self, weights: Tensor, word_mask: Tensor | None) -> Tensor:
-        """Return load_balancing · Z Σ_z (mean g_z)² + entropy · mean H(g), means over posts or words."""
+    def _gate_loss(self, log_weights: Tensor, word_mask: Tensor | None) -> Tensor:
+        """Return load_balancing · Z Σ_z (mean g_z)² + entropy · mean H(g), means over posts (of their words' means)."""
+        weights = log_weights.exp()
+        # not entr(weights): its gradient is infinite at a weight that has become 0
+        entropy = -(weights * log_weights).sum(-1)
         if weights.dim() == 3:
-            weights = weights[word_mask]
+            assert word_mask is not None
+            parts = word_mask / word_mask.sum(1, keepdim=True)
+            weights, entropy = (weights * parts.unsqueeze(-1)).sum(1), (entropy * parts).sum(1)
         balance = weights.shape[-1] * weights.mean(0).square().sum()
-        entropy = torch.special.entr(weights).sum(-1).mean()
-        return self.config.load_balancing * balance + self.config.entropy * entropy
+        return self.config.load_balancing * balance + self.config.entropy * entropy.mean()
 
 
 class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):

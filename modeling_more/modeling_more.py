@@ -353,7 +353,7 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
             word_rows: [B, 2] row of each marker; default: pair b is row b.
             labels: [B] relation ids.
             text_only_…: the same posts without knowledge (view o); a model with two views adds its terms to the loss.
-            mean_class_weight: mean of `config.class_weights` over the posts of the step; default: over the batch.
+            mean_class_weight: mean of `config.class_weights` over all training pairs; default: over the batch.
 
         Raises:
             ValueError: when the positions or, in training, the second view is missing.

@@ -49,7 +49,7 @@ def train(
         collate = MoReDataCollator(processor)
         optimization.check_lengths(model, posts)
     sampler = optimization.make_sampler(posts, args, accelerator.num_processes)
-    weights = optimization.weights_of_labels(getattr(model.config, "class_weights", None), posts)
+    mean_weight = optimization.mean_class_weight(getattr(model.config, "class_weights", None), posts)
     loader: Any = DataLoader(posts, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
     fused = accelerator.device.type in ("cpu", "cuda")  # a third of the time of the plain step on a CPU
     groups = optimization.parameter_groups(model, args)
@@ -70,15 +70,15 @@ def train(
         # the loader counts epochs from 0 and would reset the sampler; if it is sharded, it does not reach it at all
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
-        shares = sampler.shares(optimization.batches_per_step(accelerator), weights)
+        shares = sampler.shares(optimization.batches_per_step(accelerator))
         shares = shares[accelerator.process_index :: accelerator.num_processes]
         began, losses = time.perf_counter(), optimization.EpochLoss(epoch, len(loader))
         wrapped.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_train_epochs}", disable=not accelerator.is_main_process)
         for batch, share in zip(bar, shares, strict=True):
             share.check(batch.pop("index"))
-            if share.mean_weight is not None:
-                batch["mean_class_weight"] = share.mean_weight
+            if mean_weight is not None:
+                batch["mean_class_weight"] = mean_weight
             with accelerator.accumulate(wrapped):
                 output = wrapped(**batch)
                 # backward divides by the accumulated batches, and the processes' gradients are averaged

@@ -41,9 +41,13 @@ def steps_of_epochs(sampler: LengthBatchSampler, epochs: int, accelerator: Accel
     return [math.ceil(batches / batches_per_step(accelerator)) for batches in sampler.batches_in(epochs)]
 
 
-def weights_of_labels(class_weights: Sequence[float] | None, posts: Sequence[Mapping[str, Any]]) -> list[float] | None:
-    """Return the class weight of each encoded pair, or None if there are no class weights."""
-    return None if class_weights is None else [class_weights[post["label"]] for post in posts]
+def mean_class_weight(class_weights: Sequence[float] | None, pairs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean class weight of all encoded pairs, or None if there are no class weights.
+
+    A loss divided by it is a sum over pairs, whatever their batch; one divided by the weights of its own batch or step
+    (as `cross_entropy` does) lets a pair weigh less beside pairs of rare classes.
+    """
+    return None if class_weights is None else sum(class_weights[pair["label"]] for pair in pairs) / len(pairs)
 
 
 def check_lengths(model: Any, posts: Sequence[Mapping[str, Any]]) -> None:

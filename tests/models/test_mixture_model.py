@@ -78,7 +78,7 @@ def test_loss_and_weights_by_hand(task, gate, options, build):
     ).last_hidden_state  # fmt: skip
     own = [own_log_probs(expert, one).exp() for expert, one in zip(mixture.experts, batch["experts"], strict=True)]
     gate_module = mixture.gate
-    loss, used = 0.0, []
+    loss, used, entropies = 0.0, [], []
     for post, words in enumerate(WORDS):
         rows = inputs["word_rows"][post]
         vectors = [states[rows[i], inputs["word_positions"][post, i]] for i in range(len(words))]
@@ -96,7 +96,8 @@ def test_loss_and_weights_by_hand(task, gate, options, build):
             scores = (gate_module.output.weight @ features + gate_module.output.bias).tolist()
             exps = [math.exp(score - max(scores)) for score in scores]
             weights.append([value / sum(exps) for value in exps])
-        used += weights
+        used.append([sum(column) / len(weights) for column in zip(*weights, strict=True)])
+        entropies.append(sum(-g * math.log(g) for row in weights for g in row) / len(weights))
         if task == "relations":
             gold = int(batch["labels"][post])
             loss -= math.log(sum(g * float(p[post, gold]) for g, p in zip(weights[0], own, strict=True)))
@@ -108,8 +109,20 @@ def test_loss_and_weights_by_hand(task, gate, options, build):
         assert torch.allclose(shown, torch.tensor(weights), atol=1e-5)
     means = [sum(column) / len(used) for column in zip(*used, strict=True)]
     balance = 2 * sum(mean**2 for mean in means)
-    entropy = sum(-g * math.log(g) for row in used for g in row if g > 0) / len(used)
+    entropy = sum(entropies) / len(entropies)
     assert output.loss.item() == pytest.approx(loss / len(WORDS) + 0.3 * balance + 0.2 * entropy, rel=1e-5)
+
+
+@pytest.mark.parametrize("gate", ["post", "word"])
+def test_a_weight_of_0_has_a_gradient(gate, build):
+    """Also where the entropy has no weight: its derivative at 0 is infinite, and infinity times 0 no number."""
+    mixture, _, batch = build(gate=gate, gate_scale=0.01)
+    with torch.no_grad():
+        mixture.gate.output.bias.copy_(torch.tensor([150.0, 0.0]))
+    output = mixture(**batch)
+    output.loss.backward()
+    assert not output.expert_weights[..., 1].any() and output.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in mixture.gate.parameters())
 
 
 @pytest.mark.parametrize(("task", "gate"), [("entities", "post"), ("entities", "word"), ("relations", "post")])
