@@ -190,7 +190,8 @@ def train(
         sampler.set_epoch(epoch)
         shares = sampler.shares(optimization.batches_per_step(accelerator))
         shares = shares[accelerator.process_index :: accelerator.num_processes]
-        began, losses = time.perf_counter(), optimization.EpochLoss(epoch, len(loader))
+        taken = optimization.EpochSteps(accelerator, model, optimizer, sampler, state, training, learned)
+        began = time.perf_counter()
         model.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{training.num_train_epochs}", disable=not show)
         for batch, share in zip(bar, shares, strict=True):
@@ -201,15 +202,16 @@ def train(
                 output = model(**batch)
                 # every post of a step weighs the same; backward divides by the accumulated batches
                 accelerator.backward(output.loss * share.scale)
-                if accelerator.sync_gradients and training.max_grad_norm > 0:
-                    accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+                taken.add(output, share)
+                if accelerator.sync_gradients:
+                    taken.guard()  # clips; a step whose gradient is NaN or infinite will do nothing
                 optimizer.step()
                 optimizer.zero_grad()
                 if accelerator.sync_gradients:
                     schedule.step()
-            if (mean := losses.add(output, share)) is not None:
+            if (mean := taken.mean_loss()) is not None:
                 bar.set_postfix(loss=f"{mean:.3f}")
-        means, seconds = losses.means(accelerator), time.perf_counter() - began
+        means, seconds = taken.means(), time.perf_counter() - began
 
         found = predict_dev(accelerator, model, dev_loader)
         relations, gold = [found[number] for number in range(len(dev))], [pair["relation"] for pair in dev]
@@ -222,7 +224,7 @@ def train(
 
     stop_trackers(accelerator)
     model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
-    results |= {"best_epoch": state.best_epoch, "history": state.history}
+    results |= {"best_epoch": state.best_epoch, "history": state.history} | optimization.skipped_steps(state)
 
     # the best epoch's model: scores with and without knowledge, predictions, card
     best = checkpoints.load_best(MoReForRelationExtraction, folder, accelerator.device)
@@ -240,7 +242,7 @@ def predict_dev(accelerator: Accelerator, model: torch.nn.Module, loader: DataLo
     for batch in tqdm(loader, desc="dev", disable=not accelerator.is_main_process, leave=False):
         numbers = batch.pop("index").tolist()
         with torch.no_grad():
-            logits = model(**batch).logits
+            logits = optimization.check_scores(accelerator, model(**batch).logits)
         relations = [core.config.id2label[label] for label in logits.argmax(-1).tolist()]
         rows = list(zip(numbers, relations, strict=True))
         found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))

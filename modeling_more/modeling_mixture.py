@@ -335,7 +335,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         raise NotImplementedError
 
     def _gate_loss(self, log_weights: Tensor, word_mask: Tensor | None) -> Tensor:
-        """Return load_balancing · Z Σ_z (mean g_z)² + entropy · mean H(g), means over posts (of their words' means)."""
+        """Return load_balancing · Z Σ_z (mean g_z)² + entropy · mean H(g), means over posts (of their words)."""
         weights = log_weights.exp()
         # not entr(weights): its gradient is infinite at a weight that has become 0
         entropy = -(weights * log_weights).sum(-1)

@@ -141,6 +141,11 @@ class TrainingArguments:
     )
     warmup_ratio: float = option(0.0, "share of the steps in which the rates rise from 0")
     max_grad_norm: float = option(0.0, "clip gradients to this norm; 0: no clipping")
+    skip_nonfinite_steps: int = option(
+        0,
+        "skip, and count, up to so many optimizer steps whose loss or gradient is NaN or infinite; at one more (by "
+        "default at the first) training stops; DeepSpeed can't skip",
+    )
     early_stopping_patience: int | None = option(None, "stop after so many epochs without a better dev score")
     bf16: bool = option(False, "compute in bfloat16 (weights and CRF stay float32)")
     do_train: bool = option(True, "train (with --no_do_train: only score the given model)")

@@ -23,7 +23,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("max_tokens_per_batch early_stopping_patience gate_batch_size", lambda value: value >= 1, "at least 1"),
     ("max_length knowledge_words top_k max_train_samples max_eval_samples", lambda value: value >= 1, "at least 1"),
     ("crossfit_folds", lambda value: value >= 2, "at least 2"),
-    ("load_balancing gate_entropy gate_epochs", lambda value: value >= 0, "at least 0"),
+    ("load_balancing gate_entropy gate_epochs skip_nonfinite_steps", lambda value: value >= 0, "at least 0"),
 )
 
 

@@ -61,6 +61,12 @@ def train_gate(
             batch = {key: value.to(model.device) for key, value in gate_batch(features, rows, labels).items()}
             loss = model(**batch).loss
             loss.backward()
+            norm = torch.nn.utils.get_total_norm([one.grad for one in model.gate.parameters() if one.grad is not None])
+            if not (loss.isfinite() and norm.isfinite()):
+                raise FloatingPointError(
+                    f"loss or gradient of the gate became NaN or infinite in its epoch {epoch + 1}, at batch "
+                    f"{first // args.gate_batch_size + 1}: choose a smaller --gate_learning_rate"
+                )
             optimizer.step()
             optimizer.zero_grad()
             total += loss.item() * len(rows)

@@ -72,7 +72,8 @@ def train(
         sampler.set_epoch(epoch)
         shares = sampler.shares(optimization.batches_per_step(accelerator))
         shares = shares[accelerator.process_index :: accelerator.num_processes]
-        began, losses = time.perf_counter(), optimization.EpochLoss(epoch, len(loader))
+        taken = optimization.EpochSteps(accelerator, wrapped, optimizer, sampler, state, args, posts)
+        began = time.perf_counter()
         wrapped.train()
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_train_epochs}", disable=not accelerator.is_main_process)
         for batch, share in zip(bar, shares, strict=True):
@@ -83,16 +84,17 @@ def train(
                 output = wrapped(**batch)
                 # backward divides by the accumulated batches, and the processes' gradients are averaged
                 accelerator.backward(output.loss * share.scale)
-                if accelerator.sync_gradients and args.max_grad_norm > 0:
-                    accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
+                taken.add(output, share)
+                if accelerator.sync_gradients:
+                    taken.guard()  # clips; a step whose gradient is NaN or infinite will do nothing
                 optimizer.step()
                 optimizer.zero_grad()
                 if accelerator.sync_gradients:
                     schedule.step()
-            if (mean := losses.add(output, share)) is not None:
+            if (mean := taken.mean_loss()) is not None:
                 bar.set_postfix(loss=f"{mean:.3f}")
         seconds = time.perf_counter() - began
-        if state.add(losses.means(accelerator), evaluate(wrapped), seconds):
+        if state.add(taken.means(), evaluate(wrapped), seconds):
             save_best(accelerator, wrapped, checkpoints)
         accelerator.log({key: value for key, value in state.history[-1].items() if key != "epoch"}, step=state.epoch)
         if args.save_checkpoints:

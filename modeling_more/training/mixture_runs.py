@@ -34,6 +34,7 @@ from .loop import train
 from .mixture_posts import cache_of, image_model_of
 from .mixture_report import report_gate
 from .models import load_expert, load_processor
+from .optimization import check_scores, skipped_steps
 from .output_folders import begin_scoring, begin_training
 from .results import begin_results, save_run
 from .setup import make_accelerator
@@ -114,7 +115,7 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
     if args.training.do_train:
         results |= {"gate_data": args.mixture.gate_data, "gate_posts": len(run.gate_posts)}
         trained = train_mixture(run)
-        results |= {"best_epoch": trained.best_epoch, "history": trained.history}
+        results |= {"best_epoch": trained.best_epoch, "history": trained.history} | skipped_steps(trained)
 
     output, suffix = begin_scoring(args, accelerator)
     pipeline = run.pipeline()
@@ -145,7 +146,9 @@ def train_mixture(run: MixtureRun) -> TrainingState:
 
     def dev_result(model: Mixture, features: Features) -> DevResult:
         pipeline = task.pipeline_class(model, run.processor, run.accelerator)
-        found = [one for output, mask in mixed(model, features) for one in pipeline.decode(output.logits, mask)]
+        found = []
+        for output, mask in mixed(model, features):
+            found += pipeline.decode(check_scores(run.accelerator, output.logits), mask)
         scored = found, [post[task.label] for post in dev], args.data.none_relation
         return DevResult(task.scores(*scored)["f1"], task.counts(*scored))
 

@@ -120,7 +120,9 @@ def write_model_card(
     if history:
         with new_file(output_dir / CURVE) as beside:
             draw_training_curve(history, beside)
-        parts.append(_section("Training", f"![Loss and dev F1 after each epoch]({CURVE})"))
+        skipped = sum(row.get("skipped_steps", 0) for row in history)
+        told = f"{skipped} optimizer steps were skipped: loss or gradient was NaN or infinite." if skipped else ""
+        parts.append(_section("Training", f"![Loss and dev F1 after each epoch]({CURVE})", told))
     code = usage if usage is not None else _usage(task, str(name), retrieval)
     settings = yaml.safe_dump({k: v for k, v in config.items() if v not in (None, [], "")}, sort_keys=False)
     versions = [{"package": package, "version": version} for package, version in installed_versions().items()]

@@ -61,7 +61,7 @@ def start_logging(accelerator: Accelerator) -> None:
 
 @contextmanager
 def running(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
-    """Start logging, run the block, and end its processes; if interrupted, end with a sentence on how to resume."""
+    """Start logging, run the block, and end its processes; if interrupted or diverged, end with a sentence on it."""
     start_logging(accelerator)
     warn_of_slow_cpu(accelerator, predict=args.posts is None)
     try:
@@ -72,6 +72,8 @@ def running(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
             f"\ninterrupted; the last complete epoch is kept: add --resume_from_checkpoint latest to go on "
             f"(in {args.training.output_dir})"
         ) from None
+    except FloatingPointError as error:  # a training that diverged
+        raise SystemExit(f"error: {error} (in {args.training.output_dir})") from None
 
 
 def start_trackers(args: Arguments, accelerator: Accelerator) -> None:

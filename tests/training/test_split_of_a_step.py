@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_optimizer_steps import entities, relations, without_dropout
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mixture_experts import ENTRIES, NAMES, OTHERS, builder, save_expert
@@ -21,7 +22,6 @@ from modeling_more.training.loop import train
 from modeling_more.training.setup import make_accelerator
 from ner_runs import ROOT, posts
 from re_runs import pairs
-from test_optimizer_steps import entities, relations, without_dropout
 
 SIZES = (46, 44, 6)  # of the batches; on two processes a fourth repeats the first
 WEIGHTS = [0.2, 9.0, 1.5]
