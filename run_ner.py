@@ -48,7 +48,7 @@ from modeling_more.pipelines import EntityPipeline
 from modeling_more.posts import Posts
 from modeling_more.processing_more import MoReProcessor
 from modeling_more.tagging import bioes_labels, valid_tags
-from modeling_more.training import checkpoints, optimization
+from modeling_more.training import checkpoints, memory, optimization
 from modeling_more.training.evaluation import score_splits
 from modeling_more.training.mixture_posts import load_mixture_posts
 from modeling_more.training.mixture_runs import prepare_mixture, run_mixture
@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         return finish(ENTITIES, args, accelerator, results, command)
 
 
+@memory.fitting_batches
 def train(
     args: Arguments, posts: dict[str, Posts], types: list[str], report: dict[str, Any], to_predict: Posts, command: str
 ) -> dict[str, Any]:
@@ -160,6 +161,7 @@ def train(
     collate = MoReDataCollator(processor)
     sampler = optimization.make_sampler(encoded, training, accelerator.num_processes)
     loader: Any = DataLoader(encoded, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+    results |= memory.rehearse(accelerator, model, sampler, encoded, collate, training)
     dev_loader = evaluation_loader(encoded_dev, collate, accelerator, training.per_device_eval_batch_size)
 
     # optimizer and schedule; fused takes a third of the time of the plain step on a CPU

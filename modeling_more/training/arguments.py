@@ -126,6 +126,11 @@ class TrainingArguments:
     num_train_epochs: int = option(10, "epochs")
     per_device_train_batch_size: int = option(4, "posts of a batch on each device")
     per_device_eval_batch_size: int = option(16, "posts of a batch when not training")
+    auto_find_batch_size: bool = option(
+        False,
+        "where a batch does not fit into memory, halve it and double the accumulation: an optimizer step keeps its "
+        "posts; what was used is in all_results.json and arguments.json",
+    )
     max_tokens_per_batch: int | None = option(
         None, "batches hold at most so many padded sub-tokens, instead of so many posts"
     )

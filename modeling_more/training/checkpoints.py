@@ -31,7 +31,7 @@ LAST, BEST, STATE = "last", "best", "training_state.json"
 MAY_CHANGE = {
     *("output_dir", "seeds", "num_train_epochs", "early_stopping_patience", "resume_from_checkpoint", "do_train"),
     *("do_predict", "overwrite_output_dir", "save_checkpoints", "per_device_eval_batch_size", "report_to", "use_cpu"),
-    *("gradient_checkpointing", "skip_nonfinite_steps"),
+    *("gradient_checkpointing", "skip_nonfinite_steps", "auto_find_batch_size"),
 }
 
 

@@ -101,6 +101,10 @@ def check_arguments(args: Arguments) -> None:
         raise ValueError(f"--holdout_fraction is {data.holdout_fraction}, it must lie between 0 and 1")
     if mixture.train_experts and mixture.gate_data == "crossfit":
         raise ValueError("--train_experts trains the experts along: choose --gate_data holdout or train")
+    if mixture.train_experts and training.auto_find_batch_size:
+        raise ValueError(
+            "--auto_find_batch_size is not for --train_experts: give --per_device_train_batch_size 1 or more"
+        )
     resumed = training.resume_from_checkpoint
     if resumed and resumed != "latest" and not Path(resumed).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint {resumed}: no such folder")
