@@ -53,7 +53,7 @@ from modeling_more.training.evaluation import score_splits
 from modeling_more.training.mixture_posts import load_mixture_posts
 from modeling_more.training.mixture_runs import prepare_mixture, run_mixture
 from modeling_more.training.models import SAVED, encoder_options, load_saved, model_kind
-from modeling_more.training.output_folders import begin_training
+from modeling_more.training.output_folders import begin_training, holding
 from modeling_more.training.posts import check_splits, hold_out, load_posts
 from modeling_more.training.predict_mode import posts_to_predict, predict_alone
 from modeling_more.training.results import begin_results, count_cut, finish, save_run
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = read_arguments(argv, str(__doc__), *FOREIGN)
     accelerator = make_accelerator(args.training)
     command = command_of(RELATIONS.script, argv, accelerator.num_processes, accelerator.mixed_precision)
-    with running(args, accelerator):
+    with running(args, accelerator), holding(args, accelerator):
         if args.posts is None:
             return predict_alone(RELATIONS, args, accelerator)
         mixed = args.data.retrieval == "moe"
@@ -151,7 +151,7 @@ def train(
     with one_sentence_errors():
         checkpoints.check_checkpoint(training, made_of)
     begin_training(args, accelerator)
-    results = begin_results(args, report, accelerator, learned, held_out)
+    results = begin_results(args, report, learned, held_out)
 
     # rows of sub-tokens, and batches of them
     two_views = model.config.two_views != "off" and processor.knowledge_column is not None
@@ -232,7 +232,7 @@ def train(
     best = checkpoints.load_best(MoReForRelationExtraction, folder, accelerator.device)
     pipeline = RelationPipeline(best, processor, accelerator, training.per_device_eval_batch_size)
     results |= score_splits(RELATIONS, args, pipeline, posts)
-    save_run(RELATIONS, args, pipeline, results, to_predict, command)
+    save_run(RELATIONS, args, pipeline, results, to_predict, command, held_out)
     return results
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from platform import node
 from typing import Any
 
-TEMPORARY = ".*.tmp"  # pattern of the names beside: a killed run may leave some
+TEMPORARY = f".*.{8 * '[0-9a-f]'}.tmp"  # pattern of the names beside: a killed run may leave some
 MANIFEST = "manifest.json"  # size and digest of the files that a folder was saved with
 LOCK, HOLDER = ".lock", ".lock.json"  # the lock of a folder, and who holds it
 
@@ -142,10 +142,37 @@ def file_digest(file: Path) -> str:
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
     """Write `manifest.json` with the size and the SHA-256 of files below a folder, for `foreign.check_manifest`."""
-    files = {
-        name: {"size": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in sorted(names)
-    }
-    write_json(folder / MANIFEST, {"files": files})
+    write_json(folder / MANIFEST, {"files": {name: file_entry(folder / name) for name in sorted(names)}})
+
+
+def file_entry(file: Path) -> dict[str, Any]:
+    """Return what a manifest holds of a file."""
+    return {"size": file.stat().st_size, "sha256": file_digest(file)}
+
+
+@contextmanager
+def manifest_kept(folder: str | Path) -> Iterator[None]:
+    """Take what the block replaces or removes out of the folder's manifest, if it has one: nobody vouches for it."""
+    home = Path(folder)
+    try:
+        manifest = json.loads((home / MANIFEST).read_text(encoding="utf-8"))
+        before = {name: _stamp(home / name) for name in manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or one that no reader would believe
+        before = {}
+    try:
+        yield
+    finally:
+        if changed := {name for name, stamp in before.items() if _stamp(home / name) != stamp}:
+            manifest["files"] = {name: one for name, one in manifest["files"].items() if name not in changed}
+            write_json(home / MANIFEST, manifest)
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def sync(path: Path) -> None:

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import ModelOutput
 from .configuration_mixture import MoReMixtureConfig, check_labels, check_names, label_list
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
+from .files import manifest_kept
 from .gate import Gate, mix
 from .mixed_experts import (
     align_labels,
@@ -217,7 +218,8 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         if not self.config.copy_experts:
             weights = self.state_dict() if state_dict is None else state_dict
             state_dict = {key: value for key, value in weights.items() if not key.startswith("experts.")}
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        with manifest_kept(save_directory):
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the embeddings of every expert and return the first one's.

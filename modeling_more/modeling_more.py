@@ -22,6 +22,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
+from .files import manifest_kept
 from .positions import position_limit
 from .tagging import allowed_transitions
 
@@ -148,10 +149,11 @@ class MoRePreTrainedModel(PreTrainedModel):
         self._keep_vocabulary_size()
         return embeddings
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save the model, also where the encoder was resized by itself."""
         self._keep_vocabulary_size()
-        super().save_pretrained(*args, **kwargs)
+        with manifest_kept(save_directory):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def _keep_vocabulary_size(self) -> None:
         size = self.encoder.get_input_embeddings().num_embeddings

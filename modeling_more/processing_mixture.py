@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoProcessor, BatchFeature, ProcessorMixin
 
 from .configuration_mixture import MoReMixtureConfig, check_names
 from .configuration_more import MoReConfig
+from .files import manifest_kept
 from .positions import position_limit_of
 from .processing_more import PROCESSOR_FILES, Entry, MoReProcessor, Span, downloaded
 from .words import split_words
@@ -145,9 +146,10 @@ class MoReMixtureProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write `experts/<name>/`, a whole `MoReProcessor` each, and `processor_config.json`."""
-        for name, processor in zip(self.names, self.processors, strict=True):
-            processor.save_pretrained(Path(save_directory) / "experts" / name)
-        written: list[str] = super().save_pretrained(save_directory)
+        with manifest_kept(save_directory):
+            for name, processor in zip(self.names, self.processors, strict=True):
+                processor.save_pretrained(Path(save_directory) / "experts" / name)
+            written: list[str] = super().save_pretrained(save_directory)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return written

@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .configuration_more import MoReConfig
+from .files import manifest_kept
 from .positions import position_limit_of
 from .words import SPLITTERS, split_words
 
@@ -100,6 +101,12 @@ class MoReProcessor(ProcessorMixin):
         limit = _positions_at(folder, kwargs)
         processor.limit_length(limit, f"the encoder of {pretrained_model_name_or_path}")
         return processor
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write the tokenizer's files and `processor_config.json`."""
+        with manifest_kept(save_directory):
+            written: list[str] = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        return written
 
     def limit_length(self, limit: int | None, whose: str = "the encoder") -> None:
         """Lower `max_length` to this many sub-tokens where it is larger, and log both; None is no limit.

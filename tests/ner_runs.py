@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+QUICK = ("--num_train_epochs", "1")
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = ["Ada Lovelace", "Rivera", "Charles Babbage", "Oslo Olsen", "Ada", "Lake Lindau"]
 PLACES = ["Lindau", "Oslo", "London", "Lake Constance", "Bavaria", "Germany"]
@@ -81,3 +84,27 @@ def publish_folder(folder: Path, splits: Mapping[str, Any]) -> str:
     files = "".join(f"  - {{split: {split}, path: none/{split}.parquet}}\n" for split in splits)
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: none\n  data_files:\n{files}---\n")
     return str(folder)
+
+
+def contents(folder):
+    """The files below a folder; of a manifest only what vouches for others, since it also names what scorings add."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    return {
+        name: json.loads(content)["files"] if name.endswith("manifest.json") else content
+        for name, content in found.items()
+    }
+
+
+def training(files, out, *more):
+    return options({**files, "out": str(out)}, files["encoder"], *QUICK, *more)
+
+
+def told(capsys, arguments, main=None):
+    """The one sentence in which a run is refused."""
+    import run_ner
+
+    with pytest.raises(SystemExit) as stopped:
+        (main or run_ner.main)(arguments)
+    message = str(stopped.value.code) if not isinstance(stopped.value.code, int) else capsys.readouterr().err
+    assert "error: " in message and "Traceback" not in message and "\n" not in message.strip()
+    return message

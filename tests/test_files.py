@@ -140,10 +140,11 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) 
                 raise AssertionError("held twice")
         assert (tmp_path / ".lock.json").exists()  # who could not have it took nothing away
         holder.kill()
-    (tmp_path / ".a.1234.tmp").mkdir()
+    (tmp_path / ".a.12ab34cd.tmp").mkdir()
     (tmp_path / "mine.tmp").touch()
+    (tmp_path / ".mine.tmp").touch()
     with locked(tmp_path, "scores"):  # the killed process left its files
-        assert remove_strays(tmp_path) == [".a.1234.tmp"]
+        assert remove_strays(tmp_path) == [".a.12ab34cd.tmp"]
         with pytest.raises(FolderInUseError, match="scores there"), locked(tmp_path, "scores"):
             pass
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "mine.tmp"]

@@ -73,10 +73,11 @@ def resume(accelerator: Accelerator, folder: Path, wanted: str | None) -> Traini
 
     Args:
         folder: the folder of this run's checkpoints.
-        wanted: `"latest"`, the folder of a checkpoint, or None to delete the checkpoints of an earlier run.
+        wanted: `"latest"`, the folder of a checkpoint, or None to begin anew, where no checkpoints are.
 
     Raises:
         FileNotFoundError: if the checkpoint is missing or incomplete.
+        FileExistsError: if the folder holds an earlier run's checkpoints, and this one is to begin anew.
     """
     state = TrainingState()
     if wanted and (checkpoint := find_checkpoint(folder, wanted)) is None:
@@ -94,9 +95,10 @@ def resume(accelerator: Accelerator, folder: Path, wanted: str | None) -> Traini
         saved.pop("made_of", None)
         state = TrainingState(**saved)
         logger.info("resumed from %s after epoch %d", checkpoint, state.epoch)
-    elif accelerator.is_main_process:
-        for name in CHECKPOINTS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+    elif there := next((folder / name for name in CHECKPOINTS if (folder / name).exists()), None):
+        raise FileExistsError(
+            f"{there} is of an earlier training: go on with it (resume_from_checkpoint), or give another output_dir"
+        )
     accelerator.wait_for_everyone()
     return state
 

@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..encoding import EXPERT_KNOWLEDGE
+from ..files import write_text
 from ..posts import Posts
 from .arguments import Arguments, DataArguments, ModelArguments, TrainingArguments
 from .expert_outputs import mixed
 from .experts import Expert
+from .output_folders import MADE_OF
 from .posts import post_digest
 
 logger = logging.getLogger(__name__)
-
-MADE_OF = "made_of.txt"  # marks a finished fold; holds a digest of its expert's posts and options
 
 
 class Fold(NamedTuple):
@@ -64,6 +64,8 @@ def folds_to_train(
             logger.info(
                 "crossfit: expert %s without fold %d of %d", expert.name, fold + 1, args.mixture.crossfit_folds
             )
+            if accelerator.is_main_process:
+                (folder / MADE_OF).unlink(missing_ok=True)  # of the expert that this one replaces
             again = expert.options_of(
                 TrainingArguments, output_dir=str(folder), seeds=[], resume_from_checkpoint=None, report_to=[],
                 save_checkpoints=False, use_cpu=training.use_cpu, bf16=training.bf16,
@@ -72,7 +74,7 @@ def folds_to_train(
             data = expert.options_of(DataArguments, holdout_fraction=0.0)
             yield Fold(Arguments(data, expert.options_of(ModelArguments), again), own)
             if accelerator.is_main_process:
-                (folder / MADE_OF).write_text(made_of, encoding="utf-8")
+                write_text(folder / MADE_OF, made_of)
 
 
 def said_by_folds(

@@ -17,6 +17,7 @@ from ..naming import loaded_from
 from ..posts import Posts
 from ..processing_more import MoReProcessor
 from .arguments import RETRIEVERS, DataArguments
+from .models import check_saved
 from .retrieval import knowledge_column, retrieved
 
 #: options of an expert's run that say how its knowledge is retrieved
@@ -77,6 +78,7 @@ def load_experts(sources: Sequence[str]) -> list[Expert]:
         if Path(source).exists() and not (Path(source) / "processor_config.json").is_file():
             raise ValueError(f"--experts {source}: no saved expert (processor_config.json is missing)")
         with loaded_from("--experts", source):
+            check_saved(source)
             processor = MoReProcessor.from_pretrained(source)
         options = _read_json(source, "arguments.json") or {}
         held_out = _read_json(source, "holdout_ids.json")

@@ -110,7 +110,7 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
     """
     task, args, accelerator = run.task, run.args, run.accelerator
     names: list[str] = run.model.config.expert_names
-    results = begin_results(args, report, accelerator)
+    results = begin_results(args, report)
     results["experts"] = {name: expert.source for name, expert in zip(names, run.experts, strict=True)}
     if args.training.do_train:
         results |= {"gate_data": args.mixture.gate_data, "gate_posts": len(run.gate_posts)}

@@ -80,6 +80,7 @@ def write_model_card(
     task: str = "token-classification",
     description: str = "",
     usage: str | None = None,
+    name: str = "",
     tags: Sequence[str] = (),
     sections: Sequence[tuple[str, str]] = (),
     license: str = "apache-2.0",
@@ -96,6 +97,7 @@ def write_model_card(
         history: one row per epoch {epoch, loss?, dev_f1?, seed?}; without rows there is no curve.
         task: pipeline tag on the Hub, `"token-classification"` or `"text-classification"`.
         description, usage: a paragraph on this model, and Python code, that replace the general ones.
+        name: the model's name or Hub id (default: `hub_model_id`, or the folder's name).
         tags, sections: additional tags for the Hub, and sections (title, Markdown) after the scores.
 
     Returns:
@@ -106,7 +108,7 @@ def write_model_card(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     config = without_folder(_scrub_config(config))
-    name = config.get("hub_model_id") or output_dir.resolve().name
+    name = name or config.get("hub_model_id") or output_dir.resolve().name
     dataset, retrieval = config.get("dataset"), config.get("retrieval") or "none"
 
     data = _card_data(results, config, name, task, [*tags], license, language)

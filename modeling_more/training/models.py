@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoProcessor
 
 from ..configuration_mixture import MoReMixtureConfig
 from ..configuration_more import MoReConfig
 from ..data.tasks import Task
+from ..files import MANIFEST
+from ..foreign import check_manifest, read_object, resolve_inside
 from ..modeling_more import MoRePreTrainedModel
 from ..naming import loaded_from, nearest
 from ..processing_more import MoReProcessor
@@ -22,6 +26,7 @@ from .retrieval import knowledge_column
 logger = logging.getLogger(__name__)
 
 SAVED = (MoReConfig.model_type, MoReMixtureConfig.model_type)
+WEIGHTS = ".safetensors"
 
 
 def load_saved(
@@ -47,6 +52,31 @@ def load_saved(
             name, processor.knowledge_column or "no knowledge", args.data.retrieval, given or "none",
         )  # fmt: skip
     return expert, processor
+
+
+def check_saved(source: str, revision: str | None = None, weights: bool = True) -> None:
+    """Check the files of a saved expert or mixture, in a folder or on the Hub, against its manifest, if it has one.
+
+    Args:
+        weights: whether to check the weights too, which takes a second for every gigabyte.
+
+    Raises:
+        ValueError: a file is missing, or is not the one that was saved with the others.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(hf_hub_download(source, MANIFEST, revision=revision)).parent
+        except (OSError, ValueError):  # not every expert was made by our scripts, nor is the Hub always there
+            return
+    if not (folder / MANIFEST).is_file():
+        return
+    files = read_object(folder / MANIFEST, files=dict)["files"]
+    names = [str(name) for name in files if weights or not str(name).endswith(WEIGHTS)]
+    if not Path(source).is_dir():
+        for name in names:  # into the folder of the same commit
+            hf_hub_download(source, str(resolve_inside(folder, name).relative_to(folder)), revision=folder.name)
+    check_manifest(folder, names)
 
 
 def encoder_options(args: ModelArguments) -> dict[str, Any]:
@@ -75,6 +105,7 @@ def load_processor(task: Task, args: ModelArguments, accelerator: Accelerator) -
             "the output folder, or the Hub id, of a trained expert"
         )
     with accelerator.main_process_first():
+        check_saved(name, revision, weights=False)
         processor: MoReProcessor = AutoProcessor.from_pretrained(name, revision=revision)
     if processor.markers != task.markers:
         other = "relations: use run_re.py" if processor.markers else "entities: use run_ner.py"
@@ -87,5 +118,6 @@ def load_expert(task: Task, args: ModelArguments, accelerator: Accelerator) -> M
     name, revision = args.model_name_or_path, args.model_revision
     model_class = task.mixture_class if model_kind(args) == MoReMixtureConfig.model_type else task.model_class
     with accelerator.main_process_first():
+        check_saved(name, revision)
         model: MoRePreTrainedModel = model_class.from_pretrained(name, revision=revision, dtype=torch.float32)
     return model.to(accelerator.device)

@@ -18,6 +18,7 @@ from .arguments import Arguments
 from .command_line import one_sentence_errors
 from .experts import add_expert_knowledge
 from .models import SAVED, load_expert, load_processor, model_kind
+from .output_folders import begin_predicting
 from .retrieval import knowledge_column, retrieved
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def predict_alone(task: Task, args: Arguments, accelerator: Accelerator) -> dict
         processor = load_processor(task, args.model, accelerator)
         expert = load_expert(task, args.model, accelerator)
     pipeline = task.pipeline_class(expert, processor, accelerator, args.training.per_device_eval_batch_size)
-    write_predictions(Path(args.training.output_dir), pipeline, posts)
+    write_predictions(Path(args.training.output_dir), pipeline, posts, begin_predicting(args, accelerator))
     return {}
 
 
@@ -65,8 +66,12 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
     return posts
 
 
-def write_predictions(output: Path, pipeline: MoRePipeline, posts: Posts) -> None:
-    """Write an expert's or a mixture's predictions for these posts to `predictions/predict.jsonl`."""
+def write_predictions(output: Path, pipeline: MoRePipeline, posts: Posts, suffix: str = "") -> None:
+    """Write an expert's or a mixture's predictions for these posts to `predictions/predict.jsonl`.
+
+    Args:
+        suffix: of the file's name, see `begin_predicting`.
+    """
     read = getattr(pipeline.processor, "processors", [pipeline.processor])
     given = len(posts[0].get(EXPERT_KNOWLEDGE) or read)
     if given != len(read):
@@ -76,6 +81,6 @@ def write_predictions(output: Path, pipeline: MoRePipeline, posts: Posts) -> Non
         logger.warning("no post has %s: the words alone are read there", ", ".join(lacking))
     found = pipeline(posts)
     if pipeline.accelerator.is_main_process:
-        path = output / "predictions" / "predict.jsonl"
+        path = output / "predictions" / f"predict{suffix}.jsonl"
         write_jsonl(path, found)
         logger.info("%d posts read: %s", len(found), path)

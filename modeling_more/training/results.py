@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import shutil
 import statistics
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,29 +16,27 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..data.tasks import Task
-from ..files import apply_umask, copy_folder, write_json
+from ..files import HOLDER, LOCK, MANIFEST, apply_umask, write_json
 from ..naming import without_folder
 from ..pipelines import MoRePipeline
 from ..posts import Posts, Row
 from .arguments import Arguments
+from .command_line import one_sentence_errors
 from .mixture_report import card_parts
 from .model_card import scored_parts, write_model_card
-from .output_folders import OPTIONS, RESULTS, forget_predictions, published, suffix_beside_record
+from .output_folders import begin_predicting, begin_scoring, suffix_beside_record
 from .predict_mode import write_predictions
+from .run_record import HOLDOUT, OPTIONS, RESULTS, below, identity, publish, read_entry, recorded, stage_of
 
 logger = logging.getLogger(__name__)
 
-NAMING_FOLDERS = (OPTIONS, RESULTS)  # name folders that a run read, which their copies on the Hub leave out
+NAMING_FOLDERS = (OPTIONS, RESULTS, "scores*.json")  # name folders that a run read, which their copies leave out
 
 
 def begin_results(
-    args: Arguments,
-    report: dict[str, Any],
-    accelerator: Accelerator,
-    learned: Posts | None = None,
-    held_out: Sequence[Row] = (),
+    args: Arguments, report: dict[str, Any], learned: Posts | None = None, held_out: Sequence[Row] = ()
 ) -> dict[str, Any]:
-    """Return the results that are known before scoring, and write the ids of the posts that a training holds out.
+    """Return the results that are known before scoring.
 
     Args:
         learned: the posts to train on; None if nothing is trained.
@@ -50,8 +50,6 @@ def begin_results(
         results["retrieval_report"] = report
     if learned is not None:
         results |= {"train_posts": len(learned), "held_out_posts": len(held_out)}
-        if accelerator.is_main_process:
-            write_json(Path(args.training.output_dir) / "holdout_ids.json", [post["id"] for post in held_out])
     return results
 
 
@@ -65,46 +63,70 @@ def count_cut(posts: Sequence[dict[str, Any]]) -> dict[str, int]:
     return cut
 
 
-def write_card(task: Task, args: Arguments, output: Path, results: dict[str, Any], command: str) -> None:
-    """Write the model card of one run or of several seeds."""
+def write_card(task: Task, args: Arguments, folder: Path, results: dict[str, Any], command: str) -> None:
+    """Write the model card of one run or of several seeds to a folder, from where it will be published."""
     runs = results.get("runs", [results])
     best = max(runs, key=_dev_score)
     history = [{**row, "seed": one["seed"]} for one in runs for row in one.get("history", [])]
-    more, published_as = {}, args.hub.hub_model_id
+    more: dict[str, Any] = {"name": args.hub.hub_model_id or Path(args.training.output_dir).resolve().name}
     if "experts" in best:  # for several seeds: weights and gains of the seed whose model is kept
-        more = card_parts(best, task.pipeline_tag, published_as or output.resolve().name)
+        more |= card_parts(best, task.pipeline_tag, more["name"])
     if not args.training.do_train:
-        told = scored_parts(published_as or args.model.model_name_or_path, task.pipeline_tag, args.data.retrieval)
+        told = scored_parts(
+            args.hub.hub_model_id or args.model.model_name_or_path, task.pipeline_tag, args.data.retrieval
+        )
         more = told | more | {"description": told["description"]}
-    write_model_card(output, results, args.options(), command, history, task=task.pipeline_tag, **more)
+    write_model_card(folder, results, args.options(), command, history, task=task.pipeline_tag, **more)
 
 
 def save_run(
-    task: Task, args: Arguments, pipeline: MoRePipeline, results: dict[str, Any], to_predict: Posts, command: str
+    task: Task,
+    args: Arguments,
+    pipeline: MoRePipeline,
+    results: dict[str, Any],
+    to_predict: Posts,
+    command: str,
+    held_out: Sequence[Row] | None = None,
 ) -> None:
-    """Write model, processor, scores, options, card, and predictions for posts without labels.
+    """Write model, processor, scores, options, card, and then predictions for posts without labels.
 
-    If nothing was trained, the model is only written if it is to be published; and in a folder with a training's
-    record, only the scores are written, under a name of their own.
+    All but these appear at once, with the predictions of the scored posts, which `begin_scoring` gave a place. If
+    nothing was trained, the model is only written if it is to be published; and in a folder with the record of
+    something else, only the scores are written, under a name of their own.
+
+    Args:
+        held_out: the posts that an expert's training held out, whose ids belong to its model.
     """
     accelerator = pipeline.accelerator
     output = Path(args.training.output_dir)
-    suffix = suffix_beside_record(args)
-    if to_predict:
-        write_predictions(output, pipeline, to_predict)
-    if accelerator.is_main_process and suffix:
-        write_json(output / f"scores{suffix}.json", results)
-        logger.info("%s keeps its record: scores are in scores%s.json, predictions/*%s.jsonl", output, suffix, suffix)
-    elif accelerator.is_main_process:
-        if args.training.do_train or args.hub.push_to_hub:
-            pipeline.core.save_pretrained(output)
-            pipeline.processor.save_pretrained(output)
-            apply_umask(output)
-        write_json(output / RESULTS, results)
-        write_json(output / OPTIONS, args.options())
-        write_card(task, args, output, results, command)
-        logger.info("written: %s", output)
+    suffix, stage = suffix_beside_record(args), stage_of(output)
+    if accelerator.is_main_process:
+        loaded: set[str] = set()
+        if suffix:
+            write_json(stage / f"scores{suffix}.json", results)
+        else:
+            if args.training.do_train or args.hub.push_to_hub:
+                before = below(stage)
+                pipeline.core.save_pretrained(stage)
+                pipeline.processor.save_pretrained(stage)
+                apply_umask(stage)
+                if held_out is not None:
+                    write_json(stage / HOLDOUT, [post["id"] for post in held_out])
+                loaded = below(stage) - before
+            write_json(stage / RESULTS, results)
+            write_json(stage / OPTIONS, args.options())
+            write_card(task, args, stage, results, command)
+        with one_sentence_errors():
+            publish(output, loaded, identity(args), args.trains)
+        if suffix:
+            logger.info(
+                "%s keeps its record: scores are in scores%s.json, predictions/*%s.jsonl", output, suffix, suffix
+            )
+        else:
+            logger.info("written: %s", output)
     accelerator.wait_for_everyone()
+    if to_predict:
+        write_predictions(output, pipeline, to_predict, begin_predicting(args, accelerator))
 
 
 def finish(
@@ -115,10 +137,13 @@ def finish(
     if accelerator.is_main_process:
         if len(all_results) > 1:
             results = over_seeds(all_results, args.seeds)
-            adopt_best(output, all_results)
-            write_json(output / RESULTS, results)
-            write_json(output / OPTIONS, args.options())
-            write_card(task, args, output, results, command)
+            stage, _ = begin_scoring(args, accelerator)
+            loaded = adopt_best(stage, output / f"seed-{max(all_results, key=_dev_score)['seed']}")
+            write_json(stage / RESULTS, results)
+            write_json(stage / OPTIONS, args.options())
+            write_card(task, args, stage, results, command)
+            with one_sentence_errors():
+                publish(output, loaded, identity(args), trained=True)
         log_scores(results, task.shown)
         if args.hub.push_to_hub:
             push(output, str(args.hub.hub_model_id), args.hub.hub_private, args.hub.push_predictions)
@@ -149,11 +174,16 @@ def _dev_score(result: dict[str, Any]) -> float:
     return float(result.get("dev_f1", result.get("test_f1", 0.0)))
 
 
-def adopt_best(output: Path, results: list[dict[str, Any]]) -> None:
-    """Copy the files of the seed with the best dev score into the output folder itself, ready to load."""
-    best = max(results, key=_dev_score)
-    forget_predictions(output, trained=True)
-    copy_folder(output / f"seed-{best['seed']}", output, leave_out=("checkpoints", "logs", "crossfit"))
+def adopt_best(stage: Path, best: Path) -> list[str]:
+    """Copy the files of the seed with the best dev score, ready to load; return the names of those that loading reads.
+
+    Args:
+        best: the folder of that seed.
+    """
+    for name in recorded(best):
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(best / name, stage / name)
+    return list(read_entry(best / MANIFEST)["files"])
 
 
 def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
@@ -169,6 +199,32 @@ def privacy(private: bool) -> str:
     return "private" if private else "if it is new, as private as the account or organisation has it by default"
 
 
+def published(folder: Path, predictions: bool) -> list[str]:
+    """Return the files of a run to upload, with or without predictions: those that it recorded when it wrote them."""
+    names = [name for name in recorded(folder) if predictions or not name.startswith("predictions/")]
+    return sorted(name for name in names if (folder / name).is_file() and not (folder / name).is_symlink())
+
+
+def foreign_files(folder: Path) -> int:
+    """Return the number of files in a run's folder that no run wrote, those of its checkpoints and folds left out."""
+    known = {*recorded(folder), MANIFEST, LOCK, HOLDER}
+    inner = ("checkpoints/", "crossfit/", "logs/", "seed-")
+    return sum(1 for name in below(folder) - known if not name.startswith(inner))
+
+
+def shown_size(size: float) -> str:
+    """Return a number of bytes in words, like `2.2 GB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _names_folders(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in NAMING_FOLDERS)
+
+
 def push(folder: Path, repository: str, private: bool, predictions: bool = False) -> None:
     """Upload the files of a run, without the paths of local folders; if that fails, the error says how to try again.
 
@@ -179,21 +235,28 @@ def push(folder: Path, repository: str, private: bool, predictions: bool = False
     from huggingface_hub import HfApi
 
     sent = published(folder, predictions)
+    sizes = [f"{name} ({shown_size((folder / name).stat().st_size)})" for name in sent]
     logger.info(
-        "uploading to %s (%s): %s%s", repository, privacy(private), ", ".join(sent),
+        "uploading to %s (%s): %s%s", repository, privacy(private), ", ".join(sizes),
         "" if predictions else "; without the predictions, which hold the posts' words: --push_predictions",
     )  # fmt: skip
+    if left_out := foreign_files(folder):
+        logger.info("left out: %d files in %s that this run did not write", left_out, folder)
     try:
         api = HfApi()
         api.create_repo(repository, private=private or None, exist_ok=True)
         with TemporaryDirectory() as beside:
+            described = read_entry(folder / MANIFEST).get("files", {})
             for name in sent:
                 place = Path(beside) / name
                 place.parent.mkdir(parents=True, exist_ok=True)
-                if name in NAMING_FOLDERS:
+                if _names_folders(name):
                     write_json(place, without_folder(json.loads((folder / name).read_text(encoding="utf-8"))))
                 else:
                     place.symlink_to((folder / name).resolve())
+            write_json(
+                Path(beside) / MANIFEST, {"files": {name: described[name] for name in sent if name in described}}
+            )
             url = api.upload_folder(
                 repo_id=repository,
                 folder_path=beside,
@@ -202,10 +265,10 @@ def push(folder: Path, repository: str, private: bool, predictions: bool = False
             )
     except Exception as error:  # from the Hub, its HTTP library or the system: whatever it is, say how to go on
         logger.debug("upload failed", exc_info=True)
-        left_out = [*NAMING_FOLDERS, *([] if predictions else ["predictions/*"])]
+        excluded = [*NAMING_FOLDERS, *([] if predictions else ["predictions/*"])]
         again = f"hf upload {repository} {shlex.quote(str(folder))} . "
-        again += " ".join(f"--include {shlex.quote(name)}" for name in sent if name not in NAMING_FOLDERS)
-        again += "".join(f" --exclude '{pattern}'" for pattern in left_out) + " --private" * private
+        again += " ".join(f"--include {shlex.quote(name)}" for name in sent if not _names_folders(name))
+        again += "".join(f" --exclude '{pattern}'" for pattern in excluded) + " --private" * private
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         raise SystemExit(
             f"error: the upload to {repository} failed ({reason}). "

@@ -26,7 +26,7 @@ def score_alone(
     with one_sentence_errors():
         model, processor = load_saved(task, args, task.labels(types, args.data.none_relation), accelerator)
     pipeline = task.pipeline_class(model, processor, accelerator, args.training.per_device_eval_batch_size)
-    results = begin_results(args, report, accelerator)
+    results = begin_results(args, report)
     results |= score_splits(task, args, pipeline, splits)
     save_run(task, args, pipeline, results, to_predict, command)
     return results

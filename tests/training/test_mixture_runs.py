@@ -147,6 +147,7 @@ def test_gate_data_and_training_the_experts(experts, tmp_path, monkeypatch):
         bare = tmp_path / "bare"
         shutil.copytree(experts["text"], bare)
         (bare / "holdout_ids.json").write_text("[]")
+        (bare / "manifest.json").unlink()
         run_ner.main(mix({**experts, "text": str(bare)}, tmp_path / "x"))
     arguments = mix(experts, tmp_path / "train", "--gate_data", "train")
     place = arguments.index("--test_file")

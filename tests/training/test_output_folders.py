@@ -8,62 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForTokenClassification
 
-import ner_runs
 import re_runs
 import run_ner
 import run_re
 from modeling_more.training.command_line import parse_arguments
 from modeling_more.training.experts import load_experts
-from modeling_more.training.output_folders import check_output_dir, forget_predictions
-from ner_runs import options
-
-QUICK = ("--num_train_epochs", "1")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_encoder):
-    """A folder with two finished runs, `plain` and `several` (of two seeds), and the files that made them."""
-    root = tmp_path_factory.mktemp("trained")
-    files = {
-        "train": str(ner_runs.write_jsonl(root / "train.jsonl", ner_runs.posts(24))),
-        "dev": str(ner_runs.write_conll(root / "dev.conll", ner_runs.posts(8, 30))),
-        "test": str(ner_runs.write_conll(root / "test.conll", ner_runs.posts(9, 50))),
-        "other": str(ner_runs.write_conll(root / "c.conll", ner_runs.posts(5, 70))),
-        "knowledge": str(ner_runs.write_jsonl(root / "wiki.jsonl", ner_runs.KNOWLEDGE)),
-        "cache": str(root / "cache"),
-        "encoder": tiny_encoder("bert"),
-    }
-    for name, extra in (("plain", ["--holdout_fraction", "0.33"]), ("several", ["--seeds", "1", "2"])):
-        extra += [*QUICK, "--knowledge", files["knowledge"], "--top_k", "1"]
-        run_ner.main(options({**files, "out": str(root / name)}, files["encoder"], *extra, retrieval="text"))
-    return root, files
-
-
-@pytest.fixture
-def here(trained, tmp_path, monkeypatch):
-    """A copy of these runs to work in, and what each run would read."""
-    root, files = trained
-    for name in ("plain", "several"):
-        shutil.copytree(root / name, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    return files
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
-def training(files, out, *more):
-    return options({**files, "out": str(out)}, files["encoder"], *QUICK, *more)
-
-
-def told(capsys, arguments, main=run_ner.main):
-    """The one sentence in which a run is refused."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    message = str(stopped.value.code) if not isinstance(stopped.value.code, int) else capsys.readouterr().err
-    assert "error: " in message and "Traceback" not in message and "\n" not in message.strip()
-    return message
+from modeling_more.training.output_folders import check_output_dir
+from ner_runs import QUICK, contents, told, training
 
 
 @pytest.mark.parametrize("model", ["plain", "./plain/", "several", "several/seed-2", "absolute", "."])
@@ -111,16 +62,52 @@ def test_scoring_into_the_models_folder_keeps_its_record(here, tmp_path):
     assert expert.options["knowledge"] == [here["knowledge"]] and expert.holdout_ids
 
 
-def test_scores_replace_scores_and_no_file_of_others(here, tmp_path):
+def test_scores_replace_those_of_the_same_posts_and_no_others(here, tmp_path):
     score = ["--model_name_or_path", "plain", "--no_do_train", "--use_cpu", "--output_dir", "s"]
-    run_ner.main([*score, "--validation_file", here["dev"], "--test_file", here["test"]])
-    run_ner.main([*score, "--test_file", here["other"]])
-    assert sorted(contents("s")) == ["README.md", "all_results.json", "arguments.json", "predictions/test.jsonl"]
-    assert json.loads(Path("s/all_results.json").read_text())["dataset"] == here["other"]
+    files = ["README.md", "all_results.json", "arguments.json", "manifest.json", "predictions/test.jsonl"]
+    for _ in range(2):
+        run_ner.main([*score, "--test_file", here["other"]])
+        assert sorted(contents("s")) == files
+    before = contents("s")
+    Path("more").mkdir()
+    shutil.copy(here["test"], "more/c.conll")  # other posts, in a file of the same name
+    for _ in range(2):
+        run_ner.main([*score, "--test_file", "more/c.conll"])
+        after = contents("s")
+        assert {name: after[name] for name in before} == before
+        assert after.keys() - before.keys() == {"scores-c.json", "predictions/test-c.jsonl"}
+    run_ner.main([*score, "--model_name_or_path", "several", "--test_file", here["other"]])
+    again = contents("s")
+    assert {name: again[name] for name in after} == after
+    assert again.keys() - after.keys() == {"scores-c-2.json", "predictions/test-c-2.jsonl"}
     Path("project").mkdir()
     Path("project/README.md").write_text("mine")
     run_ner.main([*score[:-1], "project", "--test_file", here["other"]])
     assert Path("project/README.md").read_text() == "mine" and Path("project/scores-c.json").exists()
+
+
+def test_posts_of_one_file_name_are_scored_and_predicted_in_folders_of_their_own(here, tmp_path):
+    Path("more").mkdir()
+    shutil.copy(here["test"], "more/c.conll")
+    model = ["--model_name_or_path", "plain", "--use_cpu"]
+    for _ in range(2):  # the same posts again take the same folder again
+        for file in (here["other"], "more/c.conll"):
+            run_ner.main([*model, "--no_do_train", "--test_file", file])
+            run_ner.main([*model, "--do_predict", "--predict_file", file])
+    for done, name in (("scored", "test"), ("predicted", "predict")):
+        assert [
+            len(Path(f"plain-{done}-c{more}/predictions/{name}.jsonl").open().readlines()) for more in ("", "-2")
+        ] == [
+            5,
+            9,
+        ]
+        assert len(list(tmp_path.glob(f"plain-{done}*"))) == 2
+    # predictions that nobody recorded are not replaced
+    Path("own/predictions").mkdir(parents=True)
+    Path("own/predictions/predict.jsonl").write_text("mine")
+    run_ner.main([*model, "--do_predict", "--predict_file", here["other"], "--output_dir", "own"])
+    assert Path("own/predictions/predict.jsonl").read_text() == "mine"
+    assert len(Path("own/predictions/predict-c.jsonl").open().readlines()) == 5
 
 
 def test_mixtures_are_scored_beside_their_record(here, tmp_path, tiny_encoder):
@@ -316,16 +303,6 @@ def test_files_of_others_are_not_deleted_from_a_runs_subfolders(here, tmp_path, 
     (tmp_path / "plain" / "logs" / "more" / "events.out.tfevents.1").write_text("")
     run_ner.main(training(here, "plain", "--overwrite_output_dir"))
     assert not Path("plain/logs").exists()
-
-
-@pytest.mark.parametrize("trained", [True, False])
-def test_a_scoring_keeps_what_was_predicted_for_other_posts(tmp_path: Path, trained: bool) -> None:
-    (tmp_path / "predictions").mkdir()
-    for name in ("dev", "test", "predict"):
-        (tmp_path / "predictions" / f"{name}.jsonl").write_text("{}")
-    forget_predictions(tmp_path, trained)
-    left = {file.name for file in (tmp_path / "predictions").iterdir()}
-    assert left == (set() if trained else {"predict.jsonl"})
 
 
 def test_a_folder_that_can_not_be_written_is_told_before_the_training(
