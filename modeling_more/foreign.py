@@ -85,8 +85,11 @@ def require_regular(file: str | Path) -> Path:
     return path
 
 
-def resolve_inside(folder: str | Path, name: str) -> Path:
+def resolve_inside(folder: str | Path, name: str, links_into: str | Path | None = None) -> Path:
     """Return the path of a name that a file gives, which must lie inside a folder, links resolved.
+
+    Args:
+        links_into: a folder around it, into all of which links may lead (the Hub's cache links to a folder of blobs).
 
     Raises:
         ValueError: the name is absolute, or leads out of the folder by `..` or by a link.
@@ -96,18 +99,19 @@ def resolve_inside(folder: str | Path, name: str) -> Path:
         raise ValueError(told)
     if ".." in PureWindowsPath(name).parts:  # it splits at both kinds of slash
         raise ValueError(told)
-    home = os.path.realpath(folder)
-    found = os.path.realpath(os.path.join(home, name))
+    found = os.path.realpath(os.path.join(os.path.realpath(folder), name))
+    home = os.path.realpath(folder if links_into is None else links_into)
     if os.path.commonpath([home, found]) != home:
         raise ValueError(told)
     return Path(folder) / name
 
 
-def check_manifest(folder: Path, names: Sequence[str] | None = None) -> None:
+def check_manifest(folder: Path, names: Sequence[str] | None = None, links_into: str | Path | None = None) -> None:
     """Check the files below a folder against its `manifest.json`, if it has one.
 
     Args:
         names: the files to check (default: all that the manifest names).
+        links_into: see `resolve_inside`.
 
     Raises:
         ValueError: a file is missing, or is not the one that was saved; the message names it.
@@ -118,7 +122,7 @@ def check_manifest(folder: Path, names: Sequence[str] | None = None) -> None:
     for name, told in files.items():
         if names is not None and name not in names:
             continue
-        file = resolve_inside(folder, name)
+        file = resolve_inside(folder, name, links_into)
         if not isinstance(told, dict) or not isinstance(told.get("size"), int):
             raise ValueError(f"{folder / MANIFEST} does not describe {name}")
         if not file.is_file():

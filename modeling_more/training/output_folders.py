@@ -17,6 +17,7 @@ from .arguments import Arguments
 from .run_record import (
     BEGUN,
     CONFIG,
+    KNOWN,
     OPENING,
     OPTIONS,
     PREDICTIONS,
@@ -98,7 +99,7 @@ def suffix_beside_record(args: Arguments, folder: Path | None = None, predicted:
 
     split_files = ("predictions/dev{}.jsonl", "predictions/test{}.jsonl")
     files = ("predictions/predict{}.jsonl",) if predicted else ("scores{}.json", "gate_weights{}.png", *split_files)
-    if is_free(*(file.format("") for file in files)) and (predicted or is_free(*RECORD)):
+    if is_free(*(file.format("") for file in files)) and (predicted or is_free(*RECORD, BEGUN)):
         return ""
     suffixes = (f"-{one}" for one in _numbered(_name_of_posts(args)))
     return next(one for one in suffixes if is_free(*(file.format(one) for file in files)))
@@ -162,10 +163,12 @@ def check_output_dir(args: Arguments) -> None:
 
 def _check_unused(folder: Path, told: str) -> None:
     """Raise ValueError if something that no run wrote stands where a run writes."""
-    if not _is_ours(folder):
-        for name in (*RECORD, *PREDICTIONS, "model.safetensors", "tokenizer.json", "training_curve.png", BEGUN):
-            if os.path.lexists(folder / name):
-                raise ValueError(f"{told} holds a {name} that is of no run: give another --output_dir")
+    if not _is_ours(folder) and folder.is_dir():
+        names = [path.name for path in folder.iterdir() if KNOWN.fullmatch(path.name) or path.name in BESIDE[:3]]
+        names += [name for name in PREDICTIONS if os.path.lexists(folder / name)]
+        names += [path.relative_to(folder).as_posix() for path in folder.glob("experts/*/*")]
+        if names:
+            raise ValueError(f"{told} holds {sorted(names)[0]}, which is of no run: give another --output_dir")
     if strange := _strange_checkpoint(folder / "checkpoints"):
         raise ValueError(f"{strange} is of no run, which keeps checkpoints there: give another --output_dir")
     for fold in sorted(folder.glob("crossfit/*")):
@@ -189,6 +192,7 @@ def holding(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
     doing = "predicts" if args.posts is None else "trains" if args.trains else "scores"
     with ExitStack() as held:
         if accelerator.is_main_process:
+            held.callback(_remove_empty, made)  # of a run that wrote nothing
             try:
                 check_output_dir(args)
                 held.enter_context(locked(folder, f"{doing} with {Path(sys.argv[0]).name}"))
@@ -208,7 +212,10 @@ def holding(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
         finally:
             if accelerator.is_main_process:
                 shutil.rmtree(stage_of(folder), ignore_errors=True)
-    for one in made:  # of a run that wrote nothing
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for one in folders:
         if one.is_dir() and not any(one.iterdir()):
             one.rmdir()
 
@@ -337,7 +344,7 @@ def _goes_on(folder: Path) -> bool:
 def _is_ours(folder: Path) -> bool:
     """Return whether the folder carries the mark of a run: its options, record, model, results or checkpoints."""
     marked = has_options(folder) or WRITTEN in read_entry(folder / MANIFEST)
-    return marked or _finished(folder) or _begun(folder)
+    return marked or _finished(folder) or _begun(folder) or any(has_options(one) for one in folder.glob("seed-*"))
 
 
 def _is_checkpoint(folder: Path) -> bool:

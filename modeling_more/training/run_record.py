@@ -22,9 +22,10 @@ STAGE = ".run.00000000.tmp"  # where a run's files are gathered until all take t
 PREDICTIONS = ("predictions/dev.jsonl", "predictions/test.jsonl", "predictions/predict.jsonl")
 MODEL_TYPES = ("more", "more-mixture")  # those of our configurations, which take seconds to import
 WRITTEN = "written"  # in the manifest: file -> what it is of, see `identity`
+_OPTIONS = {"model_name_or_path", "retrieval", "output_dir"}  # among the options of every run
 OPENING = (CONFIG, "processor_config.json")  # without these nothing is loaded from a folder
-#: files of runs from before runs kept in the manifest what they wrote
-_KNOWN = re.compile(
+#: files that a run may write, and did before runs kept in the manifest what they wrote
+KNOWN = re.compile(
     r"arguments\.json|all_results\.json|README\.md|config\.json|holdout_ids\.json|training_curve\.png"
     r"|gate_weights\.png|generation_config\.json|model\.safetensors(\.index\.json)?"
     r"|model-\d{5}-of-\d{5}\.safetensors|(pre)?processor_config\.json|tokenizer(_config)?\.json"
@@ -40,8 +41,7 @@ def is_model(folder: Path) -> bool:
 
 def has_options(folder: Path) -> bool:
     """Return whether the folder holds the options of a run, finished or not."""
-    wanted = {"model_name_or_path", "retrieval", "output_dir"}
-    return any(wanted <= read_entry(folder / name).keys() for name in (OPTIONS, BEGUN))
+    return any(_OPTIONS <= read_entry(folder / name).keys() for name in (OPTIONS, BEGUN))
 
 
 def read_entry(file: Path) -> dict[str, Any]:
@@ -69,13 +69,14 @@ def recorded(folder: Path) -> dict[str, str]:
     manifest = read_entry(folder / MANIFEST)
     if isinstance(told := manifest.get(WRITTEN), dict):
         return {str(name): str(of) for name, of in told.items()}
-    if not (has_options(folder) or is_model(folder)):
+    options, config = read_entry(folder / OPTIONS), read_entry(folder / CONFIG)
+    if not (_OPTIONS <= options.keys() or config.get("model_type") in MODEL_TYPES):
         return {}
-    places = [folder, *(path for path in folder.glob("experts/*") if path.is_dir())]
-    found = [path.relative_to(folder) for place in places for path in place.iterdir() if _KNOWN.fullmatch(path.name)]
-    dataset = str(read_entry(folder / OPTIONS).get("dataset"))
-    more = (*PREDICTIONS, f".eval_results/{dataset.split('/')[-1]}.yaml")
-    return dict.fromkeys([*map(Path.as_posix, found), *(name for name in more if (folder / name).is_file())], "")
+    places = [folder, *(folder / "experts" / str(name) for name in config.get("expert_names") or ())]
+    files = [path for place in places if place.is_dir() for path in place.iterdir() if KNOWN.fullmatch(path.name)]
+    more = (*PREDICTIONS, f".eval_results/{str(options.get('dataset')).split('/')[-1]}.yaml")
+    files += [folder / name for name in more if (folder / name).is_file()]
+    return {path.relative_to(folder).as_posix(): "" for path in files}
 
 
 def claim(folder: Path, name: str, of: str) -> None:

@@ -7,18 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 import run_ner
-from modeling_more import MoReForTokenClassification
 from modeling_more.data.tasks import ENTITIES
 from modeling_more.training.arguments import ModelArguments
-from modeling_more.training.experts import load_experts
 from modeling_more.training.models import load_expert, load_processor
-from ner_runs import ROOT, contents, options, told, training
+from ner_runs import ROOT, contents, training
 
 # a run whose last step is done again and again, in copies of its folder, each killed one file operation later
 KILL = """

@@ -201,7 +201,7 @@ def test_overwriting_deletes_nothing_else(here, tmp_path, capsys):
     shutil.copytree(here["encoder"], "encoder")
     before = contents("encoder")
     assert "holds no run" in told(capsys, training(here, "encoder", overwrite))
-    assert "holds a config.json that is of no run" in told(capsys, training(here, "encoder"))
+    assert "holds config.json, which is of no run" in told(capsys, training(here, "encoder"))
     assert contents("encoder") == before and Path("home/letter.txt").exists()
     # what the run reads
     given = training(here, "plain", overwrite)
