@@ -24,7 +24,7 @@ from modeling_more.data.rows import HIDDEN
 from modeling_more.files import new_folder
 from modeling_more.naming import NamingParser, without_folder
 from modeling_more.tagging import tags_to_spans
-from modeling_more.training.model_card import markdown_table, scrub_command
+from modeling_more.training.model_card import escaped, fenced, markdown_table, scrub_command
 from modeling_more.training.results import privacy
 from modeling_more.words import SPLITTERS
 
@@ -286,7 +286,7 @@ def make_card(builder: Any, configs: Configs, knowledge: str, command: Sequence[
         builder.CREDIT,
         "" if getattr(builder, "INVENTED", False) else getattr(builder, "TERMS", TERMS),
         "## Made by",
-        f"```bash\n{scrub_command(command)}\n```\n\ndatasets {datasets_version}",
+        f"{fenced(scrub_command(command), 'bash')}\n\ndatasets {datasets_version}",
     ]
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
 
@@ -300,7 +300,7 @@ def _entity_counts(posts: DatasetDict) -> list[str]:
         told = [row for row in tags if HIDDEN not in row]
         found = Counter(span.type for row in told for span in tags_to_spans(labels.int2str(row)))
         counts = {"posts": len(data), "words": sum(map(len, tags)), "entities": found.total()}
-        rows.append({"split": split, **counts, **{type_: found[type_] for type_ in types}})
+        rows.append({"split": split, **counts, **{escaped(type_): found[type_] for type_ in types}})
     return [markdown_table(rows), "Entities as seqeval reads them: an I- that continues nothing begins one."]
 
 
@@ -311,7 +311,8 @@ def _relation_counts(posts: DatasetDict) -> list[str]:
         {"split": split, "rows": len(data), "words": sum(map(len, data["tokens"]))} for split, data in posts.items()
     ]
     relations = [
-        {"relation": name, **{split: found[split][label] for split in posts}} for label, name in enumerate(names)
+        {"relation": escaped(name), **{split: found[split][label] for split in posts}}
+        for label, name in enumerate(names)
     ]
     return [markdown_table(totals), markdown_table(relations)]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..files import new_file
 from ..pipelines import Prediction
 from ..posts import Posts
-from .model_card import USAGE, markdown_table
+from .model_card import USAGE, code_span, escaped, markdown_table
 
 PLOT = "gate_weights.png"
 COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")
@@ -74,13 +74,13 @@ def draw_gate_weights(weights: Tensor, names: Sequence[str], agree: Sequence[boo
 def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[str, Any]:
     """Return the parts of the model card that only mixtures have, as arguments of `write_model_card`."""
     experts = results["experts"]
-    listed = ", ".join(f"`{expert}` ({Path(source).name})" for expert, source in experts.items())
+    listed = ", ".join(f"{code_span(expert)} ({escaped(Path(source).name)})" for expert, source in experts.items())
     description = (
         "A mixture of experts: every expert reads the post with its own knowledge, a gate weighs their probabilities "
         f"for each post. Experts: {listed}."
     )
     if "gate_posts" in results:
-        description += f" The gate learned from {results['gate_posts']} posts (`{results['gate_data']}`)."
+        description += f" The gate learned from {results['gate_posts']} posts ({code_span(results['gate_data'])})."
     split = "test" if "test_f1_minus_average" in results else "dev"
     others = {"average": "the plain average", "best_expert": f"the best expert on dev ({results.get('best_expert')})"}
     shown = {"difference": "difference", "95 % from": "low", "to": "high"}

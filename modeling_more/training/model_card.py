@@ -31,6 +31,8 @@ SPLITS = {"test": "test", "dev": "validation"}  # a score's prefix -> the split'
 TASKS = {"token-classification": "Named entity recognition", "text-classification": "Relation extraction"}
 PAPER = "[Named Entity and Relation Extraction with Multi-Modal Retrieval](https://arxiv.org/abs/2212.01612)"
 
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where HTML begins
+_SPECIAL = "&<>|\\`*[]"  # in Markdown; an underscore inside a word is none
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SCORE = re.compile(rf"(?P<split>test|dev)_(?:(?P<variant>\w+?)_)??(?P<metric>{'|'.join(METRICS)})")
 # only at the end of a name: --max_tokens_per_batch and --tokenizer_name are no secrets
@@ -113,7 +115,7 @@ def write_model_card(
 
     data = _card_data(results, config, name, task, [*tags], license, language)
     parts = [
-        f"# {name}",
+        f"# {escaped(name)}",
         description or _description(task, config, dataset, retrieval),
         _section("Scores", _scores_table(results), _seeds_note(results)),
         _section(f"Scores per {'type' if task == 'token-classification' else 'relation'}", _per_type_table(results)),
@@ -129,9 +131,9 @@ def write_model_card(
     settings = yaml.safe_dump({k: v for k, v in config.items() if v not in (None, [], "")}, sort_keys=False)
     versions = [{"package": package, "version": version} for package, version in installed_versions().items()]
     parts += [
-        _section("How to use", code and f"```python\n{code.rstrip()}\n```"),
-        _section("How it was made", f"```bash\n{scrub_command(command)}\n```"),
-        _details("All settings", f"```yaml\n{settings}```"),
+        _section("How to use", code and fenced(code.rstrip(), "python")),
+        _section("How it was made", fenced(scrub_command(command), "bash")),
+        _details("All settings", fenced(settings.rstrip(), "yaml")),
         _details("Versions", markdown_table(versions)),
         _section("Citation", f"The method is that of {PAPER} (Wang et al., Findings of EMNLP 2022)."),
     ]
@@ -163,7 +165,10 @@ def scrub_command(command: str | Sequence[str]) -> str:
 
 
 def markdown_table(rows: Sequence[Record]) -> str:
-    """Return rows of equal keys as a Markdown table: numbers right-aligned, floats with two decimals, None a dash."""
+    """Return rows of equal keys as a Markdown table: numbers right-aligned, floats with two decimals, None a dash.
+
+    Cells may hold Markdown, but no tags of HTML; names that others chose are to be `escaped`.
+    """
     if not rows:
         return ""
     columns = list(rows[0])
@@ -173,7 +178,7 @@ def markdown_table(rows: Sequence[Record]) -> str:
             return "–"
         if isinstance(value, float):
             return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
-        return str(value).replace("|", "\\|").replace("\n", " ")
+        return _TAG.sub("&lt;", str(value).replace("|", "\\|").replace("\n", " "))
 
     numeric = [
         all(isinstance(row[c], int | float) or row[c] is None or re.match(r"[\d.]+ ±", str(row[c])) for row in rows)
@@ -183,6 +188,29 @@ def markdown_table(rows: Sequence[Record]) -> str:
         f"| {' | '.join(map(cell, line))} |" for line in (columns, *([row[c] for c in columns] for row in rows))
     )
     return "\n".join([head, f"|{'|'.join('---:' if right else '---' for right in numeric)}|", *body])
+
+
+def escaped(text: object) -> str:
+    """Return a text that others chose, such as a label, as Markdown that shows it and nothing else."""
+    line = " ".join(str(text).split())
+    return "".join(f"&#{ord(letter)};" if letter in _SPECIAL else letter for letter in line)
+
+
+def code_span(text: object) -> str:
+    """Return a text as code in a line of Markdown, whatever it holds."""
+    line = " ".join(str(text).split())
+    ticks = "`" * (_longest_ticks(line) + 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
+
+
+def fenced(code: str, language: str) -> str:
+    """Return a block of code, which ends where it should, whatever it holds."""
+    fence = "`" * max(3, _longest_ticks(code) + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def installed_versions() -> dict[str, str]:
@@ -320,7 +348,9 @@ def _seeds_note(results: Record) -> str:
 def _per_type_table(results: Record) -> str:
     columns = ("F1", "precision", "recall", "support")
     per_type = results.get("test_f1_per_type") or {}
-    return markdown_table([{"type": t, **{c: row.get(c.lower()) for c in columns}} for t, row in per_type.items()])
+    return markdown_table(
+        [{"type": escaped(t), **{c: row.get(c.lower()) for c in columns}} for t, row in per_type.items()]
+    )
 
 
 def _description(task: str, config: Record, dataset: Any, retrieval: str) -> str:
@@ -332,15 +362,20 @@ def _description(task: str, config: Record, dataset: Any, retrieval: str) -> str
     }.get(retrieval, f"It reads the post together with retrieved knowledge ({retrieval}).")
     return (
         f"{TASKS[task]} in social-media posts, by the method of {PAPER}."
-        + (f" Fine-tuned from `{_shown(base)}`" + (f" on `{_shown(dataset)}`." if dataset else ".") if base else "")
+        + (
+            f" Fine-tuned from {code_span(_shown(base))}" + (f" on {code_span(_shown(dataset))}." if dataset else ".")
+            if base
+            else ""
+        )
         + f" {reads}"
     )
 
 
 def scored_parts(model: str, task: str, retrieval: str) -> dict[str, str]:
     """Return the arguments of `write_model_card` for a saved model that a run scored without training it."""
+    told = f"{TASKS[task].lower()} by the method of {PAPER}"
     return {
-        "description": f"Scores of `{_shown(model)}` as it is: {TASKS[task].lower()} by the method of {PAPER}.",
+        "description": f"Scores of {code_span(_shown(model))} as it is: {told}.",
         "usage": _usage(task, _shown(model), retrieval),
     }
 
