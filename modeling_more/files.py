@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from glob import escape
 from pathlib import Path
 from platform import node
 from typing import Any
@@ -56,10 +58,11 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         for path in (*beside.rglob("*"), beside):
             sync(path)
         if replace and folder.exists():
-            outgoing = _beside(folder)
-            os.replace(folder, outgoing)
-            os.replace(beside, folder)
-            shutil.rmtree(outgoing)
+            if not _exchange(beside, folder):  # else the old one is gone for a moment
+                outgoing = _beside(folder)
+                os.replace(folder, outgoing)
+                os.replace(beside, folder)
+                shutil.rmtree(outgoing)
         else:
             os.replace(beside, folder)
         sync(folder.parent)
@@ -77,33 +80,48 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths of a file system change places in one step; return False where the system can't."""
+    try:
+        system = ctypes.CDLL(None, use_errno=True)
+        if hasattr(system, "renameat2"):
+            here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+            return bool(system.renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
+        return bool(system.renamex_np(os.fsencode(one), os.fsencode(other), 2) == 0)  # macOS: RENAME_SWAP
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
 @contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(folder: Path, doing: str, beside: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs, so that no other process of this library writes there.
 
     The system frees the lock of a process that died, however it died: a stale one hinders nobody.
 
     Args:
         doing: what this process does there, told to others that want the folder ("trains with run_ner.py").
+        beside: lock it by a file beside it, for a folder that is put in the place of another as a whole.
 
     Raises:
         FolderInUseError: another process holds it; the message says who, since when and what it does.
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    place = folder.with_name(f".{_shortened(folder)}") if beside else folder
+    file, holder = (place.with_name(place.name + end) if beside else place / end for end in (LOCK, HOLDER))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FolderInUseError(f"{folder} is in use: {_holder(folder)}. Wait for it, or give another folder") from None
+        raise FolderInUseError(f"{folder} is in use: {_holder(holder)}. Wait for it, or give another folder") from None
     try:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
-        write_json(folder / HOLDER, {"process": os.getpid(), "host": node(), "since": now, "doing": doing})
+        write_json(holder, {"process": os.getpid(), "host": node(), "since": now, "doing": doing})
         yield
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
-        (folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody else can hold the file that goes
+        holder.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)  # while it is held: nobody else can hold the file that goes
         lock.release()
 
 
@@ -111,9 +129,9 @@ class FolderInUseError(ValueError):
     """An error for a folder that another process writes to."""
 
 
-def _holder(folder: Path) -> str:
+def _holder(file: Path) -> str:
     try:
-        held = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        held = json.loads(file.read_text(encoding="utf-8"))
         return f"process {held['process']} on {held['host']} {held['doing']} there since {held['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has only begun, or a stranger wrote the file
         return "another process writes there"
@@ -132,6 +150,15 @@ def remove_strays(folder: Path, *patterns: str) -> list[str]:
         else:
             path.unlink(missing_ok=True)
     return sorted(path.name for path in strays)
+
+
+def remove_strays_of(path: Path) -> None:
+    """Remove what killed runs left beside a file or folder while they wrote it; this process must hold it."""
+    for stray in path.parent.glob(f".{escape(_shortened(path))}.{'[0-9a-f]' * 8}.tmp"):
+        if stray.is_dir() and not stray.is_symlink():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            stray.unlink(missing_ok=True)
 
 
 def file_digest(file: Path) -> str:
@@ -235,4 +262,8 @@ def apply_umask(folder: Path) -> None:
 
 def _beside(path: Path) -> Path:
     """Return a new name in the same folder, for a rename must not leave the disk; names end at 255 bytes."""
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{_shortened(path)}.{secrets.token_hex(4)}.tmp")
+
+
+def _shortened(path: Path) -> str:
+    return path.name.encode()[:200].decode(errors="ignore")

@@ -10,18 +10,18 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, List, Value
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
-from ..files import copy_folder, file_digest, scratch_folder
+from ..files import copy_folder, file_digest, locked, new_folder, remove_strays_of, write_json
 from ..naming import missing_source, nearest_folder
 from .articles import kind_of
 from .corpus_builder import (
@@ -34,7 +34,7 @@ from .corpus_builder import (
     folders_of,
     write_sentences,
 )
-from .corpus_images import TABLE, finish_images, image_roots, images_changed, join_images
+from .corpus_images import IMAGE_FEATURES, TABLE, finish_images, image_roots, images_changed, join_images
 from .corpus_info import (
     FAISS_FOLDER,
     FAISS_META,
@@ -45,7 +45,10 @@ from .corpus_info import (
     corpus_card,
     read_info,
 )
-from .corpus_tables import build_once, numpy_view, shared_values, write_stream
+from .corpus_tables import build_once, claim, numpy_view, open_or_build, shared_values, write_stream
+from .index_files import checked_once, default_cache_dir, digests_of
+from .saved_corpus import CARD, FOLDERS, check_tables_of, check_target, listed_files
+from .table_checks import check_tables, open_table
 from .text_index import META_FILE as INDEX_META
 from .text_index import build_index, is_current, open_index
 
@@ -65,12 +68,7 @@ KNOWLEDGE_FEATURE = List(
 
 _BATCH = 10_000  # keys that are read at once
 _SHARD_BYTES = 500_000_000
-_FOLDERS = ("paragraphs", "sentences", "images", INDEX_FOLDER, FAISS_FOLDER)
-
-
-def default_cache_dir() -> Path:
-    """Return $MORE_CACHE, or the folder "more" in the cache of Hugging Face."""
-    return Path(os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
+T = TypeVar("T")
 
 
 class KnowledgeCorpus:
@@ -81,22 +79,40 @@ class KnowledgeCorpus:
     """
 
     def __init__(
-        self, folder: str | Path, index_dir: str | Path | None = None, faiss_dir: str | Path | None = None
+        self,
+        folder: str | Path,
+        index_dir: str | Path | None = None,
+        faiss_dir: str | Path | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
-        """Open a built corpus (memory-mapped Arrow).
+        """Open a built corpus (memory-mapped Arrow), whose content is checked when it is opened first.
 
-        `index_dir` is where its saved BM25 index lies, `faiss_dir` the folder of its saved image indices, if any.
+        Args:
+            index_dir: where its saved BM25 index lies, if any.
+            faiss_dir: the folder of its saved image indices, if any.
+            cache_dir: the user's cache, which remembers what was checked.
+
+        Raises:
+            FileNotFoundError: the folder holds no corpus.
+            ValueError: its tables are damaged, or not what its `knowledge.json` says.
         """
         self.folder = Path(folder)
         self.info = read_info(self.folder)
         self.index_dir = Path(index_dir) if index_dir is not None else None
         self.faiss_dir = Path(faiss_dir) if faiss_dir is not None else None
-        self.paragraphs = Dataset.from_file(str(self.folder / "paragraphs.arrow"))
-        self.sentences = Dataset.from_file(str(self.folder / "sentences.arrow"))
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        files = [self.folder / "paragraphs.arrow", self.folder / "sentences.arrow"]
+        self.paragraphs, self.sentences = map(open_table, files, (PARAGRAPHS, SENTENCES))
         #: id, title, value (the article's lead) and image, one row an image; None where the corpus has none
-        self.images = Dataset.from_file(str(self.folder / TABLE)) if self.info.images else None
+        self.images = open_table(self.folder / TABLE, IMAGE_FEATURES.arrow_schema) if self.info.images else None
         images = len(self.images) if self.images is not None else 0
         check_rows(self.folder, self.info, len(self.paragraphs), len(self.sentences), images)
+        checked_once(
+            self.cache_dir,
+            [*files, self.folder / META_FILE, *([self.folder / TABLE] if images else [])],
+            "tables",
+            lambda: check_tables(self.folder, self.info, self.paragraphs, self.sentences, self.images),
+        )
         #: int32 [sentences]: row of the paragraph that holds the sentence, and the sentence's characters in it
         self.sentence_paragraph, self.sentence_start, self.sentence_end = (
             numpy_view(self.sentences.data.column(name)) for name in SENTENCES.names
@@ -168,14 +184,24 @@ class KnowledgeCorpus:
 
     def text_index(self, index_dir: str | Path | None = None) -> Path:
         """Return the folder of the BM25 index, built where there is none; see `BM25Retriever.from_corpus`."""
+        return self.with_text_index(lambda folder: folder, index_dir)
+
+    def with_text_index(self, use: Callable[[Path], T], index_dir: str | Path | None = None) -> T:
+        """Return what `use` makes of the folder of the BM25 index, which is built where there is none.
+
+        Where `use` finds it damaged, one in the cache is built again, and any other one is an error.
+        """
         home = self.folder / INDEX_FOLDER
         folder = Path(index_dir or self.index_dir or home)
-        if index_dir is None and not is_current(folder):
-            folder = home
-        elif (folder / INDEX_META).is_file():
-            return folder
-        build_index(self.keys, len(self), folder, self.fingerprint)
-        return folder
+        if index_dir is None and (folder == home or not is_current(folder)):
+
+            def build(is_good: Callable[[], bool]) -> None:
+                build_index(self.keys, len(self), home, self.fingerprint, is_good=is_good)
+
+            return open_or_build(home, INDEX_META, lambda: use(home), build)
+        if not (folder / INDEX_META).is_file():
+            build_index(self.keys, len(self), folder, self.fingerprint)
+        return use(folder)
 
     @property
     def table(self) -> Dataset:
@@ -242,9 +268,10 @@ class KnowledgeCorpus:
         roots = folders_of(files)
         if image_roots(folder) not in ([], roots):  # the same words, images of another place
             folder = folder.with_name(hashlib.sha256(json.dumps([folder.name, roots]).encode()).hexdigest()[:32])
-        if images_changed(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        return cls(build_once(folder, META_FILE, build))._told()
+        if (folder / META_FILE).is_file() and images_changed(folder):
+            with claim(folder, wait=True):
+                shutil.rmtree(folder, ignore_errors=True)
+        return cls._built(folder, build, cache_dir)
 
     @classmethod
     def concatenate(
@@ -294,7 +321,31 @@ class KnowledgeCorpus:
                 repeated_ids=total("repeated_ids") + shared_values([c.paragraphs.data.column("id") for c in corpora]),
             )
 
-        return cls(build_once(_corpora(cache_dir) / digest.hexdigest()[:32], META_FILE, build))._told()
+        return cls._built(_corpora(cache_dir) / digest.hexdigest()[:32], build, cache_dir)
+
+    @classmethod
+    def _built(
+        cls,
+        folder: Path,
+        build: Callable[[Path], Any],
+        cache_dir: str | Path | None,
+        index_dir: Path | None = None,
+        faiss_dir: Path | None = None,
+    ) -> Self:
+        """Open a corpus in the cache; one that is not there, or damaged, is built."""
+
+        def build_tables(into: Path) -> None:
+            build(into)
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if path.is_dir():  # indices and embeddings of the same content, each with digests of its own
+                    os.replace(path, into / path.name)
+
+        return open_or_build(
+            folder,
+            META_FILE,
+            lambda: cls(folder, index_dir, faiss_dir, cache_dir),
+            lambda is_good: build_once(folder, META_FILE, build_tables, is_good),
+        )._told()
 
     def save_pretrained(
         self,
@@ -306,38 +357,45 @@ class KnowledgeCorpus:
     ) -> Path:
         """Write Parquet, the indices, `knowledge.json` and a README card, and return the folder.
 
-        The BM25 index is built if need be; image indices are copied where `ImageRetriever` has built some.
+        The folder appears whole, in the place of a corpus that was saved there before. The BM25 index is built if need
+        be; image indices are copied where `ImageRetriever` has built some.
 
         Args:
             license: licence of the texts and images, as the Hub spells it ("cc-by-sa-4.0").
             description: where they come from, for the card.
             date: date of the source, as its publisher writes it ("20231101"), for the card.
+
+        Raises:
+            ValueError: the folder holds something else than a saved corpus, or another process writes there.
         """
-        folder = Path(folder)
-        with scratch_folder(folder) as beside:
-            files = {}
-            tables = {"paragraphs": self.paragraphs, "sentences": self.sentences, "images": self.images}
-            for name, data in tables.items():
-                if data is None:
-                    continue
-                (beside / name).mkdir()
-                shards = max(1, -(-data.data.nbytes // _SHARD_BYTES))
-                for number in range(shards):
-                    file = f"{name}/train-{number:05d}-of-{shards:05d}.parquet"
-                    data.shard(shards, number, contiguous=True).to_parquet(str(beside / file))
-                    files[file] = file_digest(beside / file)
-            if index:
-                built = self.text_index()
-                open_index(built, self.fingerprint, len(self))
-                copy_folder(built, beside / INDEX_FOLDER)
-                for built in self.image_indices():
-                    copy_folder(built, beside / FAISS_FOLDER / built.name)
-            card = corpus_card(self.info, license, description, date, beside / FAISS_FOLDER)
-            (beside / "README.md").write_text(card, encoding="utf-8")
-            meta = json.dumps({**asdict(self.info), "files": files}, indent=2) + "\n"
-            (beside / META_FILE).write_text(meta, encoding="utf-8")
-            _move_into(beside, folder)
+        folder = Path(folder).resolve()
+        with locked(folder, "saves a knowledge corpus", beside=True):
+            check_target(folder)
+            with new_folder(folder, replace=True) as beside:
+                tables = {"paragraphs": self.paragraphs, "sentences": self.sentences, "images": self.images}
+                for name, data in tables.items():
+                    if data is None:
+                        continue
+                    (beside / name).mkdir()
+                    shards = max(1, -(-data.data.nbytes // _SHARD_BYTES))
+                    for number in range(shards):
+                        file = f"{name}/train-{number:05d}-of-{shards:05d}.parquet"
+                        data.shard(shards, number, contiguous=True).to_parquet(str(beside / file))
+                if index:
+                    self.with_text_index(lambda built: self._copy_index(built, beside / INDEX_FOLDER))
+                    for built in self.image_indices():
+                        copy_folder(built, beside / FAISS_FOLDER / built.name)
+                files = sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file())
+                card = corpus_card(self.info, license, description, date, beside / FAISS_FOLDER)
+                (beside / CARD).write_text(card, encoding="utf-8")
+                write_json(beside / META_FILE, {**asdict(self.info), "files": digests_of(beside, files)})
+                check_target(folder)  # what has come meanwhile
+            remove_strays_of(folder)
         return folder
+
+    def _copy_index(self, built: Path, into: Path) -> None:
+        open_index(built, self.fingerprint, len(self), self.cache_dir)
+        copy_folder(built, into)
 
     @classmethod
     def from_pretrained(
@@ -347,7 +405,7 @@ class KnowledgeCorpus:
 
         Raises:
             FileNotFoundError: the folder holds no corpus.
-            ValueError: its files are not those that were saved (digest or number of rows).
+            ValueError: its files are not those that were saved (digest or number of rows), or hold something else.
         """
         folder = Path(name_or_path)
         if reason := missing_source(name_or_path):
@@ -363,19 +421,15 @@ class KnowledgeCorpus:
                     f"({type(error).__name__}){nearest_folder(folder)}."
                 ) from error
         info = read_info(folder)
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        files: dict[str, str] = meta.get("files", {})
-        for name, digest in files.items():
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"The knowledge corpus in {folder} lacks its file {name}.")
-            if file_digest(folder / name) != digest:
-                raise ValueError(f"{folder / name} is not the file that {META_FILE} names: its digest differs.")
-        if not files:
-            raise ValueError(f"{folder / META_FILE} names no files: it is not a corpus written by save_pretrained.")
-        target = _corpora(cache_dir) / f"saved-{info.fingerprint}"
-        built = build_once(target, META_FILE, lambda into: build_from_parquet(into, folder, list(files), info))
-        saved = (folder / name for name in (INDEX_FOLDER, FAISS_FOLDER))
-        return cls(built, *(index if index.is_dir() else None for index in saved))._told()
+        cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        tables = check_tables_of(folder, listed_files(folder), cache)
+        saved = [folder / name if (folder / name).is_dir() else None for name in (INDEX_FOLDER, FAISS_FOLDER)]
+        return cls._built(
+            _corpora(cache_dir) / f"saved-{info.fingerprint}",
+            lambda into: build_from_parquet(into, folder, tables, info),
+            cache_dir,
+            *saved,
+        )
 
     def push_to_hub(
         self,
@@ -396,19 +450,9 @@ class KnowledgeCorpus:
                 folder_path=folder,
                 repo_type="dataset",
                 commit_message=f"Knowledge corpus {self.fingerprint[:12]}",
-                delete_patterns=[f"{name}/*" for name in _FOLDERS],
+                delete_patterns=[f"{name}/*" for name in FOLDERS],
             )
         return str(commit.commit_url)
-
-
-def _move_into(beside: Path, folder: Path) -> None:
-    """Replace the corpus in `folder`; its knowledge.json goes first and comes last, so no mixture looks whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / META_FILE).unlink(missing_ok=True)
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for entry in sorted(beside.iterdir(), key=lambda path: path.name == META_FILE):
-        os.replace(entry, folder / entry.name)
 
 
 def _corpora(cache_dir: str | Path | None) -> Path:

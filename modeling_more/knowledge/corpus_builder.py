@@ -1,6 +1,5 @@
 """Build the tables of a corpus from articles or from the Parquet files of a saved one."""
 
-import hashlib
 import json
 import logging
 from array import array
@@ -11,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from .articles import read_articles, split_paragraphs, split_sentences
 from .corpus_images import IMAGE_FEATURES, TABLE, ImageCounts, build_images, finish_images
-from .corpus_info import FORMAT_VERSION, META_FILE, CorpusInfo, check_rows
-from .corpus_tables import column_digest, numpy_view, repeated_places, write_stream
+from .corpus_info import META_FILE, CorpusInfo, check_rows
+from .corpus_tables import numpy_view, repeated_places, write_stream
+from .table_checks import read_parquet, tables_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +78,14 @@ def build_from_parquet(into: Path, folder: Path, files: Sequence[str], info: Cor
     images = 0
     schemas = {"paragraphs": PARAGRAPHS, "sentences": SENTENCES, "images": IMAGE_FEATURES.arrow_schema}
     for name, schema in schemas.items():
-        parts = [pq.ParquetFile(folder / file) for file in sorted(files) if file.startswith(f"{name}/")]
-        size = _IMAGE_BATCH if name == "images" else _BATCH
-        batches = (b for part in parts for b in part.iter_batches(size, columns=schema.names))
-        tables = (pa.Table.from_batches([batch]).cast(schema) for batch in batches)
+        parts = sorted(file for file in files if file.startswith(f"{name}/"))
+        batches = read_parquet(folder, parts, schema, _IMAGE_BATCH if name == "images" else _BATCH)
         if name == "paragraphs":
-            write_stream(into / "paragraphs.arrow", schema, (b for t in tables for b in t.to_batches()))
+            write_stream(into / "paragraphs.arrow", schema, batches)
         elif name == "images":
-            images = write_stream(into / TABLE, IMAGE_FEATURES, (b for t in tables for b in t.to_batches()))
+            images = write_stream(into / TABLE, IMAGE_FEATURES, batches)
         else:
-            table = pa.concat_tables(tables)
+            table = pa.Table.from_batches(batches, schema)
             write_sentences(into, [numpy_view(table.column(column)) for column in schema.names])
     counts = finish_images(into, images, info.unusable_images, info.merged_images, merge=False)
     about = (info.articles, info.empty, info.title_in_key, info.language, info.splitter, info.repeated_ids)
@@ -128,13 +125,8 @@ def finish_corpus(
 ) -> CorpusInfo:
     """Write `knowledge.json` over the tables in `into`."""
     tables = [Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")]
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, title_in_key]).encode())
-    for table in tables:
-        for column in table.columns:
-            digest.update(column_digest(column))
-    digest.update(images.fingerprint.encode())
     info = CorpusInfo(
-        fingerprint=digest.hexdigest()[:32],
+        fingerprint=tables_fingerprint(*tables, title_in_key, images.fingerprint),
         articles=articles,
         empty=empty,
         paragraphs=tables[0].num_rows,

@@ -1,14 +1,20 @@
 """Describe a knowledge corpus by its knowledge.json and the card it is published with."""
 
 import json
-from dataclasses import MISSING, dataclass
+import re
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from ..foreign import read_object
 
 FORMAT_VERSION = 1
 META_FILE = "knowledge.json"
 INDEX_FOLDER = "bm25"
 FAISS_FOLDER = "faiss"
 FAISS_META = "image_index.json"
+_DIGEST = re.compile("[0-9a-f]{32}")
+_MOST = 2**53  # articles, beyond which a number of JSON is not exact
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,23 @@ def read_info(folder: Path) -> CorpusInfo:
         raise FileNotFoundError(
             f"{folder} holds no knowledge corpus: {META_FILE}, written by save_pretrained, is missing."
         )
+    fields = CorpusInfo.__dataclass_fields__
+    needed: dict[str, Any] = {name: field.type for name, field in fields.items() if field.default is MISSING}
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        known = CorpusInfo.__dataclass_fields__.items()
-        info = CorpusInfo(**{name: meta[name] for name, field in known if name in meta or field.default is MISSING})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} does not describe a knowledge corpus ({error!r}).") from None
+        meta = read_object(file, **needed)
+        more: dict[str, Any] = {name: field.type for name, field in fields.items() if name in meta}
+        read_object(file, **more)
+    except ValueError as error:
+        raise ValueError(f"{file} does not describe a knowledge corpus: {error}.") from None
+    info = CorpusInfo(**{name: meta[name] for name in more})
     if info.format_version != FORMAT_VERSION:
         raise ValueError(f"{file} is of format {info.format_version}, this version reads {FORMAT_VERSION}.")
+    for name, value in asdict(info).items():
+        if isinstance(value, int) and not 0 <= value <= _MOST:
+            raise ValueError(f"{file} does not describe a knowledge corpus: {name} is {value}.")
+    for digest in (info.fingerprint, info.image_fingerprint or info.fingerprint):
+        if not _DIGEST.fullmatch(digest):  # it is part of a folder's name in the cache
+            raise ValueError(f"{file} does not describe a knowledge corpus: {digest[:80]!r} is no fingerprint.")
     return info
 
 

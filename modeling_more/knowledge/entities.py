@@ -6,8 +6,7 @@ The second term is BM25 with the same k1 and b over the titles, one title an art
 query of two `match` clauses, the one on the title with boost 2.0. A paragraph whose title alone matches is found too.
 """
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +14,12 @@ import numpy as np
 
 from .captions import json_lines
 from .corpus import KnowledgeCorpus
+from .corpus_tables import open_or_build
+from .index_files import check_starts, load_array
 from .search_words import split_query
 from .text import TITLE_BOOST, BM25Retriever, Titles
-from .text_index import build_index, is_current, open_index, read_postings
+from .text_index import META_FILE as INDEX_META
+from .text_index import TextIndex, build_index, open_index, read_only
 
 _SEPARATOR = "\x1f"  # between the post and its entities in a query: a retriever is asked with strings
 _FOLDER = "bm25_titles"
@@ -78,18 +80,15 @@ class EntityRetriever(BM25Retriever):
     def __init__(self, corpus: KnowledgeCorpus, index_dir: str | Path, n_threads: int = 1) -> None:
         """Open a saved index and that of the titles, which is built if the corpus's folder has none."""
         super().__init__(corpus, index_dir, n_threads)
-        folder = corpus.folder / _FOLDER
-        if not is_current(folder):
-            _build_titles(corpus, folder)
-        starts = np.load(corpus.folder / _STARTS, mmap_mode="r").view(np.ndarray)
-        index = open_index(folder, corpus.fingerprint, len(starts) - 1)
-        self.title_vocabulary: dict[str, int] = index.vocab_dict
-        self._titles: Titles = (*read_postings(index), starts)
+        opened, starts = _open_titles(corpus)
+        self.title_vocabulary: dict[str, int] = opened.index.vocab_dict
+        self.title_digest = opened.digest
+        self._titles: Titles = (*opened.postings, starts)
 
     @property
     def fingerprint(self) -> str:
         """Return what the results depend on besides queries and `top_k`."""
-        return f"{super().fingerprint}-titles-{TITLE_BOOST}"
+        return f"{super().fingerprint}-titles-{TITLE_BOOST}-{self.title_digest[:16]}"
 
     def search_paragraphs(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Search as `BM25Retriever` does, by queries of `entity_query`; those without entities search no titles."""
@@ -99,8 +98,23 @@ class EntityRetriever(BM25Retriever):
         return self._best([self.word_ids(text) for text, _, _ in parts], k, title_ids, self._titles)
 
 
-def _build_titles(corpus: KnowledgeCorpus, folder: Path) -> None:
-    """Build the index of the titles and, beside it, int32 [articles + 1]: each article's first sentence."""
+def _open_titles(corpus: KnowledgeCorpus) -> tuple[TextIndex, np.ndarray]:
+    """Return the index of the titles, and int32 [articles + 1]: each article's first sentence.
+
+    It is built in the corpus's folder where that has none that can be used.
+    """
+    folder = corpus.folder / _FOLDER
+
+    def read() -> tuple[TextIndex, np.ndarray]:
+        starts = load_array(folder / _STARTS, np.int32)
+        opened = open_index(folder, corpus.fingerprint, len(starts) - 1, corpus.cache_dir, (_STARTS,))
+        check_starts(starts, len(corpus), folder / _STARTS)
+        return opened, read_only(starts)
+
+    return open_or_build(folder, INDEX_META, read, lambda is_good: _build_titles(corpus, folder, is_good))
+
+
+def _build_titles(corpus: KnowledgeCorpus, folder: Path, is_good: Callable[[], bool]) -> None:
     titles: list[str] = []
     first_paragraphs: list[int] = []
     before: tuple[str, str] | None = None
@@ -112,8 +126,5 @@ def _build_titles(corpus: KnowledgeCorpus, folder: Path) -> None:
                 first_paragraphs.append(row)
                 before = article
     starts = np.searchsorted(corpus.sentence_paragraph, np.array([*first_paragraphs, corpus.info.paragraphs]))
-    beside = corpus.folder / f".{_STARTS}.tmp{os.getpid()}"
-    with open(beside, "wb") as file:
-        np.save(file, starts.astype(np.int32))
-    beside.replace(corpus.folder / _STARTS)
-    build_index(lambda first, last: titles[first:last], len(titles), folder, corpus.fingerprint)
+    more = {_STARTS: starts.astype(np.int32)}
+    build_index(lambda first, last: titles[first:last], len(titles), folder, corpus.fingerprint, more, is_good)

@@ -16,7 +16,7 @@ from ..files import copy_folder
 from .corpus import KnowledgeCorpus
 from .leakage import Entry, fetch_on, search_without_leaks
 from .search_words import split_query
-from .text_index import INDEX_VERSION, K1, B, open_index, read_only, read_postings
+from .text_index import INDEX_VERSION, K1, B, open_index, read_only
 
 TITLE_BOOST = 2.0  # weight of titles, where they are searched too (entities.py)
 _BATCH = 512  # queries a step
@@ -41,20 +41,23 @@ class BM25Retriever:
 
         Raises:
             FileNotFoundError: `index_dir` holds no index.
-            ValueError: it is the index of another corpus, or of another version.
+            ValueError: it is the index of another corpus or version, or damaged: its files are not those that were
+                written, or hold what no index can.
         """
         self.corpus = corpus
         self.index_dir = Path(index_dir)
         self.n_threads = n_threads
-        self.index = open_index(self.index_dir, corpus.fingerprint, len(corpus))
+        opened = open_index(self.index_dir, corpus.fingerprint, len(corpus), corpus.cache_dir)
+        self.index = opened.index
+        self.index_digest = opened.digest
         self.vocabulary: dict[str, int] = self.index.vocab_dict
-        self._data, self._indices, self._indptr = read_postings(self.index)
+        self._data, self._indices, self._indptr = opened.postings
         self._paragraph = read_only(corpus.sentence_paragraph)
 
     @property
     def fingerprint(self) -> str:
         """Return what the results depend on besides queries and `top_k`."""
-        return f"bm25-{INDEX_VERSION}-{K1}-{B}-{self.corpus.fingerprint}"
+        return f"bm25-{INDEX_VERSION}-{K1}-{B}-{self.corpus.fingerprint}-{self.index_digest[:16]}"
 
     @classmethod
     def from_corpus(
@@ -62,16 +65,18 @@ class BM25Retriever:
     ) -> "BM25Retriever":
         """Open the index of the corpus; where there is none, build and save it first; a killed build continues.
 
-        An index of an earlier version is built anew in the cache; one saved with the corpus is left alone.
+        An index of an earlier version is built anew in the cache, as is a damaged one there; one saved with the corpus
+        is left alone.
 
         Args:
             index_dir: default: the index saved with the corpus, else one beside its tables in the cache.
             n_threads: threads of a search; the results do not depend on it.
 
         Raises:
-            ValueError: `index_dir` holds the index of another corpus, or of another version.
+            ValueError: `index_dir` holds the index of another corpus, or of another version; or one that was given or
+                saved with the corpus is damaged.
         """
-        return cls(corpus, corpus.text_index(index_dir), n_threads)
+        return corpus.with_text_index(lambda folder: cls(corpus, folder, n_threads), index_dir)
 
     def save(self, folder: str | Path) -> None:
         """Copy the index into a folder."""
