@@ -162,7 +162,7 @@ def approximate(work: Path, retriever: Any) -> list[dict[str, Any]]:
         folder = work / factory
         build_index(table, folder, factory, "index.json", {})
         plain = Dataset.from_dict({"row": range(MANY)})
-        parameters = load_index(plain, folder, keys.shape[1])
+        parameters, _ = load_index(plain, folder, "index.json", keys.shape[1], work)
         begin = time.perf_counter()
         _, found = search_rows(plain, queries, 10)
         rate = len(queries) / (time.perf_counter() - begin)

@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 
 from modeling_more.tagging import tags_to_spans
 
-from ..files import new_file
+from ..files import new_file, remove_strays_of
 from .corpus import KNOWLEDGE_FEATURE, default_cache_dir
 from .corpus_images import Unusable
-from .corpus_tables import claim, write_stream
+from .corpus_tables import claim, open_shard, seal, write_stream
 from .leakage import Entry, search_without_leaks
 from .pictures import (
     REASONS,
@@ -318,7 +318,10 @@ def _retrieve(
                     with claim(file, wait) as ours:
                         if not ours:
                             continue
-                        table = _open(file, len(rows), shard.features) or _write(file, shard.features, *shard.search())
+                        table = _open(file, len(rows), shard.features)
+                        if table is None:
+                            remove_strays_of(file)
+                            table = _write(file, shard.features, *shard.search())
                 counts = pc.list_value_length(table.column("knowledge")).to_pylist()
                 report += report_type(
                     posts=len(rows),
@@ -354,21 +357,12 @@ def _write(file: Path, features: Features, knowledge: list[list[Entry]], *others
     table = pa.Table.from_arrays([lists, *more], schema=schema)
     with new_file(file) as beside:
         write_stream(beside, features, table.to_batches())
+        seal(beside)
     return table
 
 
 def _open(file: Path, rows: int, features: Features = _SHARD) -> pa.Table | None:
-    if not file.is_file():
-        return None
-    try:
-        with pa.memory_map(str(file)) as source:
-            table = pa.ipc.open_stream(source).read_all()
-    except pa.ArrowInvalid:
-        table = None
-    if table is None or table.schema != features.arrow_schema or table.num_rows != rows:
-        logger.warning("%s is damaged: its posts are searched again.", file)  # not by us: writing is atomic
-        return None
-    return table
+    return open_shard(file, features, rows, "its posts are searched again")
 
 
 def _with_column(split: Dataset, files: list[Path], column: str) -> Dataset:

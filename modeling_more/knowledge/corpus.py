@@ -19,10 +19,10 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, List, Value
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 
 from ..files import copy_folder, file_digest, locked, new_folder, remove_strays_of, write_json
-from ..naming import missing_source, nearest_folder
+from ..naming import nearest_folder
 from .articles import kind_of
 from .corpus_builder import (
     MOST,
@@ -47,10 +47,10 @@ from .corpus_info import (
 )
 from .corpus_tables import build_once, claim, numpy_view, open_or_build, shared_values, write_stream
 from .index_files import checked_once, default_cache_dir, digests_of
-from .saved_corpus import CARD, FOLDERS, check_tables_of, check_target, listed_files
+from .saved_corpus import CARD, FOLDERS, check_tables_of, check_target, listed_files, saved_folder
 from .table_checks import check_tables, open_table
 from .text_index import META_FILE as INDEX_META
-from .text_index import build_index, is_current, open_index
+from .text_index import build_index, is_current, open_index, remove_parts
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ KNOWLEDGE_FEATURE = List(
 
 _BATCH = 10_000  # keys that are read at once
 _SHARD_BYTES = 500_000_000
+_DAMAGE = (ValueError, OSError)  # of what lies in the cache, which is built again
+
 T = TypeVar("T")
 
 
@@ -107,12 +109,9 @@ class KnowledgeCorpus:
         self.images = open_table(self.folder / TABLE, IMAGE_FEATURES.arrow_schema) if self.info.images else None
         images = len(self.images) if self.images is not None else 0
         check_rows(self.folder, self.info, len(self.paragraphs), len(self.sentences), images)
-        checked_once(
-            self.cache_dir,
-            [*files, self.folder / META_FILE, *([self.folder / TABLE] if images else [])],
-            "tables",
-            lambda: check_tables(self.folder, self.info, self.paragraphs, self.sentences, self.images),
-        )
+        files += [self.folder / META_FILE, *([self.folder / TABLE] if images else [])]
+        tables = (self.paragraphs, self.sentences, self.images)
+        checked_once(self.cache_dir, files, "tables", lambda: check_tables(self.folder, self.info, *tables))
         #: int32 [sentences]: row of the paragraph that holds the sentence, and the sentence's characters in it
         self.sentence_paragraph, self.sentence_start, self.sentence_end = (
             numpy_view(self.sentences.data.column(name)) for name in SENTENCES.names
@@ -198,7 +197,9 @@ class KnowledgeCorpus:
             def build(is_good: Callable[[], bool]) -> None:
                 build_index(self.keys, len(self), home, self.fingerprint, is_good=is_good)
 
-            return open_or_build(home, INDEX_META, lambda: use(home), build)
+            made = open_or_build(home, INDEX_META, lambda: use(home), build, _DAMAGE)
+            remove_parts(home)
+            return made
         if not (folder / INDEX_META).is_file():
             build_index(self.keys, len(self), folder, self.fingerprint)
         return use(folder)
@@ -345,6 +346,7 @@ class KnowledgeCorpus:
             META_FILE,
             lambda: cls(folder, index_dir, faiss_dir, cache_dir),
             lambda is_good: build_once(folder, META_FILE, build_tables, is_good),
+            _DAMAGE,
         )._told()
 
     def save_pretrained(
@@ -407,19 +409,7 @@ class KnowledgeCorpus:
             FileNotFoundError: the folder holds no corpus.
             ValueError: its files are not those that were saved (digest or number of rows), or hold something else.
         """
-        folder = Path(name_or_path)
-        if reason := missing_source(name_or_path):
-            raise FileNotFoundError(
-                f"The knowledge {name_or_path} is neither a folder nor a data set repository of the Hub: {reason}."
-            )
-        if not folder.is_dir():
-            try:
-                folder = Path(snapshot_download(str(name_or_path), repo_type="dataset", revision=revision))
-            except (OSError, ValueError) as error:  # no such repository, no network
-                raise FileNotFoundError(
-                    f"{name_or_path} is neither a folder nor a data set repository that can be had from the Hub "
-                    f"({type(error).__name__}){nearest_folder(folder)}."
-                ) from error
+        folder = saved_folder(name_or_path, revision)
         info = read_info(folder)
         cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         tables = check_tables_of(folder, listed_files(folder), cache)

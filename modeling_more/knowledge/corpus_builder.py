@@ -124,13 +124,15 @@ def finish_corpus(
     repeated_ids: int,
 ) -> CorpusInfo:
     """Write `knowledge.json` over the tables in `into`."""
-    tables = [Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")]
+    paragraphs, sentences = (
+        Dataset.from_file(str(into / f"{name}.arrow")).data for name in ("paragraphs", "sentences")
+    )
     info = CorpusInfo(
-        fingerprint=tables_fingerprint(*tables, title_in_key, images.fingerprint),
+        fingerprint=tables_fingerprint(paragraphs, sentences, title_in_key, images.fingerprint),
         articles=articles,
         empty=empty,
-        paragraphs=tables[0].num_rows,
-        sentences=tables[1].num_rows,
+        paragraphs=paragraphs.num_rows,
+        sentences=sentences.num_rows,
         title_in_key=title_in_key,
         language=language,
         splitter=splitter,

@@ -163,25 +163,30 @@ def build_once(
 
 
 def open_or_build(
-    folder: Path, meta_file: str, read: Callable[[], T], build: Callable[[Callable[[], bool]], Any]
+    folder: Path,
+    meta_file: str,
+    read: Callable[[], T],
+    build: Callable[[Callable[[], bool]], Any],
+    damage: tuple[type[Exception], ...] = (DamagedError, FileNotFoundError),
 ) -> T:
     """Return what `read` makes of a folder in the cache; where there is none, or a damaged one, it is built first.
 
     Args:
         build: is given a function that says whether the folder can be read by now.
+        damage: what `read` raises for a folder that is to be built again.
     """
 
     def good() -> bool:
         try:
             read()
-        except (ValueError, OSError):
+        except damage:
             return False
         return True
 
     if (folder / meta_file).is_file():
         try:
             return read()
-        except (ValueError, OSError) as error:
+        except damage as error:
             logger.warning("%s: it is built again.", str(error).rstrip("."))
     build(good)
     return read()

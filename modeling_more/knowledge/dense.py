@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
 from ..files import copy_folder
 from ..naming import missing_source, nearest_folder
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
+from .corpus_tables import open_or_build
 from .leakage import Entry, search_without_leaks
 from .search_words import split_query
 from .text import distinct_entries
@@ -59,6 +61,7 @@ class SentenceEncoder:
 
         Raises:
             FileNotFoundError: no encoder of that name in a folder or on the Hub.
+            ValueError: the checkpoint lacks weights of the encoder.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
@@ -66,12 +69,20 @@ class SentenceEncoder:
             raise FileNotFoundError(f"The sentence encoder {name_or_path} can't be loaded: {reason}")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-            model = AutoModel.from_pretrained(name_or_path, revision=revision, dtype=self.dtype)
-        except (OSError, ValueError) as error:
+            model, info = AutoModel.from_pretrained(
+                name_or_path, revision=revision, dtype=self.dtype, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise FileNotFoundError(
                 f"The sentence encoder {name_or_path} can't be loaded: {reason}{nearest_folder(Path(name_or_path))}"
             ) from error
+        #: weights that the file lacks and that nothing here uses: they are random, another time others
+        self._unused = {key for key in info["missing_keys"] if "pooler" in key.split(".")}
+        if missing := sorted(set(info["missing_keys"]) - self._unused):
+            raise ValueError(
+                f"The sentence encoder {name_or_path} lacks {len(missing)} of its weights, such as {missing[0]}."
+            )
         self.model: Any = model.to(self.device).eval()
         self.name = str(name_or_path)
         self.batch_size = batch_size
@@ -110,6 +121,8 @@ class SentenceEncoder:
         settings = [self.model.config.model_type, str(self.dtype), self.max_length, self.tokenizer.get_vocab()]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, weight in sorted(self.model.state_dict().items()):
+            if name in self._unused:
+                continue
             digest.update(name.encode())
             digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:32]
@@ -143,12 +156,14 @@ class DenseRetriever:
         meta = self.index_dir / META_FILE
         self.string_factory = read_factory(meta, "dense index", INDEX_VERSION, "string_factory", expected)
         self.table = Dataset(corpus.sentences.data)  # its own object: an index on the corpus's would stay with it
-        self.search_parameters = load_index(self.table, self.index_dir, encoder.dimension, search_parameters)
+        self.search_parameters, self.index_digest = load_index(
+            self.table, self.index_dir, META_FILE, encoder.dimension, corpus.cache_dir, search_parameters
+        )
 
     @property
     def fingerprint(self) -> str:
         """Return what the results depend on besides queries and `top_k`."""
-        index = f"{self.string_factory}-{self.search_parameters}"
+        index = f"{self.string_factory}-{self.search_parameters}-{self.index_digest[:16]}"
         return f"dense-{INDEX_VERSION}-{index}-{self.encoder.fingerprint}-{self.corpus.fingerprint}"
 
     @classmethod
@@ -173,7 +188,8 @@ class DenseRetriever:
         string_factory = string_factory or "Flat"
         home = Path(index_dir) if index_dir is not None else corpus.folder / "dense" / encoder.fingerprint
         folder = home / re.sub(r"\W+", "_", string_factory)
-        if not (folder / META_FILE).is_file():
+
+        def build(is_good: Callable[[], bool]) -> None:
             vectors = embed_corpus(corpus, encoder, home / "embeddings")
             meta = {
                 "version": INDEX_VERSION,
@@ -184,8 +200,12 @@ class DenseRetriever:
                 "dimension": encoder.dimension,
                 "string_factory": string_factory,
             }
-            build_index(vectors, folder, string_factory, META_FILE, meta)
-        return cls(corpus, encoder, folder, search_parameters)
+            build_index(vectors, folder, string_factory, META_FILE, meta, is_good)
+
+        def read() -> DenseRetriever:
+            return cls(corpus, encoder, folder, search_parameters)
+
+        return open_or_build(folder, META_FILE, read, build)
 
     def save(self, folder: str | Path) -> None:
         """Copy the index (without the shards of vectors) into a folder."""

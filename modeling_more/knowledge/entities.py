@@ -111,7 +111,9 @@ def _open_titles(corpus: KnowledgeCorpus) -> tuple[TextIndex, np.ndarray]:
         check_starts(starts, len(corpus), folder / _STARTS)
         return opened, read_only(starts)
 
-    return open_or_build(folder, INDEX_META, read, lambda is_good: _build_titles(corpus, folder, is_good))
+    return open_or_build(
+        folder, INDEX_META, read, lambda is_good: _build_titles(corpus, folder, is_good), (ValueError, OSError)
+    )
 
 
 def _build_titles(corpus: KnowledgeCorpus, folder: Path, is_good: Callable[[], bool]) -> None:

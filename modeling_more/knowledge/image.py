@@ -5,8 +5,9 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from datasets import Image as ImageFeature
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -28,6 +30,7 @@ from ..files import copy_folder
 from ..naming import missing_source
 from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
+from .corpus_tables import open_or_build
 from .leakage import Entry
 from .pictures import Source, open_image
 from .vectors import ImageSearcher, build_index, embed_in_shards, index_name, load_index, read_factory, search_distinct
@@ -84,7 +87,7 @@ class ImageEncoder:
             # the Pillow kind: it needs no torchvision, and the same pixels come out on every machine
             self.processor: Any = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, backend="pil")
             model = _load_tower(name_or_path, revision)
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise FileNotFoundError(f"The image tower {name_or_path} can't be loaded: {reason}") from error
         #: digest of stored weights and preprocessing, not of the device: an index made on a GPU serves a CPU
@@ -183,12 +186,14 @@ class ImageRetriever(ImageSearcher):
         meta = self.index_dir / FAISS_META
         self.factory = read_factory(meta, "image index", INDEX_VERSION, "factory", expected)
         self.table = images.remove_columns("image")
-        self.search_parameters = load_index(self.table, self.index_dir, encoder.dimension, search_parameters)
+        self.search_parameters, self.index_digest = load_index(
+            self.table, self.index_dir, FAISS_META, encoder.dimension, corpus.cache_dir, search_parameters
+        )
 
     @property
     def fingerprint(self) -> str:
         """Return what the results depend on besides queries and `top_k`."""
-        index = f"{INDEX_VERSION}-{self.factory}-{self.search_parameters}"
+        index = f"{INDEX_VERSION}-{self.factory}-{self.search_parameters}-{self.index_digest[:16]}"
         return f"image-{index}-{self.encoder.fingerprint}-{self.corpus.info.image_fingerprint}"
 
     @classmethod
@@ -218,7 +223,8 @@ class ImageRetriever(ImageSearcher):
         factory = string_factory or "Flat"
         name = index_name(encoder.fingerprint, factory)
         home = Path(index_dir) if index_dir is not None else corpus.folder / FAISS_FOLDER
-        if not (home / name / FAISS_META).is_file():
+
+        def build(is_good: Callable[[], bool]) -> None:
             raw = images.cast_column("image", ImageFeature(decode=False))
             digest = hashlib.sha256(f"{corpus.info.image_fingerprint} {encoder.fingerprint}".encode()).hexdigest()[:16]
 
@@ -237,8 +243,12 @@ class ImageRetriever(ImageSearcher):
                 "dimension": encoder.dimension,
                 "factory": factory,
             }
-            build_index(vectors, home / name, factory, FAISS_META, meta)
-        return cls(corpus, encoder, home / name, search_parameters)
+            build_index(vectors, home / name, factory, FAISS_META, meta, is_good)
+
+        def read() -> ImageRetriever:
+            return cls(corpus, encoder, home / name, search_parameters)
+
+        return open_or_build(home / name, FAISS_META, read, build)
 
     def save(self, folder: str | Path) -> None:
         """Copy the index (without the shards of vectors) into a folder."""
@@ -305,7 +315,8 @@ def _load_tower(name: str | Path, revision: str | None) -> Any:
         model, info = AutoModel.from_pretrained(name, **options)
         if info["missing_keys"] and all(key.startswith("pooler.") for key in info["missing_keys"]):
             # a classifier's checkpoint has no pooler: the first token stands for the picture
-            model, info = AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
+            with suppress(TypeError):  # of a tower that can't be without: its pooler is used
+                model, info = AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
         _check_weights(name, info)
         return model.vision_model if config.model_type == "siglip" else model  # its text tower is not needed
     vision = config if isinstance(config, CLIPVisionConfig) else config.vision_config

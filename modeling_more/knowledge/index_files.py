@@ -161,7 +161,8 @@ def check_postings(scores: np.ndarray, rows: np.ndarray, starts: np.ndarray, tex
         DamagedError: rows out of `texts`, or that do not rise within a word; a score that is negative or not finite.
     """
     check_starts(starts, len(rows), file)
-    if fault := _first_fault(*(np.asarray(one).view(np.ndarray) for one in (scores, rows, starts)), texts):
+    values, places, bounds = (np.asarray(one).view(np.ndarray) for one in (scores, rows, starts))
+    if fault := _first_fault(values, places, bounds, texts):
         raise DamagedError(f"{file.parent} is no index: {_FAULTS[fault].format(file=file.name, rows=texts)}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..foreign import parse_json
 from .text import K1, B
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,15 @@ def _read_about(client: Any, database: Database, kind: str) -> dict[str, Any] | 
         return None
     client.load_collection(name)
     found = client.query(name, filter=f'kind == "{kind}"', output_fields=["about"])
-    return json.loads(found[0]["about"]) if found else None
+    if not found:
+        return None
+    where = f"The description of the {kind} in {database.uri}"
+    about = parse_json(found[0]["about"], where)
+    wanted = {"version": int, "corpus": str, **dict.fromkeys(_PARTS[kind], int)}
+    wanted |= {"encoder": str, "index": dict} if kind == "images" else {}
+    if not isinstance(about, dict) or any(type(about.get(entry)) is not sort for entry, sort in wanted.items()):
+        raise ValueError(f"{where} is not one that was written by this library: drop it, load again.")
+    return about
 
 
 def open_kind(client: Any, database: Database, kind: str) -> dict[str, Any]:

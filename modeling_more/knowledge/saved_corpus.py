@@ -5,8 +5,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+
 from ..files import file_digest
 from ..foreign import read_object
+from ..naming import missing_source, nearest_folder
 from .corpus_info import FAISS_FOLDER, FAISS_META, INDEX_FOLDER, META_FILE
 from .index_files import checked_once, file_inside
 from .text_index import FILES as INDEX_FILES
@@ -23,6 +26,28 @@ _INDEX = {f"{INDEX_FOLDER}/{name}" for name in (*INDEX_FILES, INDEX_META)}
 
 def _is_ours(name: str) -> bool:
     return name in _INDEX or bool(_PARQUET.fullmatch(name) or _FAISS.fullmatch(name))
+
+
+def saved_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of that name, or that of the Hub's data set repository.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    folder = Path(name_or_path)
+    if reason := missing_source(name_or_path):
+        raise FileNotFoundError(
+            f"The knowledge {name_or_path} is neither a folder nor a data set repository of the Hub: {reason}."
+        )
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(name_or_path), repo_type="dataset", revision=revision))
+    except (OSError, ValueError) as error:  # no such repository, no network
+        raise FileNotFoundError(
+            f"{name_or_path} is neither a folder nor a data set repository that can be had from the Hub "
+            f"({type(error).__name__}){nearest_folder(folder)}."
+        ) from error
 
 
 def listed_files(folder: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..files import new_file, write_json
 from ..foreign import read_json, read_object
-from .corpus_tables import build_once, read_meta
+from .corpus_tables import build_once, claim, read_meta
 from .index_files import (
     DamagedError,
     check_digests,
@@ -93,7 +93,7 @@ def build_index(
         more: arrays that belong to the index, by the names of their files.
         is_good: says whether the index that is there by now will do; default: it is of this version.
     """
-    parts = folder.with_name(f".{folder.name}.parts")
+    parts = _parts_of(folder)
     files = [*FILES, *(more or ())]
 
     def write(beside: Path) -> None:
@@ -119,7 +119,19 @@ def build_index(
         return (folder / META_FILE).is_file() and _other_version(folder) is None
 
     build_once(folder, META_FILE, write, is_good or current, own=(*files, META_FILE))
-    shutil.rmtree(parts, ignore_errors=True)
+    remove_parts(folder)
+
+
+def _parts_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.parts")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts that a killed build of an index left, which is whole by now, unless it is just being built."""
+    if _parts_of(folder).is_dir():
+        with claim(folder, wait=False) as ours:
+            if ours:
+                shutil.rmtree(_parts_of(folder), ignore_errors=True)
 
 
 def _number_words(

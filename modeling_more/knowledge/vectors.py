@@ -15,8 +15,11 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from tqdm.auto import tqdm
 
-from ..files import new_file, write_json
-from .corpus_tables import claim, read_meta, write_stream
+from ..files import new_file, remove_strays_of, write_json
+from ..foreign import read_object
+from .corpus_tables import claim, open_shard, read_meta, seal, write_stream
+from .faiss_files import check_index, check_kind
+from .index_files import DamagedError, check_digests, checked_once, digests_of
 from .leakage import Entry, fetch_on
 from .pictures import Source
 
@@ -51,6 +54,10 @@ def embed_in_shards(
     starts = range(0, rows, shard_rows)
     files = [folder / f"{name}-{shard_rows}-{number:06d}.arrow" for number in range(len(starts))]
 
+    def shard(number: int) -> pa.Table | None:
+        first = starts[number]
+        return open_shard(files[number], features, min(shard_rows, rows - first), "its rows are embedded again")
+
     made: set[int] = set()
     with tqdm(total=rows, desc=f"Embedding {what}", unit=what, disable=None) as bar:
         for wait in (False, True):  # first what no other process does, then what the others have done
@@ -58,28 +65,16 @@ def embed_in_shards(
                 last = min(first + shard_rows, rows)
                 if number in made:
                     continue
-                if not _is_whole(file, last - first, features):
+                if shard(number) is None:
                     with claim(file, wait) as ours:
                         if not ours:
                             continue
-                        if not _is_whole(file, last - first, features):
+                        if shard(number) is None:
+                            remove_strays_of(file)
                             _write_shard(file, embed(first, last), features)
                 made.add(number)
                 bar.update(last - first)
     return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
-
-
-def _is_whole(file: Path, rows: int, features: Features) -> bool:
-    if not file.is_file():
-        return False
-    try:
-        shard = Dataset.from_file(str(file))
-    except (pa.ArrowInvalid, OSError, ValueError):
-        shard = None
-    if shard is None or len(shard) != rows or shard.features != features:
-        logger.warning("%s is damaged: its rows are embedded again.", file)  # not by us: writing is atomic
-        return False
-    return True
 
 
 def _write_shard(file: Path, vectors: np.ndarray, features: Features) -> None:
@@ -87,6 +82,7 @@ def _write_shard(file: Path, vectors: np.ndarray, features: Features) -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]).cast(schema.types[0])
     with new_file(file) as beside:
         write_stream(beside, features, [pa.record_batch([column], schema=schema)])
+        seal(beside)
 
 
 def index_name(encoder: str, factory: str) -> str:
@@ -94,26 +90,40 @@ def index_name(encoder: str, factory: str) -> str:
     return f"{encoder[:12]}-{re.sub(r'[^A-Za-z0-9]+', '_', factory)}"
 
 
-def build_index(vectors: Dataset, folder: Path, factory: str, meta_file: str, meta: dict[str, Any]) -> None:
+def build_index(
+    vectors: Dataset,
+    folder: Path,
+    factory: str,
+    meta_file: str,
+    meta: dict[str, Any],
+    is_good: Callable[[], bool] | None = None,
+) -> None:
     """Build and save the index of inner products over `vectors`, under a lock: of several processes one does it.
 
     Args:
         factory: FAISS factory: "Flat" (exact), "IVF4096,PQ64", "HNSW32" …
-        meta: written to `meta_file` last, so a folder that holds it is whole.
+        meta: written to `meta_file` last, with the digest of the index, so a folder that holds it is whole.
+        is_good: says whether the index that is there by now will do; default: if `meta_file` is there.
 
     Raises:
-        ValueError: FAISS can't build such an index over these vectors.
+        ValueError: FAISS can't build such an index over these vectors, or it is of a kind that is not read.
+        OSError: it can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder / INDEX_FILE, wait=True):
-        if (folder / meta_file).is_file():
+    file = folder / INDEX_FILE
+    good = is_good or (folder / meta_file).is_file
+    with claim(file, wait=True):
+        if good():
             return
+        remove_strays_of(file)
         try:
             index = _train(vectors, factory)
             vectors.add_faiss_index(INDEX, custom_index=index)
-            with new_file(folder / INDEX_FILE) as beside:
+            with new_file(file) as beside:
                 vectors.save_faiss_index(INDEX, str(beside))
-            write_json(folder / meta_file, meta)
+            write_json(folder / meta_file, {**meta, "files": digests_of(folder, [INDEX_FILE])})
+        except RuntimeError as error:  # what FAISS makes of a full disk
+            raise OSError(f"{file} can't be written: {' '.join(str(error).split())[-200:]}") from None
         finally:
             if INDEX in vectors.list_indexes():
                 vectors.drop_index(INDEX)
@@ -125,6 +135,7 @@ def _train(vectors: Dataset, factory: str) -> Any:
     dimension = vectors.features[INDEX].length
     try:
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        check_kind(index)
         if not index.is_trained:
             # from the whole corpus evenly: its first rows may be all of one kind
             rows = np.linspace(0, len(vectors) - 1, min(len(vectors), _TRAIN_ROWS)).astype(int)
@@ -144,36 +155,47 @@ def read_factory(file: Path, what: str, version: int, key: str, expected: dict[s
         FileNotFoundError: there is no such file.
         ValueError: it describes an index of another version, or has other entries than those expected.
     """
-    meta = read_meta(file, what, version, (*expected, key))
+    kinds = {name: type(value) for name, value in expected.items()}
+    meta = read_meta(file, what, version, **kinds, **{key: str})
     for name, here in expected.items():
         if meta[name] != here:
             raise ValueError(f"The index in {file.parent} is of {name} {meta[name]}, not {here}: build it again.")
     return str(meta[key])
 
 
-def load_index(table: Dataset, folder: Path, dimension: int, parameters: str = "") -> str:
-    """Load the index in `folder` onto a table of the same rows, and return its search parameters.
+def load_index(
+    table: Dataset, folder: Path, meta_file: str, dimension: int, cache: Path, parameters: str = ""
+) -> tuple[str, str]:
+    """Load the index in `folder` onto a table of the same rows, and return its search parameters and its digest.
 
     Args:
+        meta_file: tells the digest of the index, if it is not older than digests.
+        cache: the user's cache, which remembers indexes that were checked.
         parameters: settings of an approximate index, as FAISS writes them ("nprobe=32", "efSearch=128"); default: a
             sixteenth of the lists, at least 8, or 128 candidates of a graph.
 
     Raises:
         FileNotFoundError: the index is missing.
-        ValueError: it is damaged, or has other rows or dimensions; or there are no such parameters.
+        DamagedError: it is damaged, of other rows or dimensions, or of a kind that is not read.
+        ValueError: there are no such parameters.
     """
     import faiss
 
     file = folder / INDEX_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{folder} lacks its file {file.name}.")
+
+    def check() -> str:
+        digest = check_digests(folder, [INDEX_FILE], read_object(folder / meta_file).get("files"))
+        check_index(file, len(table), dimension)
+        return digest
+
+    digest = checked_once(cache, [file, folder / meta_file], ["faiss", len(table), dimension], check)
     try:
         table.load_faiss_index(INDEX, str(file))
     except RuntimeError as error:
-        raise ValueError(f"{file} is not a FAISS index ({str(error).splitlines()[0]}).") from None
+        raise DamagedError(f"{file} is not a FAISS index ({str(error).splitlines()[0]}).") from None
     index: Any = table.get_index(INDEX).faiss_index
-    if index.d != dimension:
-        raise ValueError(f"{file} holds vectors of {index.d} numbers, not of {dimension}: build it again.")
     whole = faiss.downcast_index(getattr(index, "index", index))  # what stands behind a transformation of the vectors
     if not parameters and hasattr(whole, "nlist"):
         parameters = f"nprobe={min(whole.nlist, max(8, whole.nlist // 16))}"
@@ -186,7 +208,7 @@ def load_index(table: Dataset, folder: Path, dimension: int, parameters: str = "
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise ValueError(f"The index in {folder} can't be searched with {parameters!r}: {reason}") from None
-    return parameters
+    return parameters, digest
 
 
 def search_rows(table: Dataset, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,6 +220,8 @@ def search_rows(table: Dataset, vectors: np.ndarray, k: int) -> tuple[np.ndarray
     """
     found = table.search_batch(INDEX, np.ascontiguousarray(vectors, np.float32), k=k)
     scores, rows = np.asarray(found.total_scores), np.asarray(found.total_indices)
+    if bool((rows >= len(table)).any()) or not bool(np.isfinite(scores[rows >= 0]).all()):
+        raise ValueError("The index of the vectors gives rows that are not there, or scores that are no numbers.")
     order = np.lexsort((rows, -scores), axis=-1)
     return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(rows, order, axis=-1)
 

@@ -17,13 +17,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data_collator import MixtureCollator, pad_rows
 from ..encoding import IMAGES_AT_ONCE, encode_for_experts, map_batches
-from ..files import new_file
+from ..files import new_file, remove_strays_of
+from ..knowledge.corpus_tables import claim
 from ..knowledge.pictures import ImageError, find_image, open_image, read_bytes
 from ..mixed_experts import weights_digest
 from ..modeling_mixture import MoReMixtureForRelationExtraction, MoReMixtureForTokenClassification, MoReMixtureOutput
@@ -33,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 Mixture = MoReMixtureForTokenClassification | MoReMixtureForRelationExtraction
 Post = Mapping[str, Any]
-CACHE_VERSION = 1
+CACHE_VERSION = 2  # 2: with a digest
+_DIGEST = "sha256"  # of the tensors, in the metadata of a file
 
 
 @dataclass
@@ -84,8 +87,9 @@ def expert_features(
     if cache_dir is not None:
         file = Path(cache_dir) / "mixture" / f"{_digest(model, encoded)}.safetensors"
         # all processes or none: computing gathers from all of them
-        if all(gather_object([file.is_file()])):
-            return _read(file)
+        cached = _read(file, len(encoded))
+        if all(gather_object([cached is not None])) and cached is not None:
+            return cached
 
     def compute(batch: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
         logits = model.expert_outputs(batch["experts"]).float().cpu()
@@ -135,17 +139,53 @@ def _write(file: Path, features: Features) -> None:
 
 
 def _save(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    with new_file(file) as beside:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, beside)
+    plain = {name: value.contiguous() for name, value in tensors.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with claim(file, wait=True):
+        remove_strays_of(file)
+        try:
+            with new_file(file) as beside:
+                save_file(plain, beside, {_DIGEST: _tensors_digest(plain)})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{file} can't be written: {error}") from None
 
 
-def _read(file: Path) -> Features:
-    tensors = load_file(file)
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load(file: Path) -> dict[str, Tensor] | None:
+    """Return the tensors of a file of the cache, or None where they must be computed (again), which is logged."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            told = (opened.metadata() or {}).get(_DIGEST)
+            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}
+        if _tensors_digest(tensors) == told:
+            return tensors
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        pass
+    logger.warning("%s is damaged: what it held is computed again.", file)  # not by us: writing is atomic
+    return None
+
+
+def _read(file: Path, posts: int) -> Features | None:
+    tensors = _load(file)
+    if tensors is None:
+        return None
     rows = {}
     for name in ("expert_logits", "text"):
         lengths: list[int] = tensors[f"{name}_lengths"].int().tolist()
         rows[name] = list(tensors[name].split(lengths)) if lengths else list(tensors[name])
     logits = [one.transpose(0, 1) if one.dim() == 3 else one for one in rows["expert_logits"]]
+    if len(logits) != posts or len(rows["text"]) != posts:
+        logger.warning("%s is of %d posts, not of %d: it is computed again.", file, len(logits), posts)
+        return None
     return Features(logits, rows["text"])
 
 
@@ -168,7 +208,7 @@ def image_features(
         found = [row["image"] if image_dir is None else find_image(image_dir, row["image_id"] or "") for row in rows]
         file = None
         if cache_dir is not None:
-            digest = hashlib.sha256(encoder.fingerprint.encode())
+            digest = hashlib.sha256(f"{CACHE_VERSION} {encoder.fingerprint}".encode())
             for source in found:
                 try:
                     content = read_bytes(source)
@@ -176,9 +216,8 @@ def image_features(
                     content = b""
                 digest.update(hashlib.sha256(content).digest())
             file = Path(cache_dir) / "mixture" / f"images-{digest.hexdigest()[:32]}.safetensors"
-        if file is not None and file.is_file():
-            tensors = load_file(file)
-        else:
+        tensors = _load(file) if file is not None else None
+        if tensors is None:
             opened = {}
             for row, source in enumerate(found):
                 try:

@@ -91,7 +91,7 @@ def test_dense_index_is_saved_and_checked(corpus: KnowledgeCorpus, encoder: Sent
         DenseRetriever(corpus, SentenceEncoder(encoder.name, max_length=5), tmp_path / "saved")
     index = tmp_path / "saved" / INDEX_FILE
     index.write_bytes(index.read_bytes()[:100])
-    with pytest.raises(ValueError, match="not a FAISS index"):
+    with pytest.raises(ValueError, match="its digest differs"):
         DenseRetriever(corpus, encoder, tmp_path / "saved")
     index.unlink()
     with pytest.raises(FileNotFoundError, match=INDEX_FILE):

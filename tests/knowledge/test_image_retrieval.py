@@ -1,5 +1,6 @@
 """The index over a corpus's images: exact and approximate, saved, shared, killed, on the Hub."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -81,11 +82,18 @@ def test_bad_indices_are_named(tmp_path: Path, encoder: ImageEncoder, towers: di
     smaller = ImageRetriever.from_corpus(other, encoder).index_dir
     content = (folder / "index.faiss").read_bytes()
     (folder / "index.faiss").write_bytes((smaller / "index.faiss").read_bytes())
-    with pytest.raises(ValueError, match="10 elements while the dataset has 11"):
-        ImageRetriever(corpus, encoder, folder)
-    (folder / "index.faiss").write_bytes(content[:100])
-    with pytest.raises(ValueError, match="is not a FAISS index"):
-        ImageRetriever(corpus, encoder, folder)
+    damages = {"holds 10 vectors of 24 numbers, it must hold 11": None, "is not a FAISS index": content[:100]}
+    for told, damaged in damages.items():
+        if damaged is not None:
+            (folder / "index.faiss").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"index\.faiss is not the file that was written here"):
+            ImageRetriever(corpus, encoder, folder)
+        meta = json.loads((folder / "image_index.json").read_text())
+        older = {name: value for name, value in meta.items() if name != "files"}  # one of the time before digests
+        (folder / "image_index.json").write_text(json.dumps(older))
+        with pytest.raises(ValueError, match=told):
+            ImageRetriever(corpus, encoder, folder)
+        (folder / "image_index.json").write_text(json.dumps(meta))
     (folder / "index.faiss").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks its file index\.faiss"):
         ImageRetriever(corpus, encoder, folder)
