@@ -80,9 +80,9 @@ def check_index(file: Path, rows: int, dimension: int) -> bool:
         for part in _parts(index):
             _check_part(part)
         outer = faiss.downcast_index(index)
-        if outer.ntotal != rows or _behind(outer).ntotal != rows or not outer.is_trained:
-            raise ValueError("its parts are not of the same vectors")
-    except ValueError as error:
+        whole = outer.ntotal == rows and _behind(outer).ntotal == rows and outer.is_trained
+        _require(whole, "its parts are not of the same vectors")
+    except (ValueError, RuntimeError, MemoryError, OverflowError) as error:
         raise DamagedError(f"{file} is not a FAISS index that can be searched: {error}") from None
     return True
 
@@ -207,16 +207,14 @@ def _check_lists(index: Any) -> None:
     _require(type(lists).__name__ == "ArrayInvertedLists", "its lists are not within it")
     quantizer = index.quantizer
     _require(quantizer.ntotal == index.nlist == lists.nlist and quantizer.d == index.d, "its lists are others")
+    sizes = [lists.list_size(number) for number in range(index.nlist)]
+    _require(sum(sizes) == index.ntotal, "its lists do not hold as many vectors as it has")
     seen = np.zeros(index.ntotal, bool)
-    total = 0
-    for number in range(index.nlist):
-        size = lists.list_size(number)
-        total += size
-        _require(total <= index.ntotal, "its lists hold more vectors than it has")
+    for number, size in enumerate(sizes):
         ids = faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.zeros(0, np.int64)
         _require(bool(((ids >= 0) & (ids < index.ntotal)).all()), "a row number in its lists is none of its rows")
         seen[ids] = True
-    _require(total == index.ntotal and bool(seen.all()), "its lists do not hold each of its vectors once")
+    _require(bool(seen.all()), "its lists do not hold each of its vectors once")
 
 
 def _check_graph(index: Any) -> None:
