@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +15,9 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature,
 from .configuration_more import MoReConfig
 from .files import manifest_kept
 from .positions import position_limit_of
-from .words import SPLITTERS, split_words
+from .sub_tokens import ReadText, SubTokens
+from .windows import cut_in_windows, window_around
+from .words import SPLITTERS, split_words, words_around
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,6 @@ MARKERS = ("<E>", "</E>", "<O>", "</O>")
 PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 #: options of `from_pretrained` that say where a repository is found
 _PLACE = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-# words on which tokenizers differ: capitals, digits, punctuation at either end and inside, letters beyond ASCII
-_PROBE = "the The Lakers play in 2017 , don't they ? @NBA #3 a1 U.S. (x) 3-1 Zürich Москва".split()
 
 
 class MoReProcessor(ProcessorMixin):
@@ -67,8 +66,7 @@ class MoReProcessor(ProcessorMixin):
             raise ValueError(f'overflow is {overflow!r}, it must be "cut" or "skip"')
         if splitter not in SPLITTERS:
             raise ValueError(f"splitter is {splitter!r}, it must be one of {', '.join(SPLITTERS)}")
-        _check_tokenizer(tokenizer)
-        self._space = _word_space(tokenizer)
+        self._sub_tokens = SubTokens(tokenizer)
         self.knowledge_column = knowledge_column
         self.top_k = top_k
         self.knowledge_words = knowledge_words
@@ -166,7 +164,8 @@ class MoReProcessor(ProcessorMixin):
         """Return sub-tokens of posts, not padded.
 
         A post whose words alone pass max_length is cut in overlapping windows, one row each (`truncate=False`), or
-        after the last word that fits (`truncate=True`, for training; never with `pairs`, whose markers must be read).
+        after the last word that fits (`truncate=True`, for training). Of a pair in such a post a window around both
+        entities is read, whether or not to truncate; where they stand too far apart for one, a window around each.
 
         Args:
             pairs: spans (head, tail) of words, one pair a post: markers stand around both, and the positions are those
@@ -174,7 +173,8 @@ class MoReProcessor(ProcessorMixin):
 
         Returns:
             per post: input_ids (rows of ids), word_rows and word_positions (one a kept word), cut_words (words that no
-            row holds), cut_knowledge (sub-tokens of knowledge left out).
+            row holds), cut_knowledge (sub-tokens of knowledge left out; behind the part of a very long entry that
+            could be read, words).
         """
         if knowledge is not None and len(knowledge) != len(words):
             raise ValueError(f"{len(words)} posts, but knowledge for {len(knowledge)}")
@@ -183,17 +183,21 @@ class MoReProcessor(ProcessorMixin):
                 raise ValueError(f"post {index} has no words")
             if isinstance(post, str) or not all(isinstance(word, str) for word in post):
                 raise ValueError(f"post {index} is {post!r:.60}, it must be a list of words; give raw text as text")
-        units = self._tokenize_words(words)
-        wanted: list[Sequence[int]] = [range(len(post)) for post in units]
-        if pairs is not None:
-            if not self.markers:
-                raise ValueError("pairs need a processor with markers=True")
-            marked = [self._mark(post, *pair) for post, pair in zip(units, pairs, strict=True)]
-            units, wanted = [post for post, _ in marked], [positions for _, positions in marked]
+        if pairs is not None and not self.markers:
+            raise ValueError("pairs need a processor with markers=True")
+        truncate = truncate and pairs is None
+        # a word has a sub-token at least: those behind these are never read
+        units = self._tokenize_words([post[: self.max_length] for post in words] if truncate else words)
         entries = self._tokenize_knowledge(knowledge or [None] * len(words))
+        if pairs is not None:
+            sums: dict[int, list[int]] = {}  # of a post that many pairs share
+            return [
+                self._lay_out_pair(post, sums, pair, read)
+                for post, pair, read in zip(units, pairs, entries, strict=True)
+            ]
         return [
-            self._lay_out(*post, truncate=truncate and pairs is None)
-            for post in zip(units, wanted, entries, strict=True)
+            self._lay_out(post, range(len(whole)), read, truncate)
+            for post, whole, read in zip(units, words, entries, strict=True)
         ]
 
     def pad(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -218,74 +222,38 @@ class MoReProcessor(ProcessorMixin):
         """Return an entry as it is read: `[ title ] text`, cut to `knowledge_words` around its matched sentence."""
         text = entry["text"]
         if self.knowledge_words is not None:
-            spans = [match.span() for match in re.finditer(r"\S+", text)]
-            if len(spans) > self.knowledge_words:
-                start, end = entry.get("match_start") or 0, entry.get("match_end") or 0
-                matched = [i for i, (a, b) in enumerate(spans) if a < end and b > start] or [0]
-                first = (matched[0] + matched[-1] + 1 - self.knowledge_words) // 2
-                if len(matched) > self.knowledge_words:
-                    first = matched[0]  # a sentence longer than the limit is read from its beginning
-                first = max(0, min(first, len(spans) - self.knowledge_words))
-                last = first + self.knowledge_words - 1
-                text = text[spans[first][0] : spans[last][1]]
+            matched = entry.get("match_start") or 0, entry.get("match_end") or 0
+            text = words_around(text, *matched, self.knowledge_words)
         title = entry.get("title")
         return f"[ {title} ] {text}" if title else text
 
-    @cached_property
-    def _as_text(self) -> dict[int, list[int]]:
-        """Return the characters of each special token, as ordinary sub-tokens.
-
-        SentencePiece vocabularies hold `</s>` as a piece like any other, so a post that contains it would get the
-        real token in spite of `split_special_tokens`.
-        """
-        unknown = self.tokenizer.unk_token_id
-        special = {id_: self.tokenizer.convert_ids_to_tokens(id_) for id_ in self.tokenizer.all_special_ids}
-        return {
-            id_: self.tokenizer.convert_tokens_to_ids(list(token)) for id_, token in special.items() if id_ != unknown
-        }
-
     def _tokenize_words(self, words: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-        """Return the sub-tokens of every word of every post; a word without any is one unknown token.
+        return self._sub_tokens.of_words(words, self.max_length)
 
-        They are those that the word has after a space in running text, for the first word too: a name is spelt alike
-        wherever it stands in a post, and as in the knowledge.
-        """
-        encoded = _encode_words(self.tokenizer, words, self._space)
-        result = []
-        for index, post in enumerate(words):
-            pieces: list[list[int]] = [[] for _ in post]
-            for id_, word in zip(encoded["input_ids"][index], encoded.word_ids(index), strict=True):
-                if word is not None:
-                    pieces[word] += self._as_text.get(id_, (id_,))
-            result.append([word or [self.tokenizer.unk_token_id] for word in pieces])
-        return result
-
-    def _tokenize_knowledge(self, knowledge: Sequence[Sequence[Entry] | None]) -> list[list[list[int]]]:
+    def _tokenize_knowledge(self, knowledge: Sequence[Sequence[Entry] | None]) -> list[list[ReadText]]:
         """Return the sub-tokens of every entry of every post: those of running text, an entry beginning one."""
         texts = [[self.entry_text(entry) for entry in (post or ())[: self.top_k]] for post in knowledge]
-        flat = [text for post in texts for text in post]
-        if not flat:
-            return [[] for _ in knowledge]
-        encoded = self.tokenizer(
-            flat, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        ids = ([piece for id_ in entry for piece in self._as_text.get(id_, (id_,))] for entry in encoded)
-        return [[next(ids) for _ in post] for post in texts]
+        read = iter(self._sub_tokens.of_texts([text for post in texts for text in post], self.max_length))
+        return [[next(read) for _ in post] for post in texts]
 
-    def _mark(self, words: list[list[int]], head: Span, tail: Span) -> tuple[list[list[int]], list[int]]:
-        """Return the words' sub-tokens with markers as units of their own, and where `<E>` and `<O>` stand.
+    def _mark(
+        self, words: list[list[int]], spans: Mapping[int, Span], shift: int = 0
+    ) -> tuple[list[list[int]], list[int]]:
+        """Return the words' sub-tokens with markers as units of their own, and where the opening ones stand.
 
         One entity may lie within the other, and they may touch: an entity closes before the next one opens, the inner
         one opens last and closes first.
+
+        Args:
+            spans: spans of words by their place in the pair, 0 for the subject.
+            shift: number of words before `words`, which the spans count.
         """
-        for span in (head, tail):
-            if not 0 <= span[0] < span[1] <= len(words):
-                raise ValueError(f"span {list(span)} is empty or outside a post of {len(words)} words")
         ids = self.tokenizer.convert_tokens_to_ids(list(MARKERS))
         marks = []
-        for (start, end), opening, closing in ((head[:2], ids[0], ids[1]), (tail[:2], ids[2], ids[3])):
-            marks.append((start, 1, -end, opening))
-            marks.append((end, 0, -start, closing))
+        for place, span in spans.items():
+            start, end = span[0] - shift, min(span[1] - shift, len(words))
+            marks.append((start, 1, -end, ids[2 * place]))
+            marks.append((end, 0, -start, ids[2 * place + 1]))
         units: list[list[int]] = []
         places = {}
         last = 0
@@ -294,15 +262,43 @@ class MoReProcessor(ProcessorMixin):
             last = position
             places[id_] = len(units)
             units.append([id_])
-        return units + words[last:], [places[ids[0]], places[ids[2]]]
+        return units + words[last:], [places[ids[2 * place]] for place in spans]
+
+    def _lay_out_pair(
+        self, words: list[list[int]], sums: dict[int, list[int]], pair: tuple[Span, Span], entries: list[ReadText]
+    ) -> dict[str, Any]:
+        """Return rows of ids with the markers of a pair, and where the opening ones stand in them (see `encode`)."""
+        for span in pair:
+            if not 0 <= span[0] < span[1] <= len(words):
+                raise ValueError(f"span {list(span)} is empty or outside a post of {len(words)} words")
+        room = self.max_length - 2
+        longest = max(1, room - 3)  # of a word in a window, so that it fits between two markers
+        if id(words) not in sums:
+            sums[id(words)] = list(accumulate((min(len(word), longest) for word in words), initial=0))
+        before = sums[id(words)]
+        both = dict(enumerate(pair))
+        if before[-1] + len(MARKERS) <= room:
+            return self._lay_out(*self._mark(words, both), entries)
+        first, last = min(span[0] for span in pair), max(span[1] for span in pair)
+        apart = before[last] - before[first] + len(MARKERS) > room
+        laid: dict[str, Any] = {"input_ids": [], "word_rows": [], "word_positions": [], "cut_words": 0}
+        for spans in [{place: span} for place, span in both.items()] if apart else [both]:
+            first, last = min(span[0] for span in spans.values()), max(span[1] for span in spans.values())
+            first, last = window_around(before, first, last, room - 2 * len(spans))
+            shown = [word[:longest] for word in words[first : max(last, first + 1)]]
+            window = self._lay_out(*self._mark(shown, spans, first), [])
+            laid["word_rows"] += [len(laid["input_ids"]) + row for row in window["word_rows"]]
+            laid["word_positions"] += window["word_positions"]
+            laid["input_ids"] += window["input_ids"]
+        return laid | {"cut_knowledge": sum(len(entry.pieces) + entry.behind for entry in entries)}
 
     def _lay_out(
-        self, words: list[list[int]], wanted: Sequence[int], entries: list[list[int]], truncate: bool
+        self, words: list[list[int]], wanted: Sequence[int], entries: list[ReadText], truncate: bool = False
     ) -> dict[str, Any]:
         """Return rows of ids, and where the units `wanted` among `words` stand in them (see `encode`)."""
         begin, separator = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         room = self.max_length - 2
-        windows = _windows([min(len(word), room) for word in words], room)
+        windows = cut_in_windows([min(len(word), room) for word in words], room)
         if truncate:
             windows = windows[:1]
         rows: list[list[int]] = []
@@ -317,12 +313,12 @@ class MoReProcessor(ProcessorMixin):
                 ids += words[word][:room]
             rows.append([*ids, separator])
 
-        all_knowledge = sum(map(len, entries))
+        all_knowledge = sum(len(entry.pieces) + entry.behind for entry in entries)
         read: list[int] = []
         if len(windows) == 1 and len(places) == len(words):
             # one more separator closes the row
             free = self.max_length - len(rows[0]) - 1
-            for entry in entries:
+            for entry, _ in entries:
                 if self.overflow == "cut":
                     read += entry[: max(0, free - len(read))]
                 elif len(read) + len(entry) <= free:
@@ -337,36 +333,6 @@ class MoReProcessor(ProcessorMixin):
             "cut_words": len(wanted) - len(found),
             "cut_knowledge": all_knowledge - len(read),
         }
-
-
-def _windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int]]:
-    """Cut words of these lengths into windows of at most `room` sub-tokens that overlap by about a quarter.
-
-    Returns (first, last, kept_from, kept_to) per window, ends exclusive: the words it holds, and those read from it,
-    as each word belongs to the window in which it stands farther from a border.
-    """
-    spans = []
-    first = 0
-    while True:
-        last, used = first, 0
-        while last < len(lengths) and used + lengths[last] <= room:
-            used += lengths[last]
-            last += 1
-        spans.append((first, last))
-        if last == len(lengths):
-            break
-        overlap, start = 0, last
-        # the next word must fit beside the overlap, or the windows would not move on
-        while start - 1 > first and overlap + lengths[start - 1] <= min(room // 4, room - lengths[last]):
-            start -= 1
-            overlap += lengths[start]
-        first = start
-    windows, kept_from = [], 0
-    for index, (first, last) in enumerate(spans):
-        kept_to = last if index + 1 == len(spans) else (spans[index + 1][0] + last + 1) // 2
-        windows.append((first, last, kept_from, kept_to))
-        kept_from = kept_to
-    return windows
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -396,53 +362,6 @@ def _positions_at(name_or_path: Any, options: Mapping[str, Any]) -> int | None:
     except (OSError, ValueError):  # a tokenizer or processor by itself
         return None
     return position_limit_of(getattr(config, "encoder_config", None) or config)
-
-
-def _encode_words(tokenizer: Any, words: Sequence[Sequence[str]], space: str) -> Any:
-    """Tokenise posts given as words, with `space` before each word; nothing in them is a special token."""
-    return tokenizer(
-        [[space + word for word in post] for post in words],
-        is_split_into_words=True,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-
-
-def _word_space(tokenizer: Any) -> str:
-    """Return what must stand before a word so that it gets the sub-tokens that it has in running text.
-
-    Nothing for WordPiece, for SentencePiece and wherever else the tokenizer marks the beginning of a word itself; a
-    space for byte-level and other tokenizers that know a word by the space before it, and glue words without it. Which
-    of the two holds is decided by the tokenizer's backend, not by its class or options, so it is tried out.
-
-    Raises:
-        ValueError: for a tokenizer that reads words in neither way as in running text.
-    """
-    for space in ("", " "):
-        try:
-            text = tokenizer(
-                space + " ".join(_PROBE), add_special_tokens=False, split_special_tokens=True, verbose=False
-            )
-            words = _encode_words(tokenizer, [_PROBE], space)
-        except (TypeError, ValueError) as error:  # tokenizers of layouts want boxes
-            reason = f"it can't read words without more ({error})"
-            break
-        if words["input_ids"][0] == text["input_ids"]:
-            return space
-    else:
-        reason = "it gives words other sub-tokens one by one than in running text"
-    raise ValueError(f"{type(tokenizer).__name__} can't be used: {reason}")
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: words can't be aligned with sub-tokens")
-    needed = ("cls_token", "sep_token", "pad_token", "unk_token")
-    lacking = [name for name in needed if getattr(tokenizer, f"{name}_id") is None]
-    if lacking:
-        raise ValueError(f"{type(tokenizer).__name__} has no {', '.join(lacking)}, which MoRe's input is built with")
 
 
 AutoProcessor.register(MoReConfig, MoReProcessor)

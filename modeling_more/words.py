@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from bisect import bisect, bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 from .tagging import Span
@@ -74,6 +76,9 @@ SPLITTERS = tuple(_PATTERNS)
 DEFAULT_SPLITTER = "twitter17"
 
 
+_WORD = re.compile(r"\S+")
+
+
 class Word(NamedTuple):
     """A word that stands at the characters `start` to `end` (exclusive) of a text."""
 
@@ -98,7 +103,8 @@ def _compiled(splitter: str) -> re.Pattern[str]:
     joiner = rf"[\u200c\u200d](?={letter})"  # within words of Persian and of Indic scripts
     pattern = _PATTERNS[splitter].format(
         unspaced=f"[{UNSPACED}][{MARKS}{_VARIATIONS}]*",
-        word=f"{letter}(?:{letter}|[{MARKS}]|{joiner})*",
+        # possessive: nothing behind a word makes it shorter, and a word of a million letters needs no way back
+        word=f"{letter}(?:{letter}|[{MARKS}]|{joiner})*+",
         no_link=rf"\s{UNSPACED}\u3000-\u303f\uff01-\uff60",  # text goes on behind a link without a blank
     )
     return re.compile(pattern, re.VERBOSE)
@@ -119,24 +125,64 @@ def split_words(text: str, splitter: str = DEFAULT_SPLITTER) -> list[Word]:
     return [Word(match.group(), match.start(), match.end()) for match in _compiled(splitter).finditer(text)]
 
 
+def has_more_words(text: str, limit: int, splitter: str = DEFAULT_SPLITTER) -> bool:
+    """Return whether a text has more words than this; no more of it is read than is needed to tell."""
+    if len(text) <= limit:
+        return False
+    return next(islice(_compiled(splitter).finditer(text), limit, None), None) is not None
+
+
+def words_around(text: str, start: int, end: int, number: int) -> str:
+    """Return the `number` words of a text, apart by white space, that stand around its characters `start` to `end`.
+
+    Where those hold no word, they are the first ones; where they hold more words than that, the first of theirs. A
+    text of no more words stays as it is. What lies far from the place is copied at most, never split.
+    """
+    if next(islice(_WORD.finditer(text), number, None), None) is None:
+        return text
+    head = text[: max(0, start)]
+    begin = len(head)
+    if head and not head[-1].isspace():  # within a word, or at its end
+        begin -= len(head.rsplit(None, 1)[-1])
+    first = next((word for word in islice(_WORD.finditer(text, begin), 2) if word.end() > start), None)
+    if first is None or first.start() >= end:
+        first = next(_WORD.finditer(text))
+        end = 0
+    found = [word.start() < end for word in islice(_WORD.finditer(text, first.start()), number + 1)]
+    held = max(1, sum(found))
+    before = max(0, (number - held + 1) // 2, number - len(found))
+    begin = first.start()
+    if before:
+        parts = text[:begin].rsplit(None, before)
+        begin = len(parts[0]) if len(parts) > before else 0
+    words = list(islice(_WORD.finditer(text, begin), number))
+    return text[words[0].start() : words[-1].end()]
+
+
 def align_spans(words: Sequence[tuple[str, int, int]], spans: Iterable[tuple[int, int, str]]) -> Alignment:
     """Put character spans (start, end, type), end exclusive, onto the words they touch.
 
     A span that begins or ends inside a word is widened to that word; of spans that then overlap the longest stays.
+
+    Args:
+        words: (word, start, end) in order, without overlap.
     """
     crossing = dropped = 0
+    starts, ends = [start for _, start, _ in words], [end for _, _, end in words]
     found: list[tuple[Span, int]] = []
     for start, end, type_ in spans:
-        touched = [i for i, (_, first, last) in enumerate(words) if first < end and last > start]
-        if not touched:
+        first, last = bisect(ends, start), bisect_left(starts, end)
+        if first >= last:
             dropped += 1
             continue
-        crossing += words[touched[0]][1] < start or words[touched[-1]][2] > end
-        found.append((Span(touched[0], touched[-1] + 1, type_), end - start))
-    kept: list[Span] = []
+        crossing += starts[first] < start or ends[last - 1] > end
+        found.append((Span(first, last, type_), end - start))
+    kept: list[Span] = []  # in order, without overlap
     for span, _ in sorted(found, key=lambda pair: (-pair[1], pair[0])):
-        if any(span.start < other.end and other.start < span.end for other in kept):
+        place = bisect_left(kept, span)
+        beside = kept[max(0, place - 1) : place + 1]
+        if any(span.start < other.end and other.start < span.end for other in beside):
             dropped += 1
         else:
-            kept.append(span)
-    return Alignment(sorted(kept), int(crossing), dropped)
+            kept.insert(place, span)
+    return Alignment(kept, int(crossing), dropped)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conftest import ENCODER_KINDS
-from modeling_more.processing_more import MoReProcessor, _windows
+from modeling_more.processing_more import MoReProcessor
+from modeling_more.windows import cut_in_windows
 
 ENTRIES = [
     {"title": "Lindau", "text": "Lindau is a town in Bavaria .", "score": 2.0},
@@ -96,7 +97,7 @@ def test_knowledge_is_cut_at_its_end_and_the_post_never(bert):
 
 def test_skip_leaves_out_whole_entries(bert):
     words = ["Ada"]
-    lengths = [len(ids) for ids in bert._tokenize_knowledge([ENTRIES])[0]]
+    lengths = [len(entry.pieces) for entry in bert._tokenize_knowledge([ENTRIES])[0]]
     (alone,) = bert.encode([words])
     bert.overflow = "skip"
     bert.max_length = len(alone["input_ids"][0]) + 1 + lengths[1]
@@ -138,7 +139,7 @@ def test_windows_cover_every_word_once():
         lengths = torch.randint(
             1, min(6, room) + 1, (int(torch.randint(1, 80, (1,), generator=generator)),), generator=generator
         )
-        windows = _windows(lengths.tolist(), room)
+        windows = cut_in_windows(lengths.tolist(), room)
         kept = [word for _, _, kept_from, kept_to in windows for word in range(kept_from, kept_to)]
         assert kept == list(range(len(lengths)))
         for first, last, kept_from, kept_to in windows:
