@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 #: the column that holds a post's knowledge for each expert of a mixture, in their order
 EXPERT_KNOWLEDGE = "expert_knowledge"
+ALONE = 16_384  # sub-tokens of a post from which on it is a batch of its own
 IMAGES_AT_ONCE = 256  # decoded pictures are large
 
 Post = Mapping[str, Any]
@@ -93,19 +96,30 @@ def evaluation_loader(
     accelerator: Accelerator,
     batch_size: int,
 ) -> DataLoader[Any]:
-    """Return a loader of batches of similarly long encoded posts, the longest first, with the `index` of each."""
+    """Return a loader of batches of similarly long encoded posts, the longest first, with the `index` of each.
+
+    A post of more than `ALONE` sub-tokens is a batch of its own: all posts of a batch are padded to its words. Every
+    process gets as many batches; where they do not come out even, the last ones come again.
+    """
 
     def length(post: EncodedPost) -> int:
         views = post["experts"] if "experts" in post else [post]
         return sum(len(row) for view in views for row in view["input_ids"])
 
-    by_length = sorted(encoded, key=length, reverse=True)
+    lengths = [length(post) for post in encoded]
+    order = sorted(range(len(encoded)), key=lengths.__getitem__, reverse=True)
+    alone = bisect([-lengths[place] for place in order], -ALONE - 1)
+    batches = [[place] for place in order[:alone]]
+    batches += [order[first : first + batch_size] for first in range(alone, len(order), batch_size)]
+    processes = accelerator.num_processes
+    batches += [batches[number % len(batches)] for number in range(-len(batches) % processes)]
+    own = batches[accelerator.process_index :: processes]
     # not accelerator.prepare, with which checkpoints would keep a sampler for every evaluation
     return prepare_data_loader(
-        DataLoader(by_length, batch_size=batch_size, collate_fn=collate),  # type: ignore[arg-type]
+        DataLoader(encoded, batch_sampler=own, collate_fn=collate),  # type: ignore[arg-type]
         accelerator.device,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
+        num_processes=1,  # dealt out already
+        process_index=0,
         put_on_device=True,
     )
 
@@ -122,16 +136,51 @@ def map_batches(
 
     Args:
         compute: a function from a batch without `index` to a result per post.
+
+    Raises:
+        BatchError: `compute` raised an error; the rows at which it did are named.
     """
     found: dict[int, Result] = {}
+    by_index = {post["index"]: post for post in encoded}
     loader = evaluation_loader(encoded, collate, accelerator, batch_size)
     for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
         index = batch.pop("index").tolist()
-        with torch.no_grad():
-            results = compute(batch)
+        try:
+            with torch.no_grad():
+                results = compute(batch)
+        except (ValueError, RuntimeError) as error:  # of torch, memory that does not suffice among them
+            for number in index:
+                alone = send_to_device(collate([by_index[number]]), accelerator.device)
+                alone.pop("index")
+                if _fails(compute, alone):
+                    raise BatchError([number], error) from error
+            raise BatchError(index, error) from error
         rows = list(zip(index, results, strict=True))
         found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))
     return [found[post["index"]] for post in encoded]
+
+
+def _fails(compute: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> bool:
+    try:
+        with torch.no_grad():
+            compute(batch)
+    except (ValueError, RuntimeError):
+        return True
+    return False
+
+
+class BatchError(RuntimeError):
+    """An error for rows that can't be computed.
+
+    Attributes:
+        index: the first row that can't be computed by itself, or all rows of the batch, if each of them can.
+        reason: what went wrong.
+    """
+
+    def __init__(self, index: list[int], error: Exception):
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        self.index, self.reason = index, kind + str(error)
+        super().__init__(f"rows {index} can't be computed: {self.reason}")
 
 
 def check_tower(config: Any, given: str, dimension: int) -> None:

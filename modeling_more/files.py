@@ -228,9 +228,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as JSON Lines, a file that appears whole."""
-    with new_file(path) as beside, open(beside, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Write rows as JSON Lines, a file that appears whole.
+
+    Raises:
+        ValueError: a row can't be JSON (NaN, Infinity, bytes, half a surrogate pair); the message says which.
+    """
+    with new_file(path) as beside, open(beside, "wb") as file:
+        for number, row in enumerate(rows):
+            try:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}: row {number} can't be written: {error}") from None
 
 
 def copy_folder(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None:

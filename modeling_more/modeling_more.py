@@ -23,7 +23,7 @@ from transformers.modeling_outputs import ModelOutput
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
 from .files import manifest_kept
-from .positions import position_limit
+from .positions import position_limit, rows_at_once
 from .tagging import allowed_transitions
 
 
@@ -120,15 +120,26 @@ class MoRePreTrainedModel(PreTrainedModel):
     ) -> Tensor:
         """Return encoder states [B, N, H] at the sub-tokens `positions` [B, N] of `rows` [B, N] of `input_ids` [R, T].
 
-        Without `rows`, post b is row b; a post cut in windows names the row of each of its words.
+        Without `rows`, post b is row b; a post cut in windows names the row of each of its words. Without gradients
+        the encoder reads a few rows at once (`rows_at_once`), so that its memory does not grow with a post's length.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         self._check_width(input_ids)
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if rows is None:
             rows = torch.arange(len(positions), device=positions.device)[:, None]
-        return states[rows, positions]
+        rows = rows.expand_as(positions)
+        at_once = len(input_ids) if torch.is_grad_enabled() else rows_at_once(self.encoder, *input_ids.shape)
+        found: Any = None
+        for first in range(0, len(input_ids), at_once):
+            part = slice(first, first + at_once)
+            states = self.encoder(input_ids=input_ids[part], attention_mask=attention_mask[part]).last_hidden_state
+            if at_once >= len(input_ids):
+                return states[rows, positions]
+            here = (rows >= first) & (rows < first + at_once)
+            found = states.new_zeros(*positions.shape, states.shape[-1]) if found is None else found
+            found[here] = states[rows[here] - first, positions[here]]
+        return found
 
     def _check_width(self, input_ids: Tensor) -> None:
         """Raise ValueError for rows with more sub-tokens than the encoder reads: they end the process on a GPU."""

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
+from numbers import Integral
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
 from .data_collator import TEXT_ONLY, MixtureCollator, MoReDataCollator
-from .encoding import EXPERT_KNOWLEDGE, EncodedPost, embed_images, encode_for_experts, encode_posts, map_batches
+from .encoding import (
+    EXPERT_KNOWLEDGE,
+    BatchError,
+    EncodedPost,
+    embed_images,
+    encode_for_experts,
+    encode_posts,
+    map_batches,
+)
 from .positions import position_limit
 from .posts import (
     KNOWLEDGE_COLUMNS,
+    check_entries,
     check_string,
     given_words,
     pair_spans,
@@ -24,30 +33,21 @@ from .posts import (
     read_words,
     words_with_offsets,
 )
+from .predictions import Prediction, entities, relation
 from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
 from .tagging import tags_to_spans, valid_tags
+from .words import has_more_words
 
 logger = logging.getLogger(__name__)
 
 Post = Mapping[str, Any]
+Results = list[dict[str, Any]]
 
-
-@dataclass
-class Prediction:
-    """A model's prediction for one post, or for one pair of entities.
-
-    Attributes:
-        labels: the BIOES tags of the words, or the relation.
-        scores: the probability of each entity in the tags, or of each relation in the order of the labels.
-        expert_weights: the weight of each expert of a mixture by name; of a gate per word, the mean over the words.
-        experts: each expert's own prediction, for a mixture.
-    """
-
-    labels: Any
-    scores: list[float]
-    expert_weights: dict[str, float] | None = None
-    experts: dict[str, Prediction] | None = None
+MAX_WORDS = 100_000  # of a post; a model reads them in windows, at its own speed
+MAX_PAIRS = 10_000  # of the entities of a post
+APART = "stand too far apart for one window of max_length: the entities are read in a window each"
+ROWS_AT_ONCE, WORDS_AT_ONCE = 4096, 1_000_000  # encoded at once: memory is not to grow with the number of posts
 
 
 class MoRePipeline(ABC):
@@ -64,6 +64,8 @@ class MoRePipeline(ABC):
             process, on the model's own device.
         image_encoder: the `ImageEncoder` with which a mixture's gate sees the `image` of the posts; default: the one
             that the mixture names, loaded if a post has an image.
+        max_words: words of the longest post that is read.
+        max_pairs: pairs of entities of a post that are classified at most.
     """
 
     key: str  # the key of the predictions in the results
@@ -75,6 +77,8 @@ class MoRePipeline(ABC):
         accelerator: Accelerator | None = None,
         batch_size: int = 16,
         image_encoder: Any = None,
+        max_words: int = MAX_WORDS,
+        max_pairs: int = MAX_PAIRS,
     ):
         self.model = model
         self.processor: Any = processor
@@ -83,27 +87,52 @@ class MoRePipeline(ABC):
         self.core: Any = self.accelerator.unwrap_model(model)
         self.batch_size = batch_size
         self.image_encoder = image_encoder
+        self.max_words, self.max_pairs = max_words, max_pairs
         self.mixed = isinstance(processor, MoReMixtureProcessor)
 
-    def __call__(self, posts: Sequence[Post]) -> list[dict[str, Any]]:
-        """Return the model's predictions for each post, see `predict`."""
-        self._limit_length()
-        prepared = [self._check(post, f"post {number}") for number, post in enumerate(posts)]
+    def __call__(self, posts: Iterable[Post], first: int = 0) -> Results:
+        """Return the model's predictions for each post, see `predict`.
+
+        Args:
+            first: number of the first post, in errors.
+        """
+        if isinstance(posts, Mapping | str | bytes) or not isinstance(posts, Iterable):
+            raise ValueError(f"posts are given as a {type(posts).__name__}, they should be a list of objects")
+        posts = list(posts)
+        prepared = self.check(posts, first)
         given = sum(post.get("text") is not None for post in posts)
         if others := given - sum("text" in post for post in prepared):
             logger.warning(
                 "%d of %d texts do not hold their tokens one after the other, or not at their offsets: these count "
                 "the tokens joined by blanks", others, given,
             )  # fmt: skip
-        results: list[dict[str, Any]] = [
+        results: Results = [
             {key: post[key] for key in ("id", "text", "tokens") if key in post} | {self.key: []} for post in prepared
         ]
-        rows = [(number, row) for number, post in enumerate(prepared) for row in self._rows(post)]
-        if rows:
-            encoded = self.preprocess([row for _, row in rows])
-            for (number, row), prediction in zip(rows, self.forward(encoded), strict=True):
+        apart = rows = 0
+        for part in _parts((number, row) for number, post in enumerate(prepared) for row in self._rows(post)):
+            encoded = self.preprocess([row for _, row in part])
+            try:
+                predictions = self.forward(encoded)
+            except BatchError as error:
+                places = [name_of(part[row][1], first + part[row][0]) for row in error.index]
+                raise ValueError(f"{', '.join(places)}: the model can't read it: {error.reason}") from error
+            for (number, row), prediction in zip(part, predictions, strict=True):
                 self._add(results[number], self.postprocess(row, prediction))
+            apart, rows = apart + self.count_apart(encoded), rows + len(part)
+        if apart:
+            logger.warning("%d of %d pairs %s", apart, rows, APART)
         return results
+
+    def check(self, posts: Iterable[Post], first: int = 0) -> list[dict[str, Any]]:
+        """Return posts with their words and offsets, or raise ValueError that names the post at fault."""
+        self._limit_length()
+        return [self._check(post, name_of(post, number)) for number, post in enumerate(posts, first)]
+
+    def count_apart(self, encoded: Sequence[EncodedPost]) -> int:
+        """Return how many encoded pairs stand too far apart for one window; entities are no pairs."""
+        views = ((post["experts"] if self.mixed else [post]) for post in encoded) if self.processor.markers else ()
+        return sum(any(len(set(view["word_rows"])) > 1 for view in of_post) for of_post in views)
 
     def preprocess(self, rows: Sequence[Post], use_knowledge: bool = True) -> list[EncodedPost]:
         """Return rows {tokens, knowledge columns, head and tail of pairs, image?} encoded for the collator."""
@@ -125,7 +154,10 @@ class MoRePipeline(ABC):
 
         def compute(batch: dict[str, Any]) -> list[Prediction]:
             batch = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(TEXT_ONLY)}
-            return self.read(self.model(**batch), batch["word_mask"])
+            output = self.model(**batch)
+            if bool(output.logits.isnan().any()):
+                raise ValueError("its scores are no numbers (NaN): the model's weights are damaged")
+            return self.read(output, batch["word_mask"])
 
         self.model.eval()
         collate = MixtureCollator(self.processor) if self.mixed else MoReDataCollator(self.processor)
@@ -163,12 +195,26 @@ class MoRePipeline(ABC):
             raise ValueError(f'{where} is a {type(post).__name__}, it should be an object with "text" or "tokens"')
         if given_words(post) is None and post.get("text") is None:
             raise ValueError(f"{where} has neither text nor tokens")
-        if isinstance(post.get("id"), str):
-            check_string(post["id"], where, '"id"')
         rest = {key: value for key, value in post.items() if key not in ("tokens", "token", "text", "offsets")}
-        words = read_words(post, where, self.processor.splitter, may_be_empty=True)
+        if post.get("id") is not None:
+            rest["id"] = _check_id(post["id"], where)
+        text, splitter = post.get("text"), self.processor.splitter
+        long = given_words(post) is None and isinstance(text, str) and has_more_words(text, self.max_words, splitter)
+        words = {} if long else read_words(post, where, splitter, may_be_empty=True)
+        if long or len(words["tokens"]) > self.max_words:
+            raise ValueError(f"{where} has more than {self.max_words} words: split it, or raise max_words")
+        if self.mixed and (knowledge := post.get(EXPERT_KNOWLEDGE)) is not None:
+            rest[EXPERT_KNOWLEDGE] = self._check_expert_knowledge(knowledge, where)
         columns = sorted(columns_read(self.processor) | set(KNOWLEDGE_COLUMNS))
         return {**rest, **words, **read_knowledge(post, where, columns)}
+
+    def _check_expert_knowledge(self, knowledge: Any, where: str) -> list[Any]:
+        names = self.core.config.expert_names
+        if not isinstance(knowledge, list | tuple) or len(knowledge) != len(names):
+            raise ValueError(
+                f'{where}: "{EXPERT_KNOWLEDGE}" should be a list with the entries (or null) of {", ".join(names)}'
+            )
+        return [None if one is None else check_entries(one, EXPERT_KNOWLEDGE, where) for one in knowledge]
 
     def _add_experts(
         self, predictions: list[Prediction], output: Any, word_mask: Tensor, opinions: Sequence[list[Prediction]]
@@ -266,6 +312,16 @@ class RelationPipeline(MoRePipeline):
         return [Prediction(id2label[max(range(len(row)), key=row.__getitem__)], row) for row in scores.tolist()]
 
     def _check(self, post: Post, where: str) -> dict[str, Any]:
+        given = post.get("entities") if isinstance(post, Mapping) else None
+        sized: Any = given if isinstance(given, list | tuple) or hasattr(given, "tolist") else ()
+        number = len(sized)
+        if number * (number - 1) > self.max_pairs and all(
+            post.get(name) is None for name in ("head", "h", "tail", "t")
+        ):
+            raise ValueError(
+                f'{where}: {number} "entities" make {number * (number - 1)} pairs, at most {self.max_pairs} are '
+                'classified: give fewer, or one pair as "head" and "tail", or raise max_pairs'
+            )
         prepared = super()._check(post, where)
         characters = given_words(post) is None
         words = words_with_offsets(prepared) if characters else None
@@ -281,6 +337,42 @@ class RelationPipeline(MoRePipeline):
         result["relations"].append(found)
 
 
+def name_of(post: Any, number: int) -> str:
+    """Return how errors name a post: by its number and, where it has one, by its id."""
+    id_ = post.get("id") if isinstance(post, Mapping) else None
+    return f"post {number}" if id_ is None else f"post {number} (id {_short(id_)})"
+
+
+def _short(value: Any) -> str:
+    told = str(value).encode("unicode_escape").decode() if isinstance(value, str) else repr(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."
+
+
+def _check_id(value: Any, where: str) -> Any:
+    """Return an id that can be written as JSON."""
+    if isinstance(value, str):
+        return check_string(value, where, '"id"')
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():  # of a frame in which some are missing
+        return int(value)
+    raise ValueError(f'{where}: "id" should be a string or a whole number, not a {type(value).__name__}')
+
+
+def _parts(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Yield the rows of posts in parts that are encoded at once."""
+    part: list[tuple[int, dict[str, Any]]] = []
+    words = 0
+    for number, row in rows:
+        part.append((number, row))
+        words += len(row["tokens"])
+        if len(part) == ROWS_AT_ONCE or words >= WORDS_AT_ONCE:
+            yield part
+            part, words = [], 0
+    if part:
+        yield part
+
+
 def columns_read(processor: Any) -> set[str]:
     """Return the knowledge columns that an expert or the experts of a mixture read."""
     return {one.knowledge_column for one in getattr(processor, "processors", [processor])} - {None}
@@ -289,11 +381,13 @@ def columns_read(processor: Any) -> set[str]:
 def predict(
     model: Any,
     processor: Any,
-    posts: Sequence[Mapping[str, Any]],
+    posts: Iterable[Mapping[str, Any]],
     batch_size: int = 16,
     accelerator: Accelerator | None = None,
     image_encoder: Any = None,
-) -> list[dict[str, Any]]:
+    max_words: int = MAX_WORDS,
+    max_pairs: int = MAX_PAIRS,
+) -> Results:
     """Return the entities of posts {text or tokens, knowledge column?, id?}, or the relations of {…, head, tail} or
     {…, entities}.
 
@@ -303,7 +397,7 @@ def predict(
     Args:
         model: an expert, or a mixture, whose experts each read their own knowledge column.
         processor: that saved with it; its max_length is lowered if the model reads fewer sub-tokens.
-        batch_size, accelerator, image_encoder: see `MoRePipeline`.
+        batch_size, accelerator, image_encoder, max_words, max_pairs: see `MoRePipeline`.
 
     Returns:
         a dict per post, with its id and text (if any), its tokens, and entities [{type, text, start, end, char_start,
@@ -317,46 +411,8 @@ def predict(
 
     Raises:
         ValueError: if a post has neither text nor tokens, its tokens are no list of words, it holds half a surrogate
-            pair, or, for relations, its spans are missing or wrong. The message names the post's position.
+            pair, has more words or pairs than are read, or, for relations, its spans are missing or wrong. The message
+            names the post by its position and its id.
     """
     kind = RelationPipeline if processor.markers else EntityPipeline
-    return kind(model, processor, accelerator, batch_size, image_encoder)(posts)
-
-
-def entities(
-    words: Sequence[str], text: str | None, offsets: Sequence[Sequence[int]] | None, prediction: Prediction
-) -> list[dict[str, Any]]:
-    """Return the entities of one post, with spans in words and in characters of `text` (None: the joined words)."""
-    if text is None or offsets is None:
-        text, offsets = " ".join(words), []
-        for word in words:
-            begin = offsets[-1][1] + 1 if offsets else 0
-            offsets.append((begin, begin + len(word)))
-    found = []
-    for span, score in zip(tags_to_spans(prediction.labels), prediction.scores, strict=True):
-        begin, end = offsets[span.start][0], offsets[span.end - 1][1]
-        found.append(
-            {"type": span.type, "text": text[begin:end], "start": span.start, "end": span.end,
-             "char_start": begin, "char_end": end, "score": score}
-        )  # fmt: skip
-    return found
-
-
-def relation(
-    words: Sequence[str],
-    head: Sequence[int],
-    tail: Sequence[int],
-    prediction: Prediction,
-    text: str | None = None,
-    offsets: Sequence[Sequence[int]] | None = None,
-) -> dict[str, Any]:
-    """Return the relation of a pair of word spans and, if the post has a text, their characters in it."""
-    spans = {"head": list(head), "tail": list(tail)}
-    found: dict[str, Any] = {**spans}
-    if text is None or offsets is None:
-        found |= {f"{name}_text": " ".join(words[start:end]) for name, (start, end) in spans.items()}
-    else:
-        chars = {name: [offsets[start][0], offsets[end - 1][1]] for name, (start, end) in spans.items()}
-        found |= {f"{name}_chars": place for name, place in chars.items()}
-        found |= {f"{name}_text": text[start:end] for name, (start, end) in chars.items()}
-    return {**found, "relation": prediction.labels, "score": max(prediction.scores)}
+    return kind(model, processor, accelerator, batch_size, image_encoder, max_words, max_pairs)(posts)

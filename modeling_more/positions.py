@@ -1,4 +1,4 @@
-"""Tell how many sub-tokens an encoder can read: no more than its table of positions has rows."""
+"""Tell how many sub-tokens an encoder can read: in a row no more than its table of positions has, and at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from transformers import AutoModel
 _TABLE = re.compile(r"(?:^|\.)(?:(?:char_)?position_embeddings?|embed_positions|positions_embed|wpe)$")
 #: towers of models that see or hear as well
 _NO_TEXT = re.compile(r"vision|visual|image|audio")
+
+TOKENS_AT_ONCE = 32_768  # padded sub-tokens that an encoder reads at once when no gradient is needed
 
 
 def position_limit(encoder: nn.Module) -> int | None:
@@ -40,3 +42,15 @@ def position_limit_of(config: Any) -> int | None:
     """Return the `position_limit` of the encoder of this configuration, without loading it."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return position_limit(AutoModel.from_config(copy.deepcopy(config)))
+
+
+def rows_at_once(encoder: nn.Module, rows: int, width: int) -> int:
+    """Return how many of some rows with `width` sub-tokens an encoder should read at once, without gradients.
+
+    All, where processes share its weights (FSDP, DeepSpeed): they must run it equally often, or wait for ever.
+    """
+    some = max(1, TOKENS_AT_ONCE // width)
+    if rows <= some:
+        return rows
+    wrapped = any(name in type(module).__name__ for module in encoder.modules() for name in ("FSDP", "FullySharded"))
+    return rows if wrapped or any(hasattr(one, "ds_id") for one in encoder.parameters()) else some

@@ -13,8 +13,9 @@ from ..metrics import entity_counts, entity_scores, relation_counts, relation_sc
 from ..modeling_mixture import MoReMixtureForRelationExtraction, MoReMixtureForTokenClassification
 from ..modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from ..naming import nearest
-from ..pipelines import EntityPipeline, MoRePipeline, Prediction, RelationPipeline
+from ..pipelines import EntityPipeline, MoRePipeline, RelationPipeline
 from ..posts import Posts, Row
+from ..predictions import Prediction
 from ..tagging import bio_to_bioes, bioes_labels, entity_types, spans_to_bio, tags_to_spans
 from .entity_formats import check_post, read_labelled, read_posts
 from .relation_formats import ENTITY_DATA, check_pair, read_pairs, read_relations

@@ -82,6 +82,12 @@ class DataArguments:
         512, "sub-tokens of a post with its knowledge; lowered to what encoder and tokenizer read"
     )
     overflow: str = option("cut", "knowledge past max_length: cut its end, or skip whole entries", ["cut", "skip"])
+    max_words: int = option(
+        100_000,
+        "words of the longest post that is scored or predicted, in windows of --max_length; of a post to train on, "
+        "what lies past --max_length is cut",
+    )
+    max_pairs: int = option(10_000, "pairs of entities of one post that are predicted at most (run_re.py)")
     none_relation: str = option("None", "the class of pairs without a relation, which F1 leaves out (run_re.py)")
     splitter: str = option(
         "twitter17",

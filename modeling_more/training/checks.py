@@ -21,7 +21,11 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("warmup_ratio nll_weight", lambda value: 0 <= value <= 1, "between 0 and 1"),
     ("head_dropout word_dropout image_dropout", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("max_tokens_per_batch early_stopping_patience gate_batch_size", lambda value: value >= 1, "at least 1"),
-    ("max_length knowledge_words top_k max_train_samples max_eval_samples", lambda value: value >= 1, "at least 1"),
+    (
+        "max_words max_pairs max_length knowledge_words top_k max_train_samples max_eval_samples",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
     ("crossfit_folds", lambda value: value >= 2, "at least 2"),
     ("load_balancing gate_entropy gate_epochs skip_nonfinite_steps", lambda value: value >= 0, "at least 0"),
 )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..data.sources import is_labelled
 from ..data.tasks import Task
+from ..encoding import BatchError, EncodedPost
 from ..files import write_jsonl
-from ..pipelines import MoRePipeline, Prediction
+from ..pipelines import APART, MoRePipeline, name_of
 from ..posts import Posts, Row
+from ..predictions import Prediction
 from .arguments import Arguments
 from .output_folders import begin_scoring
+
+logger = logging.getLogger(__name__)
 
 NAMES = {"validation": "dev", "test": "test"}  # split -> its name in results and files
 
@@ -26,29 +32,45 @@ def score_splits(task: Task, args: Arguments, pipeline: MoRePipeline, splits: Ma
     results: dict[str, Any] = {}
     for split, name in NAMES.items():
         if split in splits:
-            found, scores = score_posts(task, pipeline, splits[split], name, args.data.none_relation)
-            results |= scores
-            if pipeline.accelerator.is_main_process:
-                rows = prediction_rows(task, pipeline, splits[split], found)
-                write_jsonl(output / "predictions" / f"{name}{suffix}.jsonl", rows)
+            path = output / "predictions" / f"{name}{suffix}.jsonl"
+            results |= score_posts(task, pipeline, splits[split], name, path, args.data.none_relation)
     return results
 
 
 def score_posts(
-    task: Task, pipeline: MoRePipeline, posts: Posts, name: str, none_relation: str = "None"
-) -> tuple[list[Prediction], dict[str, Any]]:
-    """Return an expert's predictions for posts and, if they have labels, its scores, whose names begin with `name`."""
+    task: Task, pipeline: MoRePipeline, posts: Posts, name: str, path: Path, none_relation: str = "None"
+) -> dict[str, Any]:
+    """Write an expert's predictions for posts and return, if they have labels, its scores.
+
+    Args:
+        name: how the names of the scores begin.
+        path: file of the predictions, written before anything is done with them.
+    """
     encoded = pipeline.preprocess(posts)
-    found = pipeline.forward(encoded, f"score {name}")
+    found = _forward(pipeline, encoded, posts, name)
+    if pipeline.accelerator.is_main_process:
+        write_jsonl(path, prediction_rows(task, pipeline, posts, found))
     results: dict[str, Any] = {}
     if scored := is_labelled(posts, task):
         results |= {f"{name}_{key}": value for key, value in task.score(found, posts, none_relation).items()}
     results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded)
+    if apart := pipeline.count_apart(encoded):
+        results[f"{name}_pairs_apart"] = apart
+        logger.warning("%d of %d pairs in %s %s", apart, len(posts), name, APART)
     if scored and pipeline.processor.knowledge_column:
-        without = pipeline.forward(pipeline.preprocess(posts, use_knowledge=False), f"score {name}")
+        without = _forward(pipeline, pipeline.preprocess(posts, use_knowledge=False), posts, name)
         scores = task.score(without, posts, none_relation)
         results |= {f"{name}_no_knowledge_{key}": value for key, value in scores.items()}
-    return found, results
+    return results
+
+
+def _forward(pipeline: MoRePipeline, encoded: list[EncodedPost], posts: Posts, name: str) -> list[Prediction]:
+    try:
+        return pipeline.forward(encoded, f"score {name}")
+    except BatchError as error:
+        places = ", ".join(name_of(posts[row], row) for row in error.index)
+        told = " ".join(error.reason.split())
+        raise SystemExit(f"error: {name}: {places}: the model can't read it: {told}") from error
 
 
 def prediction_rows(task: Task, pipeline: MoRePipeline, posts: Posts, found: Sequence[Prediction]) -> list[Row]:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..files import new_file
-from ..pipelines import Prediction
 from ..posts import Posts
+from ..predictions import Prediction
 from .model_card import USAGE, code_span, escaped, markdown_table
 
 PLOT = "gate_weights.png"

@@ -19,8 +19,9 @@ from ..encoding import check_tower, encode_for_experts
 from ..files import write_jsonl
 from ..metrics import paired_bootstrap
 from ..naming import nearest
-from ..pipelines import MoRePipeline, Prediction
+from ..pipelines import MoRePipeline
 from ..posts import Posts
+from ..predictions import Prediction
 from ..processing_mixture import MoReMixtureProcessor
 from .arguments import Arguments
 from .checkpoints import TrainingState, check_checkpoint, description
@@ -124,16 +125,16 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
         if split in run.splits:
             posts = run.splits[split]
             found = predict_systems(pipeline, run.features(posts, name))
-            if is_labelled(posts, task):
-                results |= score_systems(task, found, posts, name, args.data.none_relation)
-                scored[name] = posts, found
             if accelerator.is_main_process:
                 rows = prediction_rows(task, pipeline, posts, found[""])
                 for row, averaged in zip(rows, found["average"], strict=True):
                     row["average"] = task.prediction(averaged.labels)
                 write_jsonl(output / "predictions" / f"{name}{suffix}.jsonl", rows)
-                if name == "test":
-                    results["gate"] = report_gate(posts, found[""], output / f"gate_weights{suffix}.png")
+            if is_labelled(posts, task):
+                results |= score_systems(task, found, posts, name, args.data.none_relation)
+                scored[name] = posts, found
+            if accelerator.is_main_process and name == "test":
+                results["gate"] = report_gate(posts, found[""], output / f"gate_weights{suffix}.png")
     results |= _compare(task, names, scored, results, args.data.none_relation)
     save_run(task, args, pipeline, results, to_predict, command)
     return results

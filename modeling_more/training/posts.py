@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data.sources import Source, check_trainable, is_labelled, load_source
 from ..data.tasks import Task
+from ..pipelines import name_of
 from ..posts import Posts
 from .arguments import DataArguments
 from .retrieval import add_knowledge, check_column, knowledge_column, searchable
@@ -55,11 +56,31 @@ def load_splits(
             raise ValueError(f"--{name} and --{next(iter(files))}_file are both given: use one of them")
     # if knowledge is retrieved here, the data set's own is not read
     retrieval = "none" if args.knowledge and not files else args.retrieval
-    return load_source(
+    source = load_source(
         task, args.dataset, files, retrieval,
         load_named=load_named, names=names, data_dir=args.data_dir, cache_dir=args.cache_dir,
         splitter=args.splitter, columns=args.columns,
     )  # fmt: skip
+    for split, rows in source.rows.items():
+        if split != "train":  # which is cut, and counted
+            check_sizes(rows, args, files.get(split, f"the {split} posts"))
+    return source
+
+
+def check_sizes(posts: Posts, args: DataArguments, where: str) -> None:
+    """Raise ValueError if a post has more words or pairs than are read; `where` says whose posts they are."""
+    for number, post in enumerate(posts):
+        if (words := len(post["tokens"])) > args.max_words:
+            raise ValueError(
+                f"{where}: {name_of(post, number)} has {words} words: split it (in CoNLL an empty line stands between "
+                f"posts), or raise --max_words, which is {args.max_words}"
+            )
+        entities = len(post.get("entities") or ())
+        if (pairs := entities * (entities - 1)) > args.max_pairs:
+            raise ValueError(
+                f"{where}: {name_of(post, number)} has {entities} entities, which make {pairs} pairs: give fewer, or "
+                f"raise --max_pairs, which is {args.max_pairs}"
+            )
 
 
 def chosen(args: DataArguments, source: Source) -> dict[str, list[int]]:

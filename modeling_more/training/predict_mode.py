@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ from transformers import AutoProcessor
 
 from ..data.tasks import Task
 from ..encoding import EXPERT_KNOWLEDGE
-from ..files import write_jsonl
 from ..pipelines import MoRePipeline, columns_read
 from ..posts import KNOWLEDGE_COLUMNS, Posts
-from .arguments import Arguments
+from .arguments import Arguments, DataArguments
 from .command_line import one_sentence_errors
 from .experts import add_expert_knowledge
 from .models import SAVED, load_expert, load_processor, model_kind
 from .output_folders import begin_predicting
+from .posts import check_sizes
 from .retrieval import knowledge_column, retrieved
+from .shards import predict_in_shards, predicted_in_shards
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ def predict_alone(task: Task, args: Arguments, accelerator: Accelerator) -> dict
         processor = load_processor(task, args.model, accelerator)
         expert = load_expert(task, args.model, accelerator)
     pipeline = task.pipeline_class(expert, processor, accelerator, args.training.per_device_eval_batch_size)
-    write_predictions(Path(args.training.output_dir), pipeline, posts, begin_predicting(args, accelerator))
+    write_predictions(Path(args.training.output_dir), pipeline, posts, args.data, begin_predicting(args, accelerator))
     return {}
 
 
@@ -49,6 +51,7 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
         read = columns_read(processor)
         column = read.pop() if len(read) == 1 else None
     posts = task.read_unlabelled(str(data.predict_file), splitter, column or KNOWLEDGE_COLUMNS[0], data.columns)
+    check_sizes(posts, data, str(data.predict_file))  # before a training that predicts them at its end
     if data.retrieval == "moe":
         add_expert_knowledge(posts, data, args.mixture.experts)
     elif data.knowledge:
@@ -66,8 +69,12 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
     return posts
 
 
-def write_predictions(output: Path, pipeline: MoRePipeline, posts: Posts, suffix: str = "") -> None:
+def write_predictions(
+    output: Path, pipeline: MoRePipeline, posts: Posts, data: DataArguments, suffix: str = ""
+) -> None:
     """Write an expert's or a mixture's predictions for these posts to `predictions/predict.jsonl`.
+
+    They are written in shards as they are computed: the same run, started again, goes on from there.
 
     Args:
         suffix: of the file's name, see `begin_predicting`.
@@ -79,8 +86,16 @@ def write_predictions(output: Path, pipeline: MoRePipeline, posts: Posts, suffix
     lacking = sorted(c for c in columns_read(pipeline.processor) if not any(post.get(c) for post in posts))
     if lacking and not any(EXPERT_KNOWLEDGE in post for post in posts):
         logger.warning("no post has %s: the words alone are read there", ", ".join(lacking))
-    found = pipeline(posts)
-    if pipeline.accelerator.is_main_process:
-        path = output / "predictions" / f"predict{suffix}.jsonl"
-        write_jsonl(path, found)
-        logger.info("%d posts read: %s", len(found), path)
+    twice = [id_ for id_, count in Counter(post.get("id") for post in posts).items() if count > 1]
+    if twice and not pipeline.processor.markers:  # a post may have several pairs
+        logger.warning("%d ids stand for several posts, like %s: their order tells them apart", len(twice), twice[0])
+    pipeline.max_words, pipeline.max_pairs = data.max_words, data.max_pairs
+    path = output / "predictions" / f"predict{suffix}.jsonl"
+    try:
+        predict_in_shards(path, pipeline, posts)
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        told = f"error: {data.predict_file}: {' '.join(str(error).split())}" if str(error) else "\ninterrupted"
+        kept = min(predicted_in_shards(path), len(posts))
+        more = f"; {kept} of {len(posts)} posts are predicted and kept: run again to go on from there" if kept else ""
+        raise SystemExit(told + more) from None
+    logger.info("%d posts read: %s", len(posts), path)

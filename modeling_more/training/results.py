@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from ..data.tasks import Task
 from ..files import HOLDER, LOCK, MANIFEST, apply_umask, write_json
 from ..naming import without_folder
-from ..pipelines import MoRePipeline
+from ..pipelines import APART, MoRePipeline
 from ..posts import Posts, Row
 from .arguments import Arguments
 from .command_line import one_sentence_errors
@@ -60,6 +60,10 @@ def count_cut(posts: Sequence[dict[str, Any]]) -> dict[str, int]:
         logger.warning("%d words of training posts lie past max_length and are not learned from", words)
     if knowledge := cut["train_cut_knowledge"]:
         logger.info("%d sub-tokens of knowledge lie past max_length and are not read", knowledge)
+    pairs = [post for post in posts if "label" in post]
+    if apart := sum(len(set(post["word_rows"])) > 1 for post in pairs):
+        cut["train_pairs_apart"] = apart
+        logger.warning("%d of %d pairs %s", apart, len(pairs), APART)
     return cut
 
 
@@ -126,7 +130,7 @@ def save_run(
             logger.info("written: %s", output)
     accelerator.wait_for_everyone()
     if to_predict:
-        write_predictions(output, pipeline, to_predict, begin_predicting(args, accelerator))
+        write_predictions(output, pipeline, to_predict, args.data, begin_predicting(args, accelerator))
 
 
 def finish(
