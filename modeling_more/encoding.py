@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 #: the column that holds a post's knowledge for each expert of a mixture, in their order
 EXPERT_KNOWLEDGE = "expert_knowledge"
 ALONE = 16_384  # sub-tokens of a post from which on it is a batch of its own
-IMAGES_AT_ONCE = 256  # decoded pictures are large
+IMAGES_AT_ONCE = 64  # decoded pictures are large: up to 17 MB
 
 Post = Mapping[str, Any]
 EncodedPost = dict[str, Any]

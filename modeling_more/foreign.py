@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import stat
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .files import MANIFEST, file_digest
 
 MAX_JSON_BYTES = 256_000_000  # the tokenizer of a large vocabulary has 17 MB
+#: longest line of a file of articles or captions, unpacked: Wikipedia's own limit is 2 MB, which JSON may write as 6 MB
+MAX_LINE_BYTES = 1 << 23
 
 
 def read_json(file: str | Path, finite: bool = True, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -31,15 +35,22 @@ def read_json(file: str | Path, finite: bool = True, max_bytes: int = MAX_JSON_B
     return parse_json(path.read_bytes(), str(path), finite)
 
 
-def parse_json(text: bytes | str, where: str, finite: bool = True) -> Any:
-    """Return the value of JSON text, or raise ValueError that says where it stands and what is wrong."""
+def parse_json(text: bytes | str, where: str, finite: bool = True, unique: bool = False) -> Any:
+    """Return the value of JSON text, or raise ValueError that says where it stands and what is wrong.
+
+    Args:
+        finite: see `read_json`.
+        unique: refuse an object with two entries of one name, of which `json` keeps the last.
+    """
 
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is no number of JSON")
 
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        return json.loads(decoded, parse_constant=refuse if finite else None)
+        return json.loads(
+            decoded, parse_constant=refuse if finite else None, object_pairs_hook=_unique if unique else None
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8: byte {error.start} is {text[error.start]!r}") from None
     except RecursionError:
@@ -48,6 +59,63 @@ def parse_json(text: bytes | str, where: str, finite: bool = True) -> Any:
         raise ValueError(f"{where} is no JSON: {error}") from None
     except ValueError as error:  # a number of too many digits, or not finite
         raise ValueError(f"{where}: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"an object has two entries {_short(twice)}")
+    return found
+
+
+def file_lines(file: str | Path, most: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
+    """Yield (place, text) of each line of a UTF-8 file that is not blank; one named .gz is unpacked as it is read.
+
+    A line ends at LF only, and is not read further than `most` bytes, however much a packed file makes of it.
+
+    Raises:
+        ValueError: no regular file, a line of more bytes, not UTF-8, or a damaged file; the message names file and line.
+        OSError: it can't be read.
+    """
+    path = require_regular(file)
+    number = 0
+    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
+        while True:
+            try:
+                line = stream.readline(most + 1)
+            except (EOFError, OSError, zlib.error) as error:  # what a cut or damaged gzip raises
+                raise ValueError(f"{path}, after line {number}: the file is damaged ({error}).") from None
+            if not line:
+                return
+            number += 1
+            where = f"{path}, line {number}"
+            if len(line) > most:
+                raise ValueError(f"{where}: a line of more than {most} bytes; give one object a line, and split it.")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not UTF-8 ({error}).") from None
+            if text.strip():
+                yield where, text
+
+
+def line_objects(file: str | Path, most: int = MAX_LINE_BYTES) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, object) of each line of a JSON Lines file, read as by `file_lines`.
+
+    Raises:
+        ValueError: as `file_lines`, or a line is no JSON object, has NaN, Infinity or two entries of one name.
+    """
+    for where, text in file_lines(file, most):
+        try:
+            row = parse_json(text, where, unique=True)
+        except ValueError as error:
+            told = str(error).removeprefix(where).lstrip(": ").removeprefix("is no JSON: ")
+            raise ValueError(f"{where}: not JSON ({told}); one object a line is read.") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: not a JSON object but a {type(row).__name__}; one object a line is read.")
+        yield where, row
 
 
 def read_object(file: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
@@ -85,11 +153,10 @@ def require_regular(file: str | Path) -> Path:
     return path
 
 
-def resolve_inside(folder: str | Path, name: str, links_into: str | Path | None = None) -> Path:
+def resolve_inside(folder: str | Path, name: str) -> Path:
     """Return the path of a name that a file gives, which must lie inside a folder, links resolved.
 
-    Args:
-        links_into: a folder around it, into all of which links may lead (the Hub's cache links to a folder of blobs).
+    In a snapshot of the Hub's cache the files are links to the blobs of the same repository, and lie inside.
 
     Raises:
         ValueError: the name is absolute, or leads out of the folder by `..` or by a link.
@@ -99,19 +166,26 @@ def resolve_inside(folder: str | Path, name: str, links_into: str | Path | None 
         raise ValueError(told)
     if ".." in PureWindowsPath(name).parts:  # it splits at both kinds of slash
         raise ValueError(told)
-    found = os.path.realpath(os.path.join(os.path.realpath(folder), name))
-    home = os.path.realpath(folder if links_into is None else links_into)
-    if os.path.commonpath([home, found]) != home:
+    home = os.path.realpath(folder)
+    found = os.path.realpath(os.path.join(home, name))
+    if not any(os.path.commonpath([place, found]) == place for place in (home, *_blobs(home))):
         raise ValueError(told)
     return Path(folder) / name
 
 
-def check_manifest(folder: Path, names: Sequence[str] | None = None, links_into: str | Path | None = None) -> None:
+def _blobs(folder: str) -> list[str]:
+    """Return where the files of a Hub repository's snapshot lie in the cache, if a folder is one or in one."""
+    for place in (Path(folder), *Path(folder).parents):
+        if place.parent.name == "snapshots" and (blobs := place.parent.parent / "blobs").is_dir():
+            return [str(blobs)]
+    return []
+
+
+def check_manifest(folder: Path, names: Sequence[str] | None = None) -> None:
     """Check the files below a folder against its `manifest.json`, if it has one.
 
     Args:
         names: the files to check (default: all that the manifest names).
-        links_into: see `resolve_inside`.
 
     Raises:
         ValueError: a file is missing, or is not the one that was saved; the message names it.
@@ -122,7 +196,7 @@ def check_manifest(folder: Path, names: Sequence[str] | None = None, links_into:
     for name, told in files.items():
         if names is not None and name not in names:
             continue
-        file = resolve_inside(folder, name, links_into)
+        file = resolve_inside(folder, name)
         if not isinstance(told, dict) or not isinstance(told.get("size"), int):
             raise ValueError(f"{folder / MANIFEST} does not describe {name}")
         if not file.is_file():

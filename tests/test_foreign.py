@@ -93,3 +93,18 @@ def test_a_manifest_tells_a_file_that_is_cut_changed_or_missing(tmp_path: Path) 
     (tmp_path / "manifest.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match="leads out of"):
         check_manifest(tmp_path)
+
+
+def test_a_snapshot_of_the_hub_holds_its_blobs_and_no_others(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "1234"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    for folder in (snapshot / "deep", blobs, tmp_path / "models--a--c" / "blobs"):
+        folder.mkdir(parents=True)
+        (folder / "x").write_text("x")
+    (snapshot / "own").symlink_to("../../blobs/x")
+    (snapshot / "deep" / "own").symlink_to("../../../blobs/x")
+    (snapshot / "other").symlink_to("../../../models--a--c/blobs/x")
+    assert resolve_inside(snapshot, "own").read_text() == "x"
+    assert resolve_inside(snapshot / "deep", "own").read_text() == "x"
+    with pytest.raises(ValueError, match="leads out of"):
+        resolve_inside(snapshot, "other")

@@ -1,11 +1,8 @@
 """Read articles from files and split them into paragraphs and sentences."""
 
-import gzip
-import json
 import logging
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sentencex
 
+from ..foreign import line_objects, require_regular
+from .pictures import ImageError, named_file
+
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("id", "title", "text")
 NEEDED = ("title", "text")
 SUFFIXES = (".jsonl", ".gz", ".parquet")
-_BATCH = 10_000  # rows read at once
-_IMAGE_BATCH = 200  # rows with images read at once
+_BATCH = 10_000  # rows read at once, if they are small
+_IMAGE_BATCH = 200  # rows with images read at once, if they are small
+_BATCH_BYTES = 64_000_000  # of rows read at once, as a file's own figures say
 _LINE_BREAKS = re.compile(r"[\r\n]+")
 _WORD = re.compile(r"\w")
 
@@ -31,7 +32,7 @@ class Article(NamedTuple):
     title: str
     text: str
     lead: str | None = None  # what an image of the article stands for; default: the whole text
-    image: Path | dict[str, Any] | None = None  # {"bytes", "path"}, or a file
+    image: Path | dict[str, Any] | ImageError | None = None  # {"bytes", "path"}, or a file; or why it is neither
     where: str = ""  # file and line
 
 
@@ -43,13 +44,19 @@ def kind_of(file: Path) -> str:
     raise ValueError(f"The knowledge file {file} is of an unknown kind: .jsonl, .jsonl.gz and .parquet are read.")
 
 
-def read_articles(files: Iterable[Path], images: bool = False) -> Iterator[Article]:
+def read_articles(
+    files: Iterable[Path], images: bool = False, image_dirs: Sequence[str | Path] = ()
+) -> Iterator[Article]:
     """Read the articles of files in their order.
 
     Articles of a file without ids are numbered over all files (`article-1` and so on), which is logged.
 
+    A row names its image by a path in the folder of its file, or by an absolute one in a folder of `image_dirs`; where
+    the path leads elsewhere, also by a link, `image` is an ImageError.
+
     Args:
         images: read the images in Parquet files; else `image` is an empty dict where there is one.
+        image_dirs: folders that the user named for images.
 
     Raises:
         ValueError: a file or row that can't be read, articles with and without ids in one file; names file and line.
@@ -67,53 +74,68 @@ def read_articles(files: Iterable[Path], images: bool = False) -> Iterator[Artic
                 told = told if with_ids else "an id, while the articles before it have none"
                 raise ValueError(f"{file}, {line}: {told}; give all articles of a file one, or none.")
             with_ids = has_id
-            yield _article(row if has_id else {**row, "id": f"article-{number}"}, file, line)
+            yield _article(row if has_id else {**row, "id": f"article-{number}"}, file, line, image_dirs)
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    with gzip.open(file, "rb") if kind_of(file) == "jsonl.gz" else open(file, "rb") as stream:
-        number = 0
-        try:
-            for number, line in enumerate(stream, 1):  # bytes: a line ends at \n only, not at U+2028
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except ValueError as error:
-                    raise ValueError(
-                        f"{file}, line {number}: not JSON ({error}); one object a line is read."
-                    ) from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{file}, line {number}: not a JSON object with title and text.")
-                yield row, f"line {number}"
-        except (EOFError, OSError, zlib.error) as error:  # what a cut or damaged gzip raises
-            raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
+    for where, row in line_objects(file):
+        yield row, where.removeprefix(f"{file}, ")
 
 
 def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], str]]:
     try:
-        parquet = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
+        parquet = pq.ParquetFile(require_regular(file))
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} is not a Parquet file ({error}).") from None
-    if missing := [column for column in NEEDED if column not in parquet.schema_arrow.names]:
-        raise ValueError(f"{file} lacks the column {missing[0]}: title and text are required.")
     schema = parquet.schema_arrow
+    if missing := [column for column in NEEDED if column not in schema.names]:
+        raise ValueError(f"{file} lacks the column {missing[0]}: title and text are required.")
     columns = [name for name in schema.names if name in {*COLUMNS, "lead"}]
+    for name in columns:
+        kind = schema.field(name).type
+        if not (_is_text(kind) or (name == "id" and pa.types.is_integer(kind))):
+            raise ValueError(f"{file}: the column {name} is of type {kind}, it should hold strings.")
     if "image" in schema.names:
         # the path tells which rows have an image, without reading all the bytes
         kind = schema.field("image").type
         with_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
         columns.append("image.path" if with_path and not images else "image")
     number = 0
-    for batch in parquet.iter_batches(_IMAGE_BATCH if "image" in columns else _BATCH, columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            if not images and row.get("image") is not None:
-                row["image"] = {}
-            yield row, f"row {number}"
+    try:
+        for batch in parquet.iter_batches(rows_at_once(parquet, columns), columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                if not images and row.get("image") is not None:
+                    row["image"] = {}
+                yield row, f"row {number}"
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}, after row {number}: a string is not UTF-8 text.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file}, after row {number}: the file is damaged ({error}).") from None
 
 
-def _article(row: dict[str, Any], file: Path, line: str) -> Article:
+def _is_text(kind: pa.DataType) -> bool:
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(test(inner) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null))
+
+
+def rows_at_once(parquet: pq.ParquetFile, columns: Sequence[str], most: int | None = None) -> int:
+    """Return how many rows of a Parquet file to read at once, so that they take some 64 MB by its own figures."""
+    most = most or (_IMAGE_BATCH if "image" in columns else _BATCH)
+    least = most
+    for number in range(parquet.metadata.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        read = [group.column(place) for place in range(group.num_columns)]
+        size = sum(one.total_uncompressed_size for one in read if _is_read(one.path_in_schema, columns))
+        least = min(least, max(1, _BATCH_BYTES * max(1, group.num_rows) // max(1, size)))
+    return least
+
+
+def _is_read(path: str, columns: Sequence[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
+
+
+def _article(row: dict[str, Any], file: Path, line: str, image_dirs: Sequence[str | Path]) -> Article:
     where = f"{file}, {line}"
     fields = []
     for column in (*COLUMNS, "lead"):
@@ -134,10 +156,12 @@ def _article(row: dict[str, Any], file: Path, line: str) -> Article:
             raise ValueError(f"{where}: {column} holds half a surrogate pair, which is no character.") from None
         fields.append(value)
     lead = fields[3] if len(fields) > 3 else None
-    return Article(fields[0], fields[1], fields[2], lead, _image(row.get("image"), file, where), where)
+    return Article(fields[0], fields[1], fields[2], lead, _image(row.get("image"), file, where, image_dirs), where)
 
 
-def _image(value: Any, file: Path, where: str) -> Path | dict[str, Any] | None:
+def _image(
+    value: Any, file: Path, where: str, image_dirs: Sequence[str | Path]
+) -> Path | dict[str, Any] | ImageError | None:
     """Return an image as its file or as {"bytes", "path"}; paths start from the knowledge file's folder."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
@@ -148,7 +172,10 @@ def _image(value: Any, file: Path, where: str) -> Path | dict[str, Any] | None:
         return None
     if not isinstance(path, str):
         raise ValueError(f"{where}: image is {type(path).__name__}, neither a path nor {{bytes, path}}.")
-    return file.resolve().parent / path
+    try:
+        return named_file(path, file.resolve().parent, *image_dirs)
+    except ImageError as error:
+        return error
 
 
 def split_paragraphs(text: str) -> list[str]:

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -27,8 +27,10 @@ from .corpus_tables import claim, open_shard, seal, write_stream
 from .leakage import Entry, search_without_leaks
 from .pictures import (
     REASONS,
+    THREADS,
     ImageError,
-    find_image,
+    Source,
+    image_file,
     open_image,
     or_error,
     posts_of,
@@ -84,17 +86,18 @@ class AttachReport:
 
 @dataclass
 class ImageAttachReport(AttachReport):
-    """The counts of an attachment by image; the last five are posts without a usable image, by reason."""
+    """The counts of an attachment by image; the last six are posts without a usable image, by reason."""
 
     missing: int = 0
     truncated: int = 0
     over_large: int = 0
     not_an_image: int = 0
     damaged: int = 0
+    outside_the_folder: int = 0  # named by a path that leads out of the folder of the posts' images
 
     @property
     def unusable(self) -> int:
-        return self.missing + self.truncated + self.over_large + self.not_an_image + self.damaged
+        return sum(getattr(self, _field_of(reason)) for reason in REASONS)
 
     @property
     def reasons(self) -> str:
@@ -172,9 +175,10 @@ def attach_image_knowledge(
     of splits where more than half have none.
 
     Args:
-        dataset: rows with `tokens`, which the leakage guard compares, and `image` (a `datasets.Image` column).
+        dataset: rows with `tokens`, which the leakage guard compares, and `image` (a `datasets.Image` column, of
+            which only the bytes are read: a path in a row is no place to look for an image).
         image_dir: folder to find the images in by `image_id` instead (`find_image`).
-        shard_size: posts whose images are open at once.
+        shard_size: posts whose images are open at once, each of at most `pictures.LARGE` pixels.
 
     Raises:
         ValueError: the column is there already, `tokens` is missing, no post (or none of the split "train") has an
@@ -194,24 +198,26 @@ def attach_image_knowledge(
         if needed not in split.column_names:
             hint = "give image_dir, or posts with their images" if folder is None else "images are found by it"
             raise ValueError(f"The posts have no column {needed}, only {', '.join(split.column_names)}: {hint}.")
-        visible = split.select_columns(
-            [c for c in dict.fromkeys(("id", "image_id", "tokens", needed)) if c in split.column_names]
-        )
+        visible = split.select_columns([c for c in ("id", "image_id", "tokens") if c in split.column_names])
+        pictures = split.select_columns([needed])
         if folder is None:
-            visible = visible.cast_column("image", ImageFeature(decode=False))
+            pictures = pictures.cast_column("image", ImageFeature(decode=False))
+
+        def source(number: int) -> Source:
+            value = pictures[number][needed]
+            return value if folder is None else or_error(partial(image_file, folder), value)
 
         def shard(numbers: range) -> Shard:
             rows: list[Row] = visible.select(numbers).to_list()
             posts = [post_text(row) for row in rows]
             named = zip(rows, numbers, strict=True)
             names = [str(row.get("image_id") or row.get("id") or number) for row, number in named]
-            sources = [row["image"] if folder is None else find_image(folder, row["image_id"] or "") for row in rows]
-            contents = [or_error(read_bytes, source) for source in sources]
-            key = [ATTACH_VERSION, "image", retriever.fingerprint, top_k, [_image_digest(c) for c in contents], posts]
+            digests = [_image_digest(source(number)) for number in numbers]  # one by one: files may be large
+            key = [ATTACH_VERSION, "image", retriever.fingerprint, top_k, digests, posts]
 
             def search() -> tuple[list[list[Entry]], list[int], list[str | None]]:
-                with ThreadPoolExecutor(os.cpu_count()) as pool:
-                    opened = list(pool.map(_opened, contents))
+                with ThreadPoolExecutor(THREADS) as pool:
+                    opened = list(pool.map(lambda number: or_error(open_image, source(number)), numbers))
                 images = {row: image for row, image in enumerate(opened) if not isinstance(image, ImageError)}
 
                 def find(queries: list[str], k: int) -> list[list[Entry]]:
@@ -248,13 +254,10 @@ def _check_images(reports: Mapping[str, ImageAttachReport]) -> None:
             )  # fmt: skip
 
 
-def _image_digest(content: bytes | ImageError) -> str:
+def _image_digest(source: Source) -> str:
     """Return the digest of the file, so that images of posts seen before are not decoded."""
+    content = or_error(read_bytes, source)
     return content.reason if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest()
-
-
-def _opened(content: bytes | ImageError) -> Image | ImageError:
-    return content if isinstance(content, ImageError) else or_error(open_image, content)
 
 
 def _attach(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..foreign import file_lines, line_objects
 from ..posts import check_string
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _read(path: Path) -> Iterator[tuple[str, str, str]]:
                 raise ValueError(f'{where}: "image_id" and "caption" must both be there, as strings.')
             yield where, image, caption
         return
-    for where, line in _lines(path):
+    for where, line in file_lines(path):
         image, colon, caption = line.partition(" :")
         if not colon:
             raise ValueError(f"{where}: not of the form `ID.jpg :caption`; JSONL must be called .jsonl.")
@@ -91,26 +92,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, object) of each line of a JSONL file.
 
     Raises:
-        ValueError: a line that is no JSON object, half a surrogate pair; names file and line.
+        ValueError: as `line_objects`, or half a surrogate pair; names file and line.
     """
-    for where, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error}); one object a line is read.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: not a JSON object.")
+    for where, row in line_objects(path):
         check_string(json.dumps(row, ensure_ascii=False), where, "the line")
         yield where, row
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):  # bytes: a line ends at \n only, not at U+2028
-            where = f"{path}, line {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: not UTF-8 ({error}).") from None
-            if text.strip():
-                yield where, text

@@ -233,18 +233,21 @@ class KnowledgeCorpus:
         cache_dir: str | Path | None = None,
         title_in_key: bool = False,
         language: str = "en",
+        image_dirs: Sequence[str | Path] = (),
     ) -> "KnowledgeCorpus":
         """Build a corpus from files, or open the one that was built from the same content before.
 
         Args:
             paths: JSONL, JSONL.gz or Parquet files with the columns title, text and, optionally, id (else articles are
-                numbered). A text is split into paragraphs at line breaks. A column `image` holds a path relative to
-                the file's folder, or in Parquet {bytes, path} as `datasets.Image` has it; an image stands for the
+                numbered). A text is split into paragraphs at line breaks. A column `image` holds a path inside the
+                file's folder, or in Parquet {bytes, path} as `datasets.Image` has it; an image stands for the
                 article's `lead`, or its text if there is no such column. Articles without text, repeated ids and
                 unusable images are counted and reported, the first and last left out; of near-identical images of
                 the same id or title one is kept. Other columns are ignored.
             title_in_key: search "title sentence" instead of the sentence alone (the paper's key is the sentence).
             language: of the sentence splitter.
+            image_dirs: folders in which images may lie that the files name by absolute paths. Any other path that
+                leads out of the file's folder, also by a link, makes the image unusable.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -262,11 +265,11 @@ class KnowledgeCorpus:
         folder = _corpora(cache_dir) / digest.hexdigest()[:32]
 
         def build(into: Path) -> None:
-            info = build_from_articles(into, files, title_in_key, language, splitter)
+            info = build_from_articles(into, files, title_in_key, language, splitter, image_dirs)
             if info.empty:
                 logger.warning("%d of %d knowledge articles have no text and are left out.", info.empty, info.articles)
 
-        roots = folders_of(files)
+        roots = folders_of(files, image_dirs)
         if image_roots(folder) not in ([], roots):  # the same words, images of another place
             folder = folder.with_name(hashlib.sha256(json.dumps([folder.name, roots]).encode()).hexdigest()[:32])
         if (folder / META_FILE).is_file() and images_changed(folder):

@@ -28,9 +28,10 @@ _IMAGE_BATCH = 200  # images a record batch
 
 
 def build_from_articles(
-    into: Path, files: Sequence[Path], title_in_key: bool, language: str, splitter: str
-) -> CorpusInfo:
-    """Build the tables from files of articles."""
+    into: Path, files: Sequence[Path], title_in_key: bool, language: str, splitter: str,
+    image_dirs: Sequence[str | Path] = (),
+) -> CorpusInfo:  # fmt: skip
+    """Build the tables from files of articles, whose images lie beside them or in `image_dirs`."""
     counts = {"articles": 0, "empty": 0, "images": 0}
     columns = array("i"), array("i"), array("i")
     ids = array("q")  # hashes of those of articles with text: the names of a whole Wikipedia would fill the memory
@@ -64,7 +65,8 @@ def build_from_articles(
     write_sentences(into, [np.frombuffer(column, dtype=np.int32) for column in columns])
     images = ImageCounts()
     if counts["images"]:
-        images = build_images(into, read_articles(files, images=True), folders_of(files))
+        articles = read_articles(files, images=True, image_dirs=image_dirs)
+        images = build_images(into, articles, folders_of(files, image_dirs))
     if len(repeated := repeated_places(ids)):
         with_text = (article for article in read_articles(files, images=True) if split_paragraphs(article.text))
         first = next(islice(with_text, int(repeated[0]), None))
@@ -95,9 +97,9 @@ def build_from_parquet(into: Path, folder: Path, files: Sequence[str], info: Cor
         raise ValueError(f"The content of {folder} is not what its {META_FILE} names: the digest differs.")
 
 
-def folders_of(files: Sequence[Path]) -> list[str]:
-    """Return the folders that the paths of images in the files start from."""
-    return [str(file.resolve().parent) for file in files]
+def folders_of(files: Sequence[Path], image_dirs: Sequence[str | Path] = ()) -> list[str]:
+    """Return the folders that the images of the files may lie in: their own, and those that the user named."""
+    return [*(str(file.resolve().parent) for file in files), *(str(Path(folder).resolve()) for folder in image_dirs)]
 
 
 def _record_batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:

@@ -4,11 +4,9 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +20,7 @@ from tqdm.auto import tqdm
 from ..files import file_digest
 from .articles import Article
 from .corpus_tables import column_digest, write_stream
-from .pictures import ImageError, open_image, or_error, read_bytes
+from .pictures import THREADS, ImageError, named_file, open_image, or_error, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +29,7 @@ IMAGE_FEATURES = Features(
 )
 TABLE = "images.arrow"
 _SOURCES = "image_sources.json"  # the files that a built corpus took its images from, with size, time and digest
+_WAY_OUT = "; what lies outside the folder that is given is not opened: move it there, or give its folder"
 _BATCH_ROWS = 200
 _BATCH_BYTES = 64_000_000
 _SHOWN = 10  # ids that a warning names for each reason
@@ -62,7 +61,8 @@ class Unusable:
             for reason, count in self.counts.most_common()
         ]
         if parts:
-            logger.warning("%d %ss can't be used: %s.", self.counts.total(), self.what, "; ".join(parts))
+            hint = _WAY_OUT if "outside the folder" in self.counts else ""
+            logger.warning("%d %ss can't be used: %s%s.", self.counts.total(), self.what, "; ".join(parts), hint)
 
 
 class ImageCounts(NamedTuple):
@@ -78,33 +78,36 @@ def build_images(into: Path, articles: Iterable[Article], roots: list[str]) -> I
     """Write the usable images of articles to a table, and beside it the image files with `roots` (`folders_of`)."""
     unusable = Unusable("knowledge image")
     files: dict[str, Stamp | None] = {}
+    outside: list[str] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
         named = (article for article in articles if article.image is not None)
         rows: list[tuple[str, str, str, dict[str, Any]]] = []
         size = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(desc="Reading images", disable=None) as bar:
-            while block := list(islice(named, _BATCH_ROWS)):
-                for article, content in zip(block, pool.map(partial(or_error, _checked), block), strict=True):
-                    if isinstance(article.image, Path):
-                        files[str(article.image)] = _stamp(article.image)
-                    if isinstance(content, ImageError):
-                        unusable.add(article.id, content)
-                        continue
-                    value = (article.text if article.lead is None else article.lead).strip()
-                    rows.append((article.id, article.title, value, {"bytes": content, "path": _name(article)}))
-                    size += len(content)
-                    if len(rows) == _BATCH_ROWS or size > _BATCH_BYTES:
-                        yield _record_batch(rows)
-                        rows, size = [], 0
-                bar.update(len(block))
+        with tqdm(desc="Reading images", disable=None) as bar:
+            for article, content in _checked_ahead(named):
+                bar.update()
+                if isinstance(article.image, Path):
+                    files[str(article.image)] = _stamp(article.image)
+                elif isinstance(article.image, ImageError):
+                    outside.append(article.image.path)
+                if isinstance(content, ImageError):
+                    unusable.add(article.id, content)
+                    continue
+                value = (article.text if article.lead is None else article.lead).strip()
+                rows.append((article.id, article.title, value, {"bytes": content, "path": _name(article)}))
+                size += len(content)
+                if len(rows) == _BATCH_ROWS or size > _BATCH_BYTES:
+                    yield _record_batch(rows)
+                    rows, size = [], 0
         if rows:
             yield _record_batch(rows)
 
     rows = write_stream(into / TABLE, IMAGE_FEATURES, batches())
     unusable.warn()
-    if files:
-        (into / _SOURCES).write_text(json.dumps({"roots": roots, "files": files}), encoding="utf-8")
+    if files or outside:
+        sources = {"roots": roots, "files": files, "outside": outside}
+        (into / _SOURCES).write_text(json.dumps(sources), encoding="utf-8")
     return finish_images(into, rows, unusable.counts.total())
 
 
@@ -139,9 +142,20 @@ def image_roots(folder: Path) -> list[str]:
 
 
 def images_changed(folder: Path) -> bool:
-    """Return whether image files of a built corpus have changed, gone or come since."""
+    """Return whether image files of a built corpus have changed, gone or come (also into their folder) since."""
     sources = _sources(folder)
-    return sources is not None and any(_changed(Path(file), stamp) for file, stamp in sources["files"].items())
+    if sources is None:
+        return False
+    moved = any(_is_inside(path, sources["roots"]) for path in sources.get("outside", ()))
+    return moved or any(_changed(Path(file), stamp) for file, stamp in sources["files"].items())
+
+
+def _is_inside(path: str, roots: list[str]) -> bool:
+    try:
+        named_file(path, *roots)
+    except ImageError:
+        return False
+    return True
 
 
 def _sources(folder: Path) -> dict[str, Any] | None:
@@ -156,6 +170,24 @@ def _checked(article: Article) -> bytes:
     content = read_bytes(article.image)
     open_image(content)
     return content
+
+
+def _checked_ahead(articles: Iterable[Article]) -> Iterator[tuple[Article, bytes | ImageError]]:
+    """Yield each article with its image's file, or why it can't be used; a few are read ahead, and no more."""
+    ahead: deque[tuple[Article, Future[bytes | ImageError]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for article in articles:
+                ahead.append((article, pool.submit(or_error, _checked, article)))
+                if len(ahead) > 2 * THREADS:
+                    first, found = ahead.popleft()
+                    yield first, found.result()
+            while ahead:
+                first, found = ahead.popleft()
+                yield first, found.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
 
 
 def _stamp(file: Path) -> Stamp | None:
@@ -179,7 +211,7 @@ def _changed(file: Path, stamp: Stamp | None) -> bool:
 
 def _name(article: Article) -> str | None:
     path = article.image.get("path") if isinstance(article.image, dict) else article.image
-    return Path(path).name if path else None
+    return Path(str(path)).name if path else None
 
 
 def _record_batch(rows: list[tuple[str, str, str, dict[str, Any]]]) -> pa.RecordBatch:

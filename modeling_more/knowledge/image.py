@@ -32,7 +32,7 @@ from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
 from .corpus_tables import open_or_build
 from .leakage import Entry
-from .pictures import Source, open_image
+from .pictures import THREADS, Source, open_image
 from .vectors import ImageSearcher, build_index, embed_in_shards, index_name, load_index, read_factory, search_distinct
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ Pixels = dict[str, torch.Tensor]  # what an image processor makes of a batch
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
 INDEX_VERSION = 1
 _SHARD_ROWS = 2048  # images a shard: what a killed run loses at most
-_THREADS = min(16, os.cpu_count() or 1)  # that decode and resize while the tower computes
+_OPEN_PIXELS = 1 << 25  # of the images that a thread has open at once; 64 photos as posts show them have less
 _LONGEST = 16  # times the short side: an image thinner than that would be blown up to gigabytes
 _SLACK = 2  # results above top_k, so that an article with several images seldom needs a second search
 
@@ -117,10 +117,10 @@ class ImageEncoder:
         """Yield batches of the processor's outputs, a few made ahead."""
         starts = iter(range(0, len(images), self.batch_size))
         ahead: deque[Future[Pixels]] = deque()
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             try:
                 while True:
-                    while len(ahead) <= _THREADS and (first := next(starts, None)) is not None:
+                    while len(ahead) <= THREADS and (first := next(starts, None)) is not None:
                         ahead.append(pool.submit(self._pixels, images[first : first + self.batch_size]))
                     if not ahead:
                         return
@@ -130,11 +130,17 @@ class ImageEncoder:
                     future.cancel()
 
     def _pixels(self, images: Sequence[Source]) -> Pixels:
-        opened = [_not_too_thin(open_image(image)) for image in images]
-        # said, not guessed: a height of 1 or 3 pixels looks like channels first
-        made = self.processor(opened, input_data_format="channels_last", return_tensors="pt")
-        # some towers need more than `pixel_values`: those of pictures in patches their mask and shapes
-        return {name: torch.as_tensor(value) for name, value in made.items()}
+        parts: list[Pixels] = []
+        opened: list[Image.Image] = []
+        for number, image in enumerate(images, 1):
+            opened.append(_not_too_thin(open_image(image)))
+            if number == len(images) or sum(one.width * one.height for one in opened) > _OPEN_PIXELS:
+                # said, not guessed: a height of 1 or 3 pixels looks like channels first
+                made = self.processor(opened, input_data_format="channels_last", return_tensors="pt")
+                # some towers need more than `pixel_values`: those of pictures in patches their mask and shapes
+                parts.append({name: torch.as_tensor(value) for name, value in made.items()})
+                opened = []
+        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _embed_pixels(self, pixels: Pixels) -> np.ndarray:
         embed = getattr(self.model, "get_image_features", self.model)  # models with a text tower have it

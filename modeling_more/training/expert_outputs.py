@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..data_collator import MixtureCollator, pad_rows
 from ..encoding import IMAGES_AT_ONCE, encode_for_experts, map_batches
 from ..files import new_file, remove_strays_of
 from ..knowledge.corpus_tables import claim
-from ..knowledge.pictures import ImageError, find_image, open_image, read_bytes
+from ..knowledge.pictures import ImageError, image_file, open_image, or_error, read_bytes
 from ..mixed_experts import weights_digest
 from ..modeling_mixture import MoReMixtureForRelationExtraction, MoReMixtureForTokenClassification, MoReMixtureOutput
 from ..processing_mixture import MoReMixtureProcessor
@@ -205,7 +206,10 @@ def image_features(
     size = IMAGES_AT_ONCE
     for first in tqdm(range(0, len(posts), size), desc="images", disable=len(posts) < size, leave=False):
         rows = sources.select(range(first, min(first + size, len(posts)))).to_list()
-        found = [row["image"] if image_dir is None else find_image(image_dir, row["image_id"] or "") for row in rows]
+        found = [
+            row["image"] if image_dir is None else or_error(partial(image_file, image_dir), row["image_id"])
+            for row in rows
+        ]
         file = None
         if cache_dir is not None:
             digest = hashlib.sha256(f"{CACHE_VERSION} {encoder.fingerprint}".encode())

@@ -177,7 +177,7 @@ CUT_GZIP = gzip.compress(b'{"id": "1"' * 99, mtime=0)[:-9]
         ("k.jsonl", b'\n{"id": "1", "text": "x"}\n', r"k\.jsonl, line 2: the column title is missing"),
         ("k.jsonl", b'{"id": "1", "title": "T", "text": 3}\n', r"k\.jsonl, line 1: text is int, not a string"),
         ("k.jsonl", b'{"id": "1", "title": "T", "text": "\\ud800"}\n', r"k\.jsonl, line 1: text holds half"),
-        ("k.jsonl", b'{"id": "1", "title": "T", "text": "\xff"}\n', r"k\.jsonl, line 1: not JSON"),
+        ("k.jsonl", b'{"id": "1", "title": "T", "text": "\xff"}\n', r"k\.jsonl, line 1: not UTF-8"),
         ("k.jsonl", b"", r"k\.jsonl holds no text"),
         ("k.jsonl", b'{"id": "1", "title": "T", "text": null}\n', r"k\.jsonl holds no text"),
         ("k.jsonl.gz", b"not gzip", r"k\.jsonl\.gz, after line 0: the file is damaged"),

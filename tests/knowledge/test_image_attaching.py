@@ -105,7 +105,7 @@ def test_attach_from_a_folder(tmp_path: Path, encoder: ImageEncoder) -> None:
     options: dict[str, Any] = {"top_k": 1, "image_dir": folder, "cache_dir": tmp_path / "attached"}
     attached, report = attach_image_knowledge(rows, retriever, **options)
     assert [[entry["source"] for entry in row] for row in attached["knowledge_image"]] == [["Q4"], ["Q5"], [], []]
-    assert report.missing == 2 and report.posts == 4
+    assert (report.missing, report.outside_the_folder, report.posts) == (1, 1, 4)
     noise(7).save(folder / "17.png")  # another picture under the same name
     changed, report = attach_image_knowledge(rows, retriever, **options)
     assert changed["knowledge_image"][0][0]["source"] == "Q7" and report.cached == 0
