@@ -24,7 +24,8 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from dataset_scripts._publish import exit_code, failed_push, without_folder
-from modeling_more.files import TEMPORARY, new_file, write_text
+from modeling_more.files import locked, new_file, remove_strays, write_text
+from modeling_more.foreign import line_objects, read_object
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
 from modeling_more.knowledge.corpus_info import CorpusInfo
 from modeling_more.naming import NamingParser
@@ -39,6 +40,7 @@ TEXT_SHARD = 50_000  # articles
 IMAGE_SHARD = 5_000
 _GROUP = 500  # rows written at once
 _STRING = Value("string")
+_NESTED = ("image", "wit_features")  # columns that hold no strings
 
 Row = dict[str, Any]
 Convert = Callable[[Row, Counter[str]], Iterable[Row]]
@@ -55,6 +57,7 @@ class Plan:
         convert: gives the articles of a row, and counts what it leaves out by reason.
         images: whether the articles have `lead` and `image`.
         options: what `convert` depends on, as JSON.
+        image_dirs: folders in which images may lie that the articles name by path.
         license: licence of texts and images, as the Hub spells it.
         date: date of the source.
     """
@@ -65,6 +68,7 @@ class Plan:
     convert: Convert
     images: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    image_dirs: Sequence[str] = ()
     language: str = "en"
     license: str | None = None
     date: str | None = None
@@ -143,13 +147,48 @@ def wiki_name(language: str) -> str:
 
 def _undecoded(files: Sequence[str], columns: Sequence[str]) -> IterableDataset:
     """Read rows with images as bytes: they are checked later, and a broken one must not end the stream."""
-    kind, options = ("parquet", {"columns": list(columns)}) if files[0].endswith(".parquet") else ("json", {})
+    if not files[0].endswith(".parquet"):
+        options = {"files": list(files), "columns": tuple(columns)}
+        return IterableDataset.from_generator(_json_rows, gen_kwargs=options)
+    for file in files:
+        if not file.startswith("hf://"):
+            _check_columns(file, columns)
     # the names of local files are no patterns
     names = [file if file.startswith("hf://") else glob.escape(file) for file in files]
-    rows = load_dataset(kind, data_files=names, split="train", streaming=True, **options)
+    rows = load_dataset("parquet", data_files=names, split="train", streaming=True, columns=list(columns))
     if rows.features and isinstance(rows.features.get("image"), Image):
         return rows.cast_column("image", Image(decode=False))
     return rows
+
+
+def _json_rows(files: Sequence[str], columns: Sequence[str]) -> Iterator[Row]:
+    """Yield the columns of each line of JSON Lines files; one that is not there is None."""
+    for file in files:
+        if not file.endswith((".jsonl", ".jsonl.gz")):
+            raise ValueError(f"{file}: not a .jsonl or .jsonl.gz file, from which a corpus is built.")
+        for where, row in line_objects(file):
+            for name in columns:
+                value = row.get(name)
+                if name in _NESTED or value is None or isinstance(value, str):
+                    continue
+                if name != "id" or isinstance(value, bool) or not isinstance(value, int):
+                    raise ValueError(f"{where}: the column {name} holds a {type(value).__name__}, not a string.")
+            yield {name: row.get(name) for name in columns}
+
+
+def _check_columns(file: str, columns: Sequence[str]) -> None:
+    """Raise ValueError if a Parquet file lacks a column, or has it of a type that the builders don't read."""
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} is not a Parquet file ({error}).") from None
+    for name in columns:
+        if name not in schema.names:
+            raise ValueError(f"{file} lacks the column {name}; it has {', '.join(schema.names)}.")
+        kind = schema.field(name).type
+        text = any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null))
+        if name not in _NESTED and not text and not (name == "id" and pa.types.is_integer(kind)):
+            raise ValueError(f"{file}: the column {name} is of type {kind}, it should hold strings.")
 
 
 # ---------------------------------------------------------------- shards
@@ -169,8 +208,11 @@ class Progress:
     def read(cls, file: Path) -> "Progress":
         if not file.is_file():
             return cls()
-        noted = json.loads(file.read_text(encoding="utf-8"))
-        return cls(**{**noted, "counts": Counter(noted["counts"])})
+        kinds: dict[str, Any] = {"shards": int, "articles": int, "done": bool, "counts": dict}
+        noted = read_object(file, **kinds, state=(dict, type(None)))
+        return cls(
+            **{name: noted[name] for name in ("shards", "articles", "done", "state")}, counts=Counter(noted["counts"])
+        )
 
     def write(self, file: Path) -> None:
         write_text(file, json.dumps(vars(self)))
@@ -191,9 +233,12 @@ def write_shards(
     root = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     size = size or (IMAGE_SHARD if plan.images else TEXT_SHARD)
     folder = root / "builders" / f"{plan.name}-{plan.digest}-{limit or 'all'}-{size}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(TEMPORARY):  # by a run that was killed
-        left.unlink()
+    with locked(folder, "reads articles into shards"):
+        remove_strays(folder)  # of a run that was killed
+        return _write_shards(plan, folder, limit, size)
+
+
+def _write_shards(plan: Plan, folder: Path, limit: int | None, size: int) -> tuple[list[Path], Counter[str]]:
     progress = Progress.read(folder / PROGRESS)
     files = [folder / f"{number:05d}.parquet" for number in range(progress.shards)]
     if progress.state is not None:
@@ -290,7 +335,9 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
     files, counts = write_shards(plan, given.cache_dir, given.max_articles)
     if not counts["articles"]:
         raise ValueError(f"{plan.name}: no article was made of {counts['rows read']} rows ({_listed(counts)}).")
-    corpus = KnowledgeCorpus.from_files(files, given.cache_dir, given.title_in_key, plan.language)
+    corpus = KnowledgeCorpus.from_files(
+        files, given.cache_dir, given.title_in_key, plan.language, image_dirs=plan.image_dirs
+    )
     if plan.images:
         _check_images(plan.name, corpus.info)
     if encoder is not None:

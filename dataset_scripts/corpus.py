@@ -5,9 +5,8 @@ python dataset_scripts/corpus.py --data_dir flags.jsonl --id_column code --image
 """
 
 import argparse
-import gzip
-import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ if __name__ == "__main__":  # run by path, the repository is not on the path yet
 from datasets import IterableDataset
 
 from dataset_scripts._knowledge import Plan, Row, add_image_options, local_files, main, parser, stamps
+from modeling_more.foreign import file_lines, parse_json, parse_object
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +30,13 @@ def lines(files: Sequence[str]) -> Iterator[Row]:
     is JSON, as its columns may be of any type.
 
     Raises:
-        ValueError: a line that is no JSON object, or a damaged file.
+        ValueError: a line that is too long or not UTF-8, or a damaged file.
     """
     articles = 0
     for file in files:
-        number = 0
-        try:
-            with gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb") as content:
-                for number, line in enumerate(content, 1):
-                    if line.strip():
-                        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                        articles += 1
-                        where, folder = f"{file}, line {number}", str(Path(file).parent)
-                        yield {"where": where, "number": articles, "folder": folder, "row": text}
-        except (EOFError, OSError, UnicodeDecodeError) as error:  # a cut gzip
-            raise ValueError(f"{file}, after line {number}: the file is damaged ({error}).") from None
+        for where, text in file_lines(file):
+            articles += 1
+            yield {"where": where, "number": articles, "folder": str(Path(file).parent), "row": text}
 
 
 def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir: str | None) -> Iterable[Row]:
@@ -54,12 +46,7 @@ def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir:
         ValueError: the line is no JSON object, or lacks title or id (where the first one has an id).
     """
     where = line["where"]
-    try:
-        row = json.loads(line["row"])
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error}); one object a line is read.") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: not a JSON object.")
+    row = parse_object(line["row"], where)
     made: Row = {}
     for name in ("id", "title", "text", "lead"):
         column = columns.get(name)
@@ -84,8 +71,10 @@ def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir:
     if "image" in columns:
         path = row.get(columns["image"])
         counts["without image"] += not path
-        # the file is read when the corpus is built, which also notices that it changed
-        image = {"bytes": None, "path": str(Path(image_dir or line["folder"], str(path)))} if path else None
+        if path and not isinstance(path, str):
+            raise ValueError(f"{where}: the column {columns['image']} holds a {type(path).__name__}, not a path.")
+        # the file is read when the corpus is built, which also notices that it changed, and that it lies elsewhere
+        image = {"bytes": None, "path": os.path.join(image_dir or line["folder"], path)} if path else None
         made |= {"lead": made.get("lead", made["text"]), "image": image}
     yield made
 
@@ -93,7 +82,7 @@ def article(line: Row, counts: Counter[str], columns: dict[str, str], image_dir:
 def _has_id(line: str) -> bool:
     """Return whether a line has an id, or is no JSON, which is told where it is read."""
     try:
-        row = json.loads(line)
+        row = parse_json(line, "")
     except ValueError:
         return True
     return not isinstance(row, dict) or row.get("id") not in (None, "")
@@ -115,6 +104,7 @@ def plan(given: argparse.Namespace) -> Plan:
             logger.warning(
                 "%s: no id: all articles are numbered; --id_column names another column with ids.", first["where"]
             )
+    folders = list(dict.fromkeys(str(file.parent) for file in files))
     names_of_files: Sequence[str] = [str(file) for file in files]
     if "id" not in columns:  # a list is read file by file, each from article 1
         names_of_files = tuple(names_of_files)
@@ -125,6 +115,7 @@ def plan(given: argparse.Namespace) -> Plan:
         identity=stamps(files),
         convert=lambda row, counts: article(row, counts, columns, image_dir),
         images="image" in columns,
+        image_dirs=[image_dir] if image_dir else folders,
         options={"columns": columns, "image_dir": image_dir, "folders": [str(file.parent) for file in files]},
         language=given.language,
         description=given.description,
@@ -138,8 +129,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--title_column", default="title", help="(default: title)")
     made.add_argument("--text_column", default="text", help="(default: text)")
     made.add_argument("--lead_column", help="what an image stands for; default: the whole text")
-    made.add_argument("--image_column", help="files of images, relative to the folder of the JSON Lines file")
-    made.add_argument("--image_dir", help="the folder they are relative to instead")
+    made.add_argument("--image_column", help="files of images in the folder of the JSON Lines file")
+    made.add_argument("--image_dir", help="the folder they lie in instead; images elsewhere are not read")
     add_image_options(made)
     made.add_argument("--description", default="", help="where the texts come from, for the card")
     return main(plan, made, arguments)

@@ -37,9 +37,10 @@ DESCRIPTION = (
 def pages(features: Any) -> Iterable[Row]:
     """Yield a row for each page, from the slots of the parallel lists; missing values are None."""
     if isinstance(features, list):  # the same as a list of structs
-        yield from (page for page in features if page)
+        yield from (page for page in features if isinstance(page, dict))
         return
-    lists = {name: values for name, values in (features or {}).items() if isinstance(values, list)}
+    parts = features.items() if isinstance(features, dict) else ()
+    lists = {name: values for name, values in parts if isinstance(values, list)}
     for slot in range(max(map(len, lists.values()), default=0)):
         yield {name: values[slot] if slot < len(values) else None for name, values in lists.items()}
 
@@ -57,8 +58,9 @@ def smaller(content: bytes, side: int) -> bytes:
 
 def articles(row: Row, counts: Counter[str], language: str, main_only: bool, side: int | None) -> Iterable[Row]:
     """Yield the articles in the language that show the image; what is left out is counted by reason."""
-    content = (row["image"] or {}).get("bytes")
-    if content is None:
+    image = row["image"]
+    content = image.get("bytes") if isinstance(image, dict) else image  # a path in a row is not followed
+    if not isinstance(content, bytes):
         counts["without image"] += 1
         return
     shown = [page for page in pages(row["wit_features"]) if page.get("language") == language]
@@ -71,7 +73,8 @@ def articles(row: Row, counts: Counter[str], language: str, main_only: bool, sid
     name = (row["image_url"] or "").rsplit("/", 1)[-1] or None
     found: dict[str, Row] = {}  # a page that shows the image twice is one article
     for page in shown:
-        title, lead = page.get("page_title"), (page.get("context_page_description") or "").strip()
+        title, lead = page.get("page_title"), page.get("context_page_description")
+        title, lead = (text.strip() if isinstance(text, str) else "" for text in (title, lead))
         if not title or not lead:
             counts["pages without title or lead text"] += 1
             continue

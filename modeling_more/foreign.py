@@ -14,7 +14,7 @@ from typing import Any
 from .files import MANIFEST, file_digest
 
 MAX_JSON_BYTES = 256_000_000  # the tokenizer of a large vocabulary has 17 MB
-#: longest line of a file of articles or captions, unpacked: Wikipedia's own limit is 2 MB, which JSON may write as 6 MB
+#: longest line of articles or captions, unpacked: Wikipedia's own limit is 2 MB, which JSON may write as 6 MB
 MAX_LINE_BYTES = 1 << 23
 
 
@@ -76,7 +76,7 @@ def file_lines(file: str | Path, most: int = MAX_LINE_BYTES) -> Iterator[tuple[s
     A line ends at LF only, and is not read further than `most` bytes, however much a packed file makes of it.
 
     Raises:
-        ValueError: no regular file, a line of more bytes, not UTF-8, or a damaged file; the message names file and line.
+        ValueError: no regular file, a line of more bytes, not UTF-8, or a damaged file; it names file and line.
         OSError: it can't be read.
     """
     path = require_regular(file)
@@ -108,14 +108,19 @@ def line_objects(file: str | Path, most: int = MAX_LINE_BYTES) -> Iterator[tuple
         ValueError: as `file_lines`, or a line is no JSON object, has NaN, Infinity or two entries of one name.
     """
     for where, text in file_lines(file, most):
-        try:
-            row = parse_json(text, where, unique=True)
-        except ValueError as error:
-            told = str(error).removeprefix(where).lstrip(": ").removeprefix("is no JSON: ")
-            raise ValueError(f"{where}: not JSON ({told}); one object a line is read.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: not a JSON object but a {type(row).__name__}; one object a line is read.")
-        yield where, row
+        yield where, parse_object(text, where)
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """Return the JSON object that a line holds, or raise ValueError as `line_objects`."""
+    try:
+        row = parse_json(text, where, unique=True)
+    except ValueError as error:
+        told = str(error).removeprefix(where).lstrip(": ").removeprefix("is no JSON: ")
+        raise ValueError(f"{where}: not JSON ({told}); one object a line is read.") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: not a JSON object but a {type(row).__name__}; one object a line is read.")
+    return row
 
 
 def read_object(file: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ FileNotFoundError) that names file and line.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -33,7 +32,7 @@ from .columns import ColumnLine, column_lines, split_columns
 from .conll import END_OF_POST, KNOWLEDGE_TAG, MARKERS, TAG, looks_like_conll
 from .rows import archive_entry, checked_rows, clean_label, name_of
 from .tables import open_table
-from .text_files import filled_lines, json_items, read_text
+from .text_files import filled_lines, json_items, literal_value, read_text
 
 ENTITY_DATA = "this is entity data, use run_ner.py"
 NONE = "None"  # the class of pairs without a relation
@@ -188,8 +187,8 @@ def _literals(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Read MNRE's lines: Python literals, never evaluated as code."""
     for where, line in filled_lines(path, text):
         try:
-            yield where, ast.literal_eval(line)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            yield where, literal_value(line, where)
+        except SyntaxError:
             raise ValueError(f"{where}: no Python literal such as {{'token': […], 'h': {{'pos': …}}, …}}.") from None
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from datasets import Features
 from ..posts import Row
 from .conll import looks_like_conll
 from .rows import HIDDEN
-from .text_files import LINE_END, check_file, read_text, text_lines
+from .text_files import LINE_END, check_file, json_value, literal_value, read_text, text_lines
 
 WORDS = ("tokens", "token", "ner_tags", "tags")
 LISTS = {*WORDS, "spans", "entities", "head", "h", "tail", "t", "offsets", "knowledge_text", "knowledge_image"}
@@ -167,12 +165,13 @@ def _value(column: str, cell: str, where: str) -> Any:
     if cell[0] not in "[{":
         return [HIDDEN if part == str(HIDDEN) else part for part in _BLANKS.split(cell)] if column in WORDS else cell
     try:
-        return json.loads(cell)
-    except json.JSONDecodeError:
-        pass
+        return json_value(cell, where)
+    except ValueError as error:
+        if "not JSON (" not in str(error):  # JSON that is nested too deeply, or has a number that is none
+            raise
     try:
-        value = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = literal_value(cell, where)
+    except SyntaxError:
         value = None
     if repr(value) != cell:  # 'a' 'b' without a comma, as numpy prints words, would be read as one
         raise ValueError(f'{where}: "{column}" begins like a list and is none; write JSON, like ["Ada", "sings"].')
