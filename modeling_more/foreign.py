@@ -16,6 +16,7 @@ from .files import MANIFEST, file_digest
 MAX_JSON_BYTES = 256_000_000  # the tokenizer of a large vocabulary has 17 MB
 #: longest line of articles or captions, unpacked: Wikipedia's own limit is 2 MB, which JSON may write as 6 MB
 MAX_LINE_BYTES = 1 << 23
+_ROWS_BYTES = 64_000_000  # of rows of a table that are read at once
 
 
 def read_json(file: str | Path, finite: bool = True, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -105,7 +106,7 @@ def line_objects(file: str | Path, most: int = MAX_LINE_BYTES) -> Iterator[tuple
     """Yield (place, object) of each line of a JSON Lines file, read as by `file_lines`.
 
     Raises:
-        ValueError: as `file_lines`, or a line is no JSON object, has NaN, Infinity or two entries of one name.
+        ValueError: as `file_lines`, or a line is no JSON object, or has two entries of one name.
     """
     for where, text in file_lines(file, most):
         yield where, parse_object(text, where)
@@ -114,13 +115,28 @@ def line_objects(file: str | Path, most: int = MAX_LINE_BYTES) -> Iterator[tuple
 def parse_object(text: str, where: str) -> dict[str, Any]:
     """Return the JSON object that a line holds, or raise ValueError as `line_objects`."""
     try:
-        row = parse_json(text, where, unique=True)
+        row = parse_json(text, where, finite=False, unique=True)  # frames write NaN for what is missing
     except ValueError as error:
         told = str(error).removeprefix(where).lstrip(": ").removeprefix("is no JSON: ")
         raise ValueError(f"{where}: not JSON ({told}); one object a line is read.") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: not a JSON object but a {type(row).__name__}; one object a line is read.")
     return row
+
+
+def rows_at_once(file: Any, columns: Sequence[str], most: int) -> int:
+    """Return how many rows of a `pyarrow.parquet.ParquetFile` to read at once, for some 64 MB by its own figures."""
+    found = most
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        parts = [group.column(place) for place in range(group.num_columns)]
+        size = sum(
+            part.total_uncompressed_size
+            for part in parts
+            if any(part.path_in_schema == name or part.path_in_schema.startswith(f"{name}.") for name in columns)
+        )
+        found = min(found, max(1, _ROWS_BYTES * max(1, group.num_rows) // max(1, size)))
+    return found
 
 
 def read_object(file: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ names its place in the errors (ValueError, one sentence).
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -22,6 +21,7 @@ Row = dict[str, Any]
 Posts = list[Row]
 
 KNOWLEDGE_COLUMNS = ("knowledge_text", "knowledge_image")
+_LIMITS = {"score": 3.4e38, "match_start": 2**31 - 1, "match_end": 2**31 - 1}  # of the types that they are stored in
 PAIR_FIELDS = '"tokens" (or "text"), "head", "tail" and "relation"'
 
 
@@ -295,7 +295,7 @@ def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("text"), str):
         return False
     strings = (entry.get(name) for name in ("title", "source"))
-    numbers = (_number(entry, name) for name in ("score", "match_start", "match_end"))
+    numbers = ((_number(entry, name), limit) for name, limit in _LIMITS.items())
     return all(value is None or isinstance(value, str) for value in strings) and all(
-        hasattr(value, "__float__") and math.isfinite(value) for value in numbers
+        hasattr(value, "__float__") and -limit <= value <= limit for value, limit in numbers
     )

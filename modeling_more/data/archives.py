@@ -1,5 +1,6 @@
 """Unpack foreign zip files: whole or not at all, and never outside their folder."""
 
+import lzma
 import stat
 import zipfile
 import zlib
@@ -28,11 +29,12 @@ def extract_archive(
     try:
         with new_folder(folder) as beside, zipfile.ZipFile(archive) as opened:
             _extract_members(opened, archive, beside, max_bytes, max_files)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{archive}: not a zip file that can be unpacked ({error}).") from None
-    except OSError:
+    except OSError as error:
         if not folder.is_dir():  # else another process was faster
-            raise
+            reason = error.strerror or error  # bz2 has no strerror for what it can't unpack
+            raise OSError(error.errno or 0, f"{archive}: can't be unpacked to {folder} ({reason})") from None
     return folder
 
 
@@ -42,8 +44,9 @@ def _extract_members(opened: zipfile.ZipFile, archive: Path, folder: Path, max_b
         raise ValueError(f"{archive}: {len(members)} files; at most {max_files} are unpacked.")
     left = max_bytes
     for member in members:
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ValueError(f"{archive}: {member.filename!r} is a link; only files are unpacked.")
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            kind = "link" if stat.S_ISLNK(member.external_attr >> 16) else "device, pipe or socket"
+            raise ValueError(f"{archive}: {member.filename!r} is a {kind}; only files are unpacked.")
         if member.flag_bits & 1:
             raise ValueError(f"{archive}: {member.filename!r} is encrypted; give an archive without a password.")
         parts = member.filename.replace("\\", "/").split("/")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .rows import clean_label
-from .text_files import BLANK, text_lines
+from .text_files import BLANK, check_lines, text_lines
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _TYPE = re.compile(r"B-[^\W\d_].*|[IESUL]-[A-Z]{2}.*")  # where text sooner ends
 _NAMED_COMMENT = re.compile(r"# (?:id |new(?:doc|par)\b|[\w.:-]+ ?=(?: |$))|#(?:begin|end) document\b")
 _NUMBER = re.compile(r"[(\[]?\d+(?:[-.]\d+)*[.:)\]]?")  # 1  1.  (1)  and 1-2, 1.1 of CoNLL-U
 _BIO = re.compile(r"[BIES]-\S+")
-_COUNT = re.compile(r"(\D*)(\d+)(\D*)")
+_COUNT = re.compile(r"(\D*)(\d{1,18})(\D*)")
 _ENOUGH = 1000  # lines by which a file of columns is known
 _NO_LABEL = {"_", "-", "?", "*", "-1"}  # where a label is to be told by others
 _CHUNKS = {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP"}  # of CoNLL-2000 and 2003
@@ -83,6 +83,7 @@ def column_lines(
     """
     if columns is not None:
         check_columns(columns)
+    check_lines(path, text)
     raw = _classified(text_lines(text))
     _check_ends(path, raw)
     width, label = _width(raw), -1 if columns is None else columns[1] - 1
@@ -152,6 +153,7 @@ def check_text(path: Path, text: str) -> None:
     In such a file nearly all lines have as many cells, single words, and blank lines part them into posts, an index
     counts them, `# key = value` comments describe them, or all end in a sign for no label (`_`).
     """
+    check_lines(path, text)
     if found := unlabelled_columns(text):
         number, width = found
         raise ValueError(

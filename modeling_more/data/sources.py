@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
@@ -14,18 +15,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
+import yaml
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import hf_hub_download
 
+from ..foreign import require_regular
 from ..naming import check_source, nearest, nearest_folder
 from ..posts import Posts, Row, SpanCounts
 from ..words import DEFAULT_SPLITTER
 from .rows import HIDDEN, checked_rows
 from .tables import class_names, stored_classes
 from .tasks import Task
+from .text_files import check_size
 
 logger = logging.getLogger(__name__)
 
+_KINDS = ("parquet", "arrow", "json", "csv", "text", "conll", "imagefolder")  # of files of a data set
 SPLITS = ("train", "validation", "test")
 VALIDATION = ("validation", "valid", "dev", "val")  # names that data sets give it
 
@@ -115,8 +121,11 @@ def _load(name: str, configuration: str, cache_dir: str | None, names: Sequence[
             )
         check_source("--dataset", name)
     try:
-        with _readable(name) as readable:
-            data = load_dataset(readable, configuration, cache_dir=_cache_of(name, cache_dir))
+        _check_card(name)
+        cache = _cache_of(name, cache_dir)
+        with _readable(name, cache) as readable:
+            _check_kind(load_dataset_builder(readable, configuration, cache_dir=cache))
+            data = load_dataset(readable, configuration, cache_dir=cache)
             stored = _stored_classes(readable, configuration) if Path(name).is_dir() else {}
     except (ValueError, OSError, ConnectionError, DatasetGenerationError) as error:
         reason = " ".join(str(error).split())
@@ -205,9 +214,11 @@ def _items(data: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for number in range(len(chunk)):
             place = f"{where}, row {first + number}"
             try:
-                yield place, items[number] if items else chunk.select([number]).to_list()[0]
+                item = items[number] if items else chunk.select([number]).to_list()[0]
             except UnicodeDecodeError:
                 raise ValueError(f"{place}: a string is not UTF-8 text.") from None
+            check_size(item, place)
+            yield place, item
 
 
 def _cache_of(name: str, cache_dir: str | None) -> str | None:
@@ -225,20 +236,70 @@ def _cache_of(name: str, cache_dir: str | None) -> str | None:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[str]:
+def _readable(name: str, cache: str | None) -> Iterator[str]:
     """Yield a name that `load_dataset` can read; it would take a path like `[v1] set` for a pattern, so such a folder
-    is read through links to its files."""
+    is read through links to its files, which stay in the cache."""
     folder = Path(name).resolve()
     if not folder.is_dir() or not has_magic(str(folder)):
         yield name
         return
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() if has_magic(str(cache)) else nullcontext(str(cache)) as home:
         for file in folder.rglob("*"):
             if file.is_file():
-                link = Path(scratch) / "posts" / file.relative_to(folder)
+                link = Path(home) / "posts" / file.relative_to(folder)
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file)
-        yield str(Path(scratch) / "posts")
+                try:
+                    link.symlink_to(file)
+                except FileExistsError:  # by an earlier run: the cache is that of this very content
+                    continue
+        yield str(Path(home) / "posts")
+
+
+def _check_card(name: str) -> None:
+    """Raise ValueError if the card of a data set names files outside it: private ones of this machine, or addresses.
+
+    `datasets` would open them: it follows what a card says.
+    """
+    for card in (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME):
+        file = Path(name) / card
+        if not Path(name).is_dir():
+            try:
+                file = Path(hf_hub_download(name, card, repo_type="dataset"))
+            except (OSError, ValueError):  # there is none; where the Hub can't be reached, loading says so
+                continue
+        if not file.is_file():
+            continue
+        text = require_regular(file).read_text(encoding="utf-8", errors="replace")
+        block = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+        try:
+            about = yaml.safe_load(text if card.endswith((".yaml", ".yml")) else block[1] if block else "")
+        except (yaml.YAMLError, RecursionError):
+            raise ValueError(f"{file} begins with no valid YAML") from None
+        configs = about.get("configs") if isinstance(about, dict) else None
+        for told in _places(configs if isinstance(configs, list) else []):
+            path = told.replace("\\", "/")
+            if path.startswith("/") or "://" in path or "::" in path or ".." in path.split("/") or path[1:2] == ":":
+                raise ValueError(f"{file} names {told!r}, which lies outside the data set and is not read")
+
+
+def _places(configs: list[Any]) -> Iterator[str]:
+    """Yield the names of files in a card's configurations."""
+    left = [one.get(key) for one in configs if isinstance(one, dict) for key in ("data_files", "data_dir")]
+    seen: set[int] = set()  # YAML may hold a part many times over, also within itself
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+
+
+def _check_kind(builder: Any) -> None:
+    """Raise ValueError if a data set's files are of a kind that is no table of posts, whose readers run more code."""
+    kind = type(builder).__module__.rsplit(".", 1)[-1]
+    if kind not in _KINDS:
+        raise ValueError(f"its files are read as {kind}; posts come as {', '.join(_KINDS)}")
 
 
 def _check_columns(where: str, rows: Dataset, task: Task) -> None:

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
+from ..foreign import rows_at_once
 from ..posts import Row
 from .conll import looks_like_conll
 from .rows import HIDDEN
-from .text_files import LINE_END, check_file, json_value, literal_value, read_text, text_lines
+from .text_files import LINE_END, check_file, check_size, json_value, literal_value, read_text, text_lines
 
 WORDS = ("tokens", "token", "ner_tags", "tags")
 LISTS = {*WORDS, "spans", "entities", "head", "h", "tail", "t", "offsets", "knowledge_text", "knowledge_image"}
@@ -221,12 +222,15 @@ def class_names(feature: Any) -> list[str] | None:
 
 def _parquet_rows(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[str, Row]]:
     number = 0
-    for batch in file.iter_batches(_BATCH, columns=columns):
-        for place in range(len(batch)):
-            number += 1
-            where = f"{path}, row {number}"
-            try:
+    try:
+        for batch in file.iter_batches(rows_at_once(file, columns, _BATCH), columns=columns):
+            for place in range(len(batch)):
+                number += 1
+                where = f"{path}, row {number}"
                 [row] = batch.slice(place, 1).to_pylist()
-            except UnicodeDecodeError:
-                raise ValueError(f"{where}: a string is not UTF-8 text.") from None
-            yield where, row
+                check_size(row, where)
+                yield where, row
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}, row {number}: a string is not UTF-8 text.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}, after row {number}: the file is damaged ({error}).") from None

@@ -14,8 +14,6 @@ RELATION_DATA = "this is relation data, use run_re.py"
 BLANK = " \t"  # never str.strip(): a no-break space is a word of Twitter-2015
 BYTE_ORDER_MARK = "\ufeff"
 LINE_END = re.compile(r"\r{0,2}\n|\r")  # CRCRLF: a file whose CRLF were written as text once more
-
-
 #: size of a file from which on it is not read: its rows would not fit into memory
 MAX_FILE_BYTES = 1 << 30
 #: longest line of a file of posts, in characters; a row in memory takes some sixty times as much
@@ -52,12 +50,15 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
     if not text.strip(f"{BLANK}\r\n{BYTE_ORDER_MARK}"):
         raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
-    if len(text) > MAX_LINE and not text.lstrip().startswith("["):
-        _check_lines(path, text)
+    if not text.lstrip().startswith("["):
+        check_lines(path, text)
     return text
 
 
-def _check_lines(path: Path, text: str) -> None:
+def check_lines(path: Path, text: str) -> None:
+    """Raise ValueError where a line has more than `MAX_LINE` characters."""
+    if len(text) <= MAX_LINE:
+        return
     start = 0
     for number, end in enumerate(_line_ends(text), start=1):
         if end - start > MAX_LINE:
@@ -83,6 +84,14 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
         yield number, line.lstrip(BYTE_ORDER_MARK)
 
 
+def check_size(item: Any, where: str) -> None:
+    """Raise ValueError where a row that stands in no line of its own holds a text or list longer than `MAX_LINE`."""
+    parts = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    longest = max((len(part) for part in parts if isinstance(part, str | list | bytes)), default=0)
+    if longest > MAX_LINE:
+        raise ValueError(f"{where}: {longest} characters or words in one row, at most {MAX_LINE} are read.")
+
+
 def filled_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
     """Return (place, line) of each line that is not blank."""
     return ((f"{path}, line {number}", line) for number, line in text_lines(text) if line.strip(BLANK))
@@ -92,8 +101,8 @@ def json_items(path: Path) -> Iterator[tuple[str, Any]]:
     """Return (place, value) of each line of a JSONL file, or of each item of a file that holds one JSON list.
 
     Raises:
-        ValueError: it is no JSON, nested too deeply, or has NaN, Infinity, a number of too many digits, or two entries
-            of one name in an object.
+        ValueError: it is no JSON, nested too deeply, or has a number of too many digits, or two entries of one name in
+            an object.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
@@ -104,9 +113,10 @@ def json_items(path: Path) -> Iterator[tuple[str, Any]]:
             # one WikiDiverse row on a single line is a list that starts with its sentence
             single = isinstance(items[0], str)
             for number, item in enumerate([items] if single else items, start=1):
+                check_size(item, f"{path}, item {number}")
                 yield f"{path}, item {number}", item
             return
-        _check_lines(path, text)
+        check_lines(path, text)
     for where, line in filled_lines(path, text):
         try:
             yield where, json_value(line, where)
@@ -121,7 +131,7 @@ def _list(path: Path, text: str) -> list[Any] | None:
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"{path}: {len(text)} characters of JSON in one list; write one object a line (.jsonl).")
     try:
-        return parse_json(text, str(path), unique=True)
+        return parse_json(text, str(path), finite=False, unique=True)
     except ValueError as error:
         if "\n[" in text.strip():
             return None
@@ -134,7 +144,7 @@ def _list(path: Path, text: str) -> list[Any] | None:
 def json_value(text: str, where: str) -> Any:
     """Return the value of a line or cell of JSON, or raise ValueError as `json_items`."""
     try:
-        return parse_json(text, where, unique=True)
+        return parse_json(text, where, finite=False, unique=True)  # frames write NaN for what is missing
     except ValueError as error:
         told = str(error).removeprefix(where).lstrip(": ")
         if place := re.fullmatch(r"is no JSON: (.*): line \d+ column \d+ \(char (\d+)\)", told):

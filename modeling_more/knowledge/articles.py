@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sentencex
 
-from ..foreign import line_objects, require_regular
+from ..foreign import line_objects, require_regular, rows_at_once
 from .pictures import ImageError, named_file
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,6 @@ NEEDED = ("title", "text")
 SUFFIXES = (".jsonl", ".gz", ".parquet")
 _BATCH = 10_000  # rows read at once, if they are small
 _IMAGE_BATCH = 200  # rows with images read at once, if they are small
-_BATCH_BYTES = 64_000_000  # of rows read at once, as a file's own figures say
 _LINE_BREAKS = re.compile(r"[\r\n]+")
 _WORD = re.compile(r"\w")
 
@@ -102,7 +101,8 @@ def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], st
         columns.append("image.path" if with_path and not images else "image")
     number = 0
     try:
-        for batch in parquet.iter_batches(rows_at_once(parquet, columns), columns=columns):
+        most = rows_at_once(parquet, columns, _IMAGE_BATCH if "image" in columns else _BATCH)
+        for batch in parquet.iter_batches(most, columns=columns):
             for row in batch.to_pylist():
                 number += 1
                 if not images and row.get("image") is not None:
@@ -117,22 +117,6 @@ def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], st
 def _is_text(kind: pa.DataType) -> bool:
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     return any(test(inner) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null))
-
-
-def rows_at_once(parquet: pq.ParquetFile, columns: Sequence[str], most: int | None = None) -> int:
-    """Return how many rows of a Parquet file to read at once, so that they take some 64 MB by its own figures."""
-    most = most or (_IMAGE_BATCH if "image" in columns else _BATCH)
-    least = most
-    for number in range(parquet.metadata.num_row_groups):
-        group = parquet.metadata.row_group(number)
-        read = [group.column(place) for place in range(group.num_columns)]
-        size = sum(one.total_uncompressed_size for one in read if _is_read(one.path_in_schema, columns))
-        least = min(least, max(1, _BATCH_BYTES * max(1, group.num_rows) // max(1, size)))
-    return least
-
-
-def _is_read(path: str, columns: Sequence[str]) -> bool:
-    return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
 def _article(row: dict[str, Any], file: Path, line: str, image_dirs: Sequence[str | Path]) -> Article:

@@ -308,6 +308,9 @@ def test_scores_of_knowledge_are_numbers(tmp_path: Path) -> None:
         {"text": "x", "score": "high"},
         {"text": "x", "match_start": [1]},
         {"text": "x", "match_end": math.inf},
+        {"text": "x", "match_end": 2**31},
+        {"text": "x", "score": 10**400},
+        {"text": "x", "score": [1]},
         {"text": "x", "title": ["t"]},
     ):
         with pytest.raises(ValueError, match='line 1: "knowledge_text" should be a ranked list'):
