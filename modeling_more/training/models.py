@@ -73,14 +73,10 @@ def check_saved(source: str, revision: str | None = None, weights: bool = True) 
         return
     files = read_object(folder / MANIFEST, files=dict)["files"]
     names = [str(name) for name in files if weights or not str(name).endswith(WEIGHTS)]
-    cache = None
     if not Path(source).is_dir():
-        cache = folder.parents[1]  # of the repository, whose snapshots link to its blobs
         for name in names:  # into the folder of the same commit
-            hf_hub_download(
-                source, resolve_inside(folder, name, cache).relative_to(folder).as_posix(), revision=folder.name
-            )
-    check_manifest(folder, names, cache)
+            hf_hub_download(source, resolve_inside(folder, name).relative_to(folder).as_posix(), revision=folder.name)
+    check_manifest(folder, names)
 
 
 def encoder_options(args: ModelArguments) -> dict[str, Any]:
