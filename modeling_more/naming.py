@@ -17,7 +17,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return `: did you mean X?` for the known name that is most like a misspelt one; empty where none is like it."""
     spelt, given = {one.lower(): one for one in known}, name.lower()
     begun = sorted((one for one in spelt if len(given) > 3 and one.startswith(given)), key=len)  # cut short
-    found = begun or get_close_matches(given, spelt, n=1, cutoff=0.6)
+    ended = [one for one in spelt if one.endswith(f"_{given.lstrip('-')}")]  # --epochs: the first, most used option
+    found = begun or ended or get_close_matches(given, spelt, n=1, cutoff=0.6)
     return f": did you mean {spelt[found[0]]}?" if found and spelt[found[0]] != name else ""
 
 

@@ -144,7 +144,7 @@ class EpochSteps:
         # those shard their weights, or step inside of backward
         kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED)
         self.sharded = accelerator.distributed_type in kinds
-        self.reads_flag = bool(optimizer.defaults.get("fused")) and not self.sharded
+        self.reads_flag = not self.sharded and bool(optimizer.defaults.get("fused"))
 
     def add(self, output: Any, share: BatchShare) -> None:
         """Add the losses of a batch; those that are not finite are left out."""
@@ -198,7 +198,8 @@ class EpochSteps:
         """Return the norm of the gradients, clipped if that is asked for; None where it is not known."""
         limit = self.args.max_grad_norm
         if limit > 0 or self.sharded:
-            found: torch.Tensor | None = self.accelerator.clip_grad_norm_(self.model.parameters(), limit or math.inf)
+            found: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), limit or math.inf)
+            found = found.full_tensor() if hasattr(found, "full_tensor") else found  # of sharded weights
             return None if found is None else torch.as_tensor(found, device=self.bad.device)
         gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)

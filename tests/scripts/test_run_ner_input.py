@@ -106,6 +106,7 @@ BAD = {
         ["--learning_rte", "1"],
         "there is no option --learning_rte: did you mean --learning_rate?",
     ),
+    "the end of an option": (["--epochs", "3"], "there is no option --epochs: did you mean --num_train_epochs?"),
     "an option with a value": (["--outptu_dir=x"], "there is no option --outptu_dir: did you mean --output_dir?"),
     "an option of one dash": (["-seed", "1"], "there is no option -seed: did you mean --seed?"),
     "an option cut short": (

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import re_runs
 import run_ner
 import run_re
+from mixture_experts import builder, save_experts
 from modeling_more import MoReForTokenClassification
 from modeling_more.training.arguments import TrainingArguments
 from modeling_more.training.loop import train
@@ -142,6 +143,18 @@ def test_what_was_skipped_is_in_results_and_card(files, tiny_encoder):
     assert found["skipped_steps"] == 1 and read(files, "arguments.json")["skip_nonfinite_steps"] == 1
     card = (Path(files["out"]) / "README.md").read_text()
     assert "1 optimizer steps were skipped" in card and "skip_nonfinite_steps: 1" in card
+
+
+@pytest.mark.parametrize("gate", ["post", "word"])
+def test_a_gates_weight_of_0_has_a_gradient(gate, tiny_encoder, tmp_path):
+    """Also where the entropy has no weight: its derivative at 0 is infinite, and infinity times 0 no number."""
+    mixture, _, batch = builder(save_experts(tmp_path, tiny_encoder))(gate=gate, gate_scale=0.01)
+    with torch.no_grad():
+        mixture.gate.output.bias.copy_(torch.tensor([150.0, 0.0]))
+    output = mixture(**batch)
+    output.loss.backward()
+    assert not output.expert_weights[..., 1].any() and output.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in mixture.gate.parameters())
 
 
 TWO = """
