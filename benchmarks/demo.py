@@ -18,7 +18,6 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ import run_re  # noqa: E402
 from _common import write_result  # noqa: E402
 from dataset_scripts import demo, demo_relations  # noqa: E402
 from dataset_scripts._demo import tower  # noqa: E402
+from modeling_more.files import locked, remove_strays, scratch_folder  # noqa: E402
 from modeling_more.metrics import entity_scores, relation_scores  # noqa: E402
 from modeling_more.training.model_card import markdown_table  # noqa: E402
 
@@ -150,13 +150,14 @@ def small_encoder(folder: Path) -> str:
 
 def run_seed(seed: int, folder: Path, encoder: str, extra: Sequence[str], resume: bool = False) -> list[Row]:
     """Make the sets of a seed, train and score every system on them."""
-    cache = Path(tempfile.mkdtemp(prefix="more-demo-"))  # nothing of it is worth keeping
-    try:
-        return [
-            run for task in TASKS for run in run_task(task, seed, folder / task.name, cache, encoder, extra, resume)
-        ]
-    finally:
-        shutil.rmtree(cache, ignore_errors=True)
+    with locked(folder, "makes the demo"):
+        remove_strays(folder)  # the cache of a run that was killed
+        with scratch_folder(folder / "cache") as cache:  # nothing of it is worth keeping
+            return [
+                run
+                for task in TASKS
+                for run in run_task(task, seed, folder / task.name, cache, encoder, extra, resume)
+            ]
 
 
 def run_task(

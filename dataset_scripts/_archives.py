@@ -1,5 +1,6 @@
 """Download and unpack the archives of data sets, and find the files of the splits."""
 
+import errno
 import hashlib
 import http.client
 import logging
@@ -16,13 +17,14 @@ from typing import BinaryIO
 from datasets.utils import tqdm
 
 from modeling_more.data.archives import extract_archive
-from modeling_more.files import new_file
+from modeling_more.files import locked, new_file, remove_strays_of
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATA_URL = (
     "https://modelscope.cn/api/v1/datasets/caijiong_sijun/MoRE-processed-data/repo/files?Revision=master&FilePath="
 )
+MAX_DOWNLOAD = 4 << 30  # bytes of an archive
 SPLITS = {"train": ("train",), "validation": ("dev", "valid", "val", "validation"), "test": ("test",)}
 SUFFIXES = (".txt", ".conll", ".json", ".jsonl")
 ARCHIVE_SUFFIX = {"none": "", "text": "-txt", "image": "-img"}
@@ -48,15 +50,22 @@ def download(url: str, folder: Path, timeout: float = 30) -> Path:
     if path.is_file():
         return path
     elsewhere = "give --data_dir a folder or zip file with the data"
-    with new_file(path) as beside:
-        with open(beside, "wb") as copy:
-            try:
-                _fetch(url, copy, name, timeout)
-            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not an address at all
-                reason = f"HTTP {error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else error
-                raise ConnectionError(f"{name} can't be downloaded from {url} ({reason}); {elsewhere}.") from None
-        if not zipfile.is_zipfile(beside):
-            raise ValueError(f"{url}: what came is no zip file; {elsewhere}.")
+    with locked(path, f"downloads {name}", beside=True, wait=True):
+        if path.is_file():  # by now
+            return path
+        remove_strays_of(path)
+        with new_file(path) as beside:
+            with open(beside, "wb") as copy:
+                try:
+                    _fetch(url, copy, name, timeout)
+                except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not an address at all
+                    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                        raise OSError(error.errno, f"{path} can't be written ({error.strerror})") from None  # type: ignore[union-attr]
+                    told = isinstance(error, urllib.error.HTTPError)
+                    reason = f"HTTP {error.code} {error.reason}" if told else error  # type: ignore[union-attr]
+                    raise ConnectionError(f"{name} can't be downloaded from {url} ({reason}); {elsewhere}.") from None
+            if not zipfile.is_zipfile(beside):
+                raise ValueError(f"{url}: what came is no zip file; {elsewhere}.")
     return path
 
 
@@ -67,6 +76,8 @@ def _fetch(url: str, copy: BinaryIO, name: str, timeout: float) -> None:
         expected = int(length) if length else None
         with tqdm(total=expected, unit="B", unit_scale=True, desc=name) as bar:
             while block := answer.read(1 << 16):
+                if copy.tell() > MAX_DOWNLOAD:
+                    raise ValueError(f"more than {MAX_DOWNLOAD} bytes came, no archive has so many")
                 copy.write(block)
                 bar.update(len(block))
     if expected is not None and copy.tell() != expected:

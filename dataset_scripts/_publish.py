@@ -21,7 +21,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from dataset_scripts import load
 from dataset_scripts._archives import file_digest
 from modeling_more.data.rows import HIDDEN
-from modeling_more.files import new_folder
+from modeling_more.files import locked, new_folder, remove_strays_of
 from modeling_more.naming import NamingParser, without_folder
 from modeling_more.tagging import tags_to_spans
 from modeling_more.training.model_card import escaped, fenced, markdown_table, scrub_command
@@ -200,14 +200,16 @@ def write_folder(configs: Configs, card: DatasetCard, folder: Path, overwrite: b
     Raises:
         ValueError: the folder holds something already, and `overwrite` is off or it is no published data set.
     """
-    check_free(folder, overwrite)
-    with new_folder(folder, replace=True) as beside:
-        for name, splits in configs.items():
-            (beside / name).mkdir()
-            for split, rows in splits.items():
-                rows.to_parquet(str(beside / name / f"{split}-00000-of-00001.parquet"))
-        _describe(card, configs, beside)
-        card.save(beside / "README.md")
+    with locked(folder, "publishes a data set", beside=True):
+        check_free(folder, overwrite)
+        remove_strays_of(folder)
+        with new_folder(folder, replace=True) as beside:
+            for name, splits in configs.items():
+                (beside / name).mkdir()
+                for split, rows in splits.items():
+                    rows.to_parquet(str(beside / name / f"{split}-00000-of-00001.parquet"))
+            _describe(card, configs, beside)
+            card.save(beside / "README.md")
 
 
 def _describe(card: DatasetCard, configs: Configs, folder: Path) -> None:

@@ -93,14 +93,15 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, doing: str, beside: bool = False) -> Iterator[None]:
+def locked(folder: Path, doing: str, beside: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs, so that no other process of this library writes there.
 
     The system frees the lock of a process that died, however it died: a stale one hinders nobody.
 
     Args:
         doing: what this process does there, told to others that want the folder ("trains with run_ner.py").
-        beside: lock it by a file beside it, for a folder that is put in the place of another as a whole.
+        beside: lock it by a file beside it, for a folder (or file) that is put in the place of another as a whole.
+        wait: wait for another process instead, in a cache whose content is the same whoever makes it.
 
     Raises:
         FolderInUseError: another process holds it; the message says who, since when and what it does.
@@ -112,7 +113,7 @@ def locked(folder: Path, doing: str, beside: bool = False) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise FolderInUseError(f"{folder} is in use: {_holder(holder)}. Wait for it, or give another folder") from None
     try:

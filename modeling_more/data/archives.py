@@ -6,7 +6,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from ..files import new_folder
+from ..files import locked, new_folder, remove_strays_of
+from ..foreign import require_regular
 
 
 def extract_archive(
@@ -27,14 +28,16 @@ def extract_archive(
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no such file.")
     try:
-        with new_folder(folder) as beside, zipfile.ZipFile(archive) as opened:
-            _extract_members(opened, archive, beside, max_bytes, max_files)
+        with locked(folder, f"unpacks {archive.name}", beside=True, wait=True):
+            if folder.is_dir():  # by now
+                return folder
+            remove_strays_of(folder)
+            with new_folder(folder) as beside, zipfile.ZipFile(require_regular(archive)) as opened:
+                _extract_members(opened, archive, beside, max_bytes, max_files)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{archive}: not a zip file that can be unpacked ({error}).") from None
-    except OSError as error:
-        if not folder.is_dir():  # else another process was faster
-            reason = error.strerror or error  # bz2 has no strerror for what it can't unpack
-            raise OSError(error.errno or 0, f"{archive}: can't be unpacked to {folder} ({reason})") from None
+    except OSError as error:  # bz2 has no strerror for what it can't unpack
+        raise OSError(f"{archive}: can't be unpacked to {folder} ({error.strerror or error}).") from None
     return folder
 
 

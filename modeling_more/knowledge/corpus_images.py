@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import file_digest
+from ..foreign import require_regular
 from .articles import Article
 from .corpus_tables import column_digest, write_stream
 from .pictures import THREADS, ImageError, named_file, open_image, or_error, read_bytes
@@ -192,7 +193,7 @@ def _checked_ahead(articles: Iterable[Article]) -> Iterator[tuple[Article, bytes
 
 def _stamp(file: Path) -> Stamp | None:
     try:
-        status = file.stat()
+        status = require_regular(file).stat()
         return [status.st_size, status.st_mtime_ns, file_digest(file)]
     except (OSError, ValueError):
         return None
@@ -200,7 +201,7 @@ def _stamp(file: Path) -> Stamp | None:
 
 def _changed(file: Path, stamp: Stamp | None) -> bool:
     try:
-        status = file.stat()
+        status = require_regular(file).stat()
     except (OSError, ValueError):
         return stamp is not None
     if stamp is None or status.st_size != stamp[0]:
