@@ -118,7 +118,7 @@ def test_the_images_of_posts_stay_in_their_folder(
     assert f"{outside} outside the folder" in report.reasons and f"{outside} outside the folder" in caplog.text
     _, usable = image_features(posts, home, encoder)
     assert usable.tolist() == [True, True] + [False] * (outside + 2)
-    with pytest.raises(ValueError, match="the image of none of the 2 posts: outside the folder"):
+    with pytest.raises(ValueError, match="the image of none of the 2 test posts: outside the folder"):
         require_images(home, {"test": ["../private.png", "link.png"]})
 
 
