@@ -15,7 +15,7 @@ _PROBE = "the The Lakers play in 2017 , don't they ? @NBA #3 a1 U.S. (x) 3-1 Zü
 
 
 class ReadText(NamedTuple):
-    """The sub-tokens of a text, or of its beginning, and the number of words behind that."""
+    """The sub-tokens of a text, or the first of them, and how much is left out: sub-tokens, or words not tokenised."""
 
     pieces: list[int]
     behind: int
@@ -105,7 +105,7 @@ class SubTokens:
             end = next((place for place in places if text[place].isspace()), reach)
             pieces = tokenize(text[:end])
             if len(pieces) >= most + UNSURE:
-                return ReadText(pieces[:most], len(text[end:].split()))
+                return ReadText(pieces[:most], len(pieces) - most + len(text[end:].split()))
             reach *= 2
         return ReadText(tokenize(text), 0)
 
