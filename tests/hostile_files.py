@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
@@ -57,7 +58,7 @@ def rewrite_saved(folder: Path, table: str, change: Callable[[dict[str, Any]], A
     try:
         cast = [tables[name].select(schema.names).cast(schema) for name, schema in schemas.items()]
         meta["fingerprint"] = tables_fingerprint(*cast, meta["title_in_key"], "")
-    except (KeyError, ValueError, TypeError):  # of other types: no fingerprint fits
+    except (KeyError, ValueError, TypeError, pa.ArrowException):  # of other types: no fingerprint fits
         pass
     meta |= {name: len(found) for name, found in tables.items()}
     meta["files"][f"{table}/{file.name}"] = file_digest(file)

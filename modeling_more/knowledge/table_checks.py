@@ -117,6 +117,8 @@ def read_parquet(folder: Path, names: Sequence[str], schema: pa.Schema, rows: in
             parquet = pq.ParquetFile(file)
             _check_parquet_types(file, parquet.schema_arrow, schema)
             for batch in parquet.iter_batches(rows, columns=schema.names):
+                if lacking := [name for name in schema.names if batch.column(name).null_count]:
+                    raise DamagedError(f"{file}: its column {lacking[0]} lacks values")
                 yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches()
         except DamagedError:
             raise

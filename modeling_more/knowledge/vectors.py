@@ -218,7 +218,10 @@ def search_rows(table: Dataset, vectors: np.ndarray, k: int) -> tuple[np.ndarray
         float32 [vectors, k] inner products, falling, and int [vectors, k] rows, filled up with -1; equal scores in the
         order of the rows.
     """
-    found = table.search_batch(INDEX, np.ascontiguousarray(vectors, np.float32), k=k)
+    try:
+        found = table.search_batch(INDEX, np.ascontiguousarray(vectors, np.float32), k=k)
+    except RuntimeError as error:
+        raise ValueError(f"The vectors can't be searched: {' '.join(str(error).split())[-200:]}") from None
     scores, rows = np.asarray(found.total_scores), np.asarray(found.total_indices)
     if bool((rows >= len(table)).any()) or not bool(np.isfinite(scores[rows >= 0]).all()):
         raise ValueError("The index of the vectors gives rows that are not there, or scores that are no numbers.")
