@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_optimizer_steps import entities
@@ -17,7 +18,9 @@ import run_ner
 import run_re
 from mixture_experts import builder, save_experts
 from modeling_more import MoReForTokenClassification
-from modeling_more.training.arguments import TrainingArguments
+from modeling_more.training.arguments import MixtureArguments, TrainingArguments
+from modeling_more.training.expert_outputs import Features
+from modeling_more.training.gate_training import DevResult, train_gate
 from modeling_more.training.loop import train
 from modeling_more.training.setup import make_accelerator
 from ner_runs import ROOT, options, read
@@ -155,6 +158,21 @@ def test_a_gates_weight_of_0_has_a_gradient(gate, tiny_encoder, tmp_path):
     output.loss.backward()
     assert not output.expert_weights[..., 1].any() and output.loss.isfinite()
     assert all(p.grad.isfinite().all() for p in mixture.gate.parameters())
+
+
+def test_a_gate_that_diverges_ends_in_one_sentence(tiny_encoder, tmp_path):
+    model, _, _ = builder(save_experts(tmp_path, tiny_encoder))(image_dim=0)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3, 5, 2, 4] * 4
+    size = model.config.num_labels, model.gate.text_norm.normalized_shape[0]
+    features = Features(
+        [torch.randn(2, length, size[0], generator=generator) for length in lengths],
+        [torch.randn(size[1], generator=generator) for _ in lengths],
+    )
+    labels = [[0] * length for length in lengths]
+    args = MixtureArguments(gate_batch_size=4, gate_learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match="of the gate became NaN or infinite in its epoch 1, at batch"):
+        train_gate(model, features, labels, lambda: DevResult(0.0, np.zeros((1, 3), int)), args, seed=0)
 
 
 TWO = """
