@@ -117,6 +117,7 @@ def locked(folder: Path, doing: str, beside: bool = False, wait: bool = False) -
     except Timeout:
         raise FolderInUseError(f"{folder} is in use: {_holder(holder)}. Wait for it, or give another folder") from None
     try:
+        remove_strays_of(holder)
         now = datetime.now().astimezone().isoformat(" ", "seconds")
         write_json(holder, {"process": os.getpid(), "host": node(), "since": now, "doing": doing})
         yield

@@ -183,7 +183,11 @@ class KnowledgeCorpus:
 
     def text_index(self, index_dir: str | Path | None = None) -> Path:
         """Return the folder of the BM25 index, built where there is none; see `BM25Retriever.from_corpus`."""
-        return self.with_text_index(lambda folder: folder, index_dir)
+        return self.with_text_index(self._checked_index, index_dir)
+
+    def _checked_index(self, folder: Path) -> Path:
+        open_index(folder, self.fingerprint, len(self), self.cache_dir)
+        return folder
 
     def with_text_index(self, use: Callable[[Path], T], index_dir: str | Path | None = None) -> T:
         """Return what `use` makes of the folder of the BM25 index, which is built where there is none.
@@ -387,7 +391,7 @@ class KnowledgeCorpus:
                         file = f"{name}/train-{number:05d}-of-{shards:05d}.parquet"
                         data.shard(shards, number, contiguous=True).to_parquet(str(beside / file))
                 if index:
-                    self.with_text_index(lambda built: self._copy_index(built, beside / INDEX_FOLDER))
+                    copy_folder(self.text_index(), beside / INDEX_FOLDER)
                     for built in self.image_indices():
                         copy_folder(built, beside / FAISS_FOLDER / built.name)
                 files = sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file())
@@ -397,10 +401,6 @@ class KnowledgeCorpus:
                 check_target(folder)  # what has come meanwhile
             remove_strays_of(folder)
         return folder
-
-    def _copy_index(self, built: Path, into: Path) -> None:
-        open_index(built, self.fingerprint, len(self), self.cache_dir)
-        copy_folder(built, into)
 
     @classmethod
     def from_pretrained(
