@@ -17,7 +17,6 @@ python run_ner.py --model_name_or_path out --do_predict --predict_file posts.jso
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 ARGUMENTS_FIRST = True  # the package then imports no library yet: help and mistyped options are answered at once
@@ -145,7 +144,7 @@ def train(
 
     # posts to learn from, those that a gate will learn from later, and the folder of the run
     learned, held_out, dev = *hold_out(posts["train"], data.holdout_fraction), posts["validation"]
-    made_of = checkpoints.description(args, learned, dev)
+    made_of = checkpoints.description(args, accelerator, learned, dev)
     with one_sentence_errors():
         checkpoints.check_checkpoint(training, made_of)
     begin_training(args, accelerator)
@@ -171,12 +170,10 @@ def train(
     steps = optimization.steps_of_epochs(sampler, training.num_train_epochs, accelerator)
     schedule = LambdaLR(optimizer, optimization.learning_rate_factor(steps, training))
     # not prepared by accelerate, which would step it once for each process: it steps here, once an optimizer step
-    accelerator.register_for_checkpointing(schedule)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     start_trackers(args, accelerator)
     set_seed(training.seed, device_specific=True)  # from here on each process draws its own dropout
-    folder = Path(training.output_dir) / "checkpoints"
-    state = checkpoints.resume(accelerator, folder, training.resume_from_checkpoint)
+    state = checkpoints.resume(accelerator, training, made_of, model, optimizer, schedule)
     if state.epoch:
         optimization.follow_schedule(schedule, sum(steps[: state.epoch]), training.num_train_epochs)
     metric = EntityF1(keep_in_memory=True)
@@ -213,18 +210,16 @@ def train(
         found = predict_dev(accelerator, model, dev_loader)
         tags = [found[number] for number in range(len(dev))]
         scores = metric.compute(predictions=tags, references=[post["ner_tags"] for post in dev])
-        if state.add(means, scores["f1"], seconds):
-            checkpoints.save_best(accelerator, model, folder)
+        better = state.add(means, scores["f1"], seconds)
         accelerator.log({**means, "dev_f1": scores["f1"], "seconds": round(seconds, 1)}, step=state.epoch)
-        if training.save_checkpoints:
-            checkpoints.save_checkpoint(accelerator, folder, state, made_of)
+        checkpoints.save(accelerator, training, made_of, model, optimizer, schedule, state, better)
 
     stop_trackers(accelerator)
     model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     results |= {"best_epoch": state.best_epoch, "history": state.history} | optimization.skipped_steps(state)
 
     # the best epoch's model: scores with and without knowledge, predictions, card
-    best = checkpoints.load_best(MoReForTokenClassification, folder, accelerator.device)
+    best = checkpoints.load_best(MoReForTokenClassification, training, accelerator.device)
     pipeline = EntityPipeline(best, processor, accelerator, training.per_device_eval_batch_size)
     results |= score_splits(ENTITIES, args, pipeline, posts)
     save_run(ENTITIES, args, pipeline, results, to_predict, command, held_out)

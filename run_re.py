@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 ARGUMENTS_FIRST = True  # the package then imports no library yet: help and mistyped options are answered at once
@@ -147,7 +146,7 @@ def train(
 
     # posts to learn from, those that a gate will learn from later, and the folder of the run
     learned, held_out, dev = *hold_out(posts["train"], data.holdout_fraction), posts["validation"]
-    made_of = checkpoints.description(args, learned, dev)
+    made_of = checkpoints.description(args, accelerator, learned, dev)
     with one_sentence_errors():
         checkpoints.check_checkpoint(training, made_of)
     begin_training(args, accelerator)
@@ -174,12 +173,10 @@ def train(
     steps = optimization.steps_of_epochs(sampler, training.num_train_epochs, accelerator)
     schedule = LambdaLR(optimizer, optimization.learning_rate_factor(steps, training))
     # not prepared by accelerate, which would step it once for each process: it steps here, once an optimizer step
-    accelerator.register_for_checkpointing(schedule)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     start_trackers(args, accelerator)
     set_seed(training.seed, device_specific=True)  # from here on each process draws its own dropout
-    folder = Path(training.output_dir) / "checkpoints"
-    state = checkpoints.resume(accelerator, folder, training.resume_from_checkpoint)
+    state = checkpoints.resume(accelerator, training, made_of, model, optimizer, schedule)
     if state.epoch:
         optimization.follow_schedule(schedule, sum(steps[: state.epoch]), training.num_train_epochs)
     metric = RelationF1(keep_in_memory=True)
@@ -218,18 +215,16 @@ def train(
         found = predict_dev(accelerator, model, dev_loader)
         relations, gold = [found[number] for number in range(len(dev))], [pair["relation"] for pair in dev]
         scores = metric.compute(predictions=relations, references=gold, none=data.none_relation)
-        if state.add(means, scores["f1"], seconds):
-            checkpoints.save_best(accelerator, model, folder)
+        better = state.add(means, scores["f1"], seconds)
         accelerator.log({**means, "dev_f1": scores["f1"], "seconds": round(seconds, 1)}, step=state.epoch)
-        if training.save_checkpoints:
-            checkpoints.save_checkpoint(accelerator, folder, state, made_of)
+        checkpoints.save(accelerator, training, made_of, model, optimizer, schedule, state, better)
 
     stop_trackers(accelerator)
     model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     results |= {"best_epoch": state.best_epoch, "history": state.history} | optimization.skipped_steps(state)
 
     # the best epoch's model: scores with and without knowledge, predictions, card
-    best = checkpoints.load_best(MoReForRelationExtraction, folder, accelerator.device)
+    best = checkpoints.load_best(MoReForRelationExtraction, training, accelerator.device)
     pipeline = RelationPipeline(best, processor, accelerator, training.per_device_eval_batch_size)
     results |= score_splits(RELATIONS, args, pipeline, posts)
     save_run(RELATIONS, args, pipeline, results, to_predict, command, held_out)

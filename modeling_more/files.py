@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from glob import escape
@@ -19,6 +19,7 @@ from typing import Any
 
 TEMPORARY = f".*.{8 * '[0-9a-f]'}.tmp"  # pattern of the names beside: a killed run may leave some
 MANIFEST = "manifest.json"  # size and digest of the files that a folder was saved with
+OUTGOING = ".outgoing"  # ends the name of a folder that is just being replaced
 LOCK, HOLDER = ".lock", ".lock.json"  # the lock of a folder, and who holds it
 
 
@@ -47,25 +48,50 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Give an empty folder beside `folder` to fill; it becomes `folder` when the block ends well, else it is removed.
 
     Args:
-        replace: put it in the place of a folder that is there.
+        replace: put it in the place of a folder that is there, see `replace_folder`.
 
     Raises:
         OSError: a folder that is not empty is there, and it is not to be replaced.
     """
     with scratch_folder(folder) as beside:
         yield beside
-        apply_umask(beside)
-        for path in (*beside.rglob("*"), beside):
-            sync(path)
-        if replace and folder.exists():
-            if not _exchange(beside, folder):  # else the old one is gone for a moment
-                outgoing = _beside(folder)
-                os.replace(folder, outgoing)
-                os.replace(beside, folder)
-                shutil.rmtree(outgoing)
+        sync_folder(beside)
+        if replace:
+            replace_folder(beside, folder)
         else:
             os.replace(beside, folder)
+            sync(folder.parent)
+
+
+def replace_folder(beside: Path, folder: Path, discard: Callable[[Path], object] = shutil.rmtree) -> None:
+    """Put a folder, written and synced, in the place of one that may be there, and discard that.
+
+    Where a system can't exchange two folders in one step it takes two renames: between them the older one is
+    `NAME.outgoing`, see `whole_folder`.
+    """
+    outgoing = folder.with_name(folder.name + OUTGOING)
+    if os.path.lexists(folder):
+        if _exchange(beside, folder):
+            old = beside
+        else:
+            if os.path.lexists(outgoing):
+                discard(outgoing)
+            os.replace(folder, outgoing)
+            os.replace(beside, folder)
+            old = outgoing
         sync(folder.parent)
+        discard(old)
+        return
+    os.replace(beside, folder)
+    sync(folder.parent)
+    if os.path.lexists(outgoing):  # left by a crash, it was the only copy
+        discard(outgoing)
+
+
+def whole_folder(folder: Path) -> Path:
+    """Return where a folder is: under its name, or as `NAME.outgoing` if `replace_folder` was killed half-way."""
+    outgoing = folder.with_name(folder.name + OUTGOING)
+    return outgoing if outgoing.is_dir() and not os.path.lexists(folder) else folder
 
 
 @contextmanager
@@ -216,6 +242,13 @@ def sync(path: Path) -> None:
         pass
     finally:
         os.close(opened)
+
+
+def sync_folder(folder: Path) -> None:
+    """Give what a folder holds the modes of the umask, and wait until all of it is on the disk."""
+    apply_umask(folder)
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def write_text(path: Path, text: str) -> None:

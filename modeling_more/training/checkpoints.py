@@ -6,33 +6,42 @@ import hashlib
 import json
 import logging
 import math
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..files import apply_umask
+from ..files import MANIFEST, file_digest, whole_folder, write_json
+from ..foreign import check_manifest, read_object
 from ..posts import Posts
+from . import checkpoint_files as files
+from . import checkpoint_folders as folders
 from .arguments import Arguments, TrainingArguments
-from .output_folders import CHECKPOINTS
+from .checkpoint_files import as_json, is_number
+from .checkpoint_folders import BEST, LAST, OPTIMIZER, RANDOM, STATE, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-LAST, BEST, STATE = "last", "best", "training_state.json"
+#: files of the checkpoints that accelerate writes, which are pickles
+PICKLES = ("*.bin", "*.pkl", "*.pt", "*.pth")
 #: options that may differ when a run resumes from a checkpoint
 MAY_CHANGE = {
     *("output_dir", "seeds", "num_train_epochs", "early_stopping_patience", "resume_from_checkpoint", "do_train"),
     *("do_predict", "overwrite_output_dir", "save_checkpoints", "per_device_eval_batch_size", "report_to", "use_cpu"),
     *("gradient_checkpointing", "skip_nonfinite_steps", "auto_find_batch_size"),
 }
+
+
+class CheckpointError(ValueError):
+    """An error that tells why a checkpoint can't be written or resumed from."""
 
 
 @dataclass
@@ -68,67 +77,130 @@ class TrainingState:
         return over
 
 
-def resume(accelerator: Accelerator, folder: Path, wanted: str | None) -> TrainingState:
-    """Load model, optimizer, schedule and random states from a checkpoint, and return how far its training was.
+def resume(
+    accelerator: Accelerator, args: TrainingArguments, made_of: dict[str, Any],
+    model: torch.nn.Module, optimizer: Any, schedule: Any,
+) -> TrainingState:  # fmt: skip
+    """Load model, optimizer, schedule and random states from the checkpoint of `--resume_from_checkpoint`, if any.
+
+    Every process must call this.
 
     Args:
-        folder: the folder of this run's checkpoints.
-        wanted: `"latest"`, the folder of a checkpoint, or None to begin anew, where no checkpoints are.
+        made_of: the `description` of this run.
+
+    Returns:
+        how far the training was.
 
     Raises:
-        FileNotFoundError: if the checkpoint is missing or incomplete.
-        FileExistsError: if the folder holds an earlier run's checkpoints, and this one is to begin anew.
+        CheckpointError: the checkpoint is missing, damaged, of another run, or not of this library; or none is to be
+            resumed from, and the folder holds an earlier run's.
     """
-    state = TrainingState()
-    if wanted and (checkpoint := find_checkpoint(folder, wanted)) is None:
-        logger.warning("%s holds no checkpoint yet: training starts from the beginning", folder)
-    elif wanted and checkpoint is not None:
-        elsewhere = checkpoint.parent.resolve() != folder.resolve()
-        if accelerator.is_main_process and (elsewhere or not (folder / BEST).exists()):
-            incoming = folder / f"{BEST}.incoming"
-            shutil.rmtree(incoming, ignore_errors=True)
-            shutil.copytree(_best_beside(checkpoint), incoming)
-            shutil.rmtree(folder / BEST, ignore_errors=True)
-            os.replace(incoming, folder / BEST)
-        accelerator.load_state(str(checkpoint))
-        saved = json.loads((checkpoint / STATE).read_text())
-        saved.pop("made_of", None)
-        state = TrainingState(**saved)
-        logger.info("resumed from %s after epoch %d", checkpoint, state.epoch)
-    elif there := next((folder / name for name in CHECKPOINTS if (folder / name).exists()), None):
-        raise FileExistsError(
-            f"{there} is of an earlier training: go on with it (resume_from_checkpoint), or give another output_dir"
-        )
+    folder, wanted = _folder(args), args.resume_from_checkpoint
+    with _told():
+        if args.save_checkpoints or wanted:
+            _check_sharding(accelerator)
+        checkpoint = find_checkpoint(folder, wanted) if wanted else None
+        if checkpoint is None:
+            if wanted:
+                logger.warning("%s holds no checkpoint yet: training starts from the beginning", folder)
+            _by_main(accelerator, lambda: folders.begin_anew(folder, delete=wanted is not None))
+            return TrainingState()
+        saved = _read_state(checkpoint)
+        _check_same_run(checkpoint, saved, args, made_of)
+        core: Any = accelerator.unwrap_model(model)
+        config = json.loads(core.config.to_json_string())
+        _by_main(accelerator, lambda: folders.adopt_best(folder, checkpoint, saved["best"], config))
+
+        files.load_weights(checkpoint / WEIGHTS, accelerator, model)
+        parameters = files.named_parameters(accelerator, model, optimizer)
+        where = checkpoint / STATE
+        files.load_optimizer(checkpoint / OPTIMIZER, optimizer, parameters, saved["optimizer"], where)
+        files.load_schedule(schedule, saved["schedule"], where)
+        files.load_scaler(accelerator.scaler, saved["scaler"], where)
+        accelerator.step = saved["step"]
+        rows, own = read_object(checkpoint / RANDOM, processes=list)["processes"], accelerator.process_index
+        if len(rows) != accelerator.num_processes:
+            raise ValueError(
+                f"{checkpoint / RANDOM} is of {len(rows)} processes, here are {accelerator.num_processes}"
+            )
+        if not files.load_random_state(rows[own], accelerator.device, f"{checkpoint / RANDOM}, row {own}"):
+            logger.warning("%s was made on another kind of device: from here on it is not bit for bit", checkpoint)
     accelerator.wait_for_everyone()
+    state = TrainingState(**{one.name: saved[one.name] for one in fields(TrainingState)})
+    logger.info("resumed from %s after epoch %d", checkpoint, state.epoch)
     return state
 
 
-def save_checkpoint(
-    accelerator: Accelerator, folder: Path, state: TrainingState, made_of: dict[str, Any] | None = None
-) -> None:
-    """Replace the last checkpoint by the current state, whole or not at all; every process must call this."""
-    with replacing(folder / LAST, accelerator) as target:
-        accelerator.save_state(str(target))
-        if accelerator.is_main_process:
-            (target / STATE).write_text(json.dumps({"made_of": made_of, **vars(state)}))
+def save(
+    accelerator: Accelerator, args: TrainingArguments, made_of: dict[str, Any],
+    model: torch.nn.Module, optimizer: Any, schedule: Any, state: TrainingState, better: bool,
+) -> None:  # fmt: skip
+    """Replace the last checkpoint, and if the epoch was `better` than all before the best model, both or neither.
+
+    Every process must call this. What is there stays until all that is new is on the disk. Killed at any point, `last`
+    (or `last.outgoing`) names by its digest the best model that belongs to it: `best`, or still `best.incoming`.
+
+    Raises:
+        CheckpointError: they can't be written; the last checkpoint is still there.
+    """
+    folder, main = _folder(args), accelerator.is_main_process
+    core: Any = accelerator.unwrap_model(model)
+    with _told():
+        of_best = accelerator.get_state_dict(model) if better else {}  # sharded weights are gathered
+        if args.save_checkpoints:
+            parameters = files.named_parameters(accelerator, model, optimizer)
+            weights = files.gathered(files.weights(accelerator, model), main)
+            moments = files.gathered(files.optimizer_tensors(optimizer, parameters), main)
+            rows = gather_object([files.random_state(accelerator.device)])
+
+    def write() -> None:
+        best = folder / BEST
+        with ExitStack() as undo:
+            if better:
+                best = folders.begin(folder / BEST)
+                undo.callback(folders.clear, best)
+                core.save_pretrained(best, state_dict=of_best)
+                folders.finish(best)
+            if args.save_checkpoints:
+                last = folders.begin(folder / LAST)
+                undo.callback(folders.clear, last)
+                files.write_tensors(last / WEIGHTS, weights)
+                files.write_tensors(last / OPTIMIZER, moments)
+                write_json(last / RANDOM, {"processes": rows})
+                numbers = {
+                    "optimizer": files.optimizer_groups(optimizer, parameters),
+                    "schedule": as_json(schedule.state_dict()),
+                    "scaler": None if accelerator.scaler is None else as_json(accelerator.scaler.state_dict()),
+                    "step": accelerator.step,
+                }
+                digest = file_digest(best / MANIFEST)
+                write_json(last / STATE, {**vars(state), "best": digest, **numbers, "made_of": made_of})
+                folders.finish(last)
+            undo.pop_all()
+        if args.save_checkpoints:
+            folders.put(last, folder / LAST)
+        if better:  # afterwards: until then it is the older best model that belongs to `last`
+            folders.put(best, folder / BEST)
+
+    kept = "that of the epoch before is kept: make room, then add --resume_from_checkpoint latest"
+    _by_main(accelerator, write, f"epoch {state.epoch} can't be saved" + f" ({kept})" * (folder / LAST).is_dir())
 
 
-def save_best(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
-    """Replace the best epoch's saved model (safetensors and configuration); every process must call this."""
-    with replacing(folder / BEST, accelerator) as target:
-        core: PreTrainedModel = accelerator.unwrap_model(model)
-        state = accelerator.get_state_dict(model)  # sharded weights are gathered
-        core.save_pretrained(target, state_dict=state, is_main_process=accelerator.is_main_process)
-
-
-def load_best(model_class: type[Model], folder: Path, device: torch.device) -> Model:
+def load_best(model_class: type[Model], args: TrainingArguments, device: torch.device) -> Model:
     """Return the best epoch's model, loaded as users load it, however it was wrapped in training."""
-    best: Any = model_class.from_pretrained(folder / BEST, dtype=torch.float32)
+    folder = _folder(args) / BEST
+    with _told():
+        check_manifest(folder)
+        options: Any = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = model_class.from_pretrained(folder, **options)
+        best, report = loaded
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{folder} lacks weights of the model: {', '.join(missing[:3])}")
     return best.to(device)
 
 
-def description(args: Arguments, *posts: Posts) -> dict[str, Any]:
-    """Return the options and a digest of the posts; a run can only be resumed if they are the same."""
+def description(args: Arguments, accelerator: Accelerator, *posts: Posts) -> dict[str, Any]:
+    """Return the options, how the run was launched, and a digest of the posts; only the same run can be resumed."""
     data = args.data
     reading = ("retrieval", "top_k", "knowledge_words", "max_length", "overflow", "splitter")
     options = asdict(args.model) | {name: getattr(data, name) for name in reading}
@@ -137,55 +209,30 @@ def description(args: Arguments, *posts: Posts) -> dict[str, Any]:
         options |= asdict(args.mixture)
     # images are tensors made from the files that the posts name
     rows = [[{**post, "image": None, "has_image": None} for post in split] for split in posts]
-    return options | {"posts": hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:32]}
+    digest = hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:32]
+    return options | launched(accelerator) | {"posts": digest}
+
+
+def launched(accelerator: Accelerator) -> dict[str, Any]:
+    """Return what `accelerate launch` decides of a run's batches and numbers."""
+    names = ("num_processes", "gradient_accumulation_steps", "mixed_precision")
+    return {name: getattr(accelerator, name) for name in names}
 
 
 def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
-    """Check that the checkpoint to resume from, if any, is complete and belongs to the run that `made_of` describes.
+    """Check that the checkpoint to resume from, if any, is there and belongs to the run that `made_of` describes.
 
     Raises:
         FileNotFoundError: if the checkpoint, or the best epoch's model beside it, is missing.
-        ValueError: if another run made it (names the differing options) or it has more epochs than are wanted.
+        ValueError: if another run made it (names the differing options), it has more epochs than are wanted, or is
+            none of this library.
     """
     wanted = args.resume_from_checkpoint
-    if not wanted or (checkpoint := find_checkpoint(Path(args.output_dir) / "checkpoints", wanted)) is None:
+    if not wanted or (checkpoint := find_checkpoint(_folder(args), wanted)) is None:
         return
-    _best_beside(checkpoint)
-    state = json.loads((checkpoint / STATE).read_text())
-    if (done := state["epoch"]) > args.num_train_epochs:
-        raise ValueError(
-            f"{checkpoint} has {done} epochs done, --num_train_epochs {args.num_train_epochs} is fewer: give at least "
-            "as many, or train anew in another --output_dir"
-        )
-    found = state.get("made_of") or made_of
-    made_of = json.loads(json.dumps(made_of))  # as the file keeps it
-    differing = sorted(key for key in found.keys() | made_of.keys() if found.get(key) != made_of.get(key))
-    if differing:
-        raise ValueError(
-            f"{checkpoint} is of a run with other {', '.join(differing)}: go on with those, or train anew without "
-            "--resume_from_checkpoint or in another --output_dir"
-        )
-
-
-@contextmanager
-def replacing(target: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """Yield a folder to write into, which replaces `target` if the block succeeds."""
-    incoming = target.with_name(target.name + ".incoming")
-    if accelerator.is_main_process:
-        shutil.rmtree(incoming, ignore_errors=True)
-        incoming.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    yield incoming
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        apply_umask(incoming)
-        outgoing = target.with_name(target.name + ".outgoing")
-        if target.exists():  # else the outgoing one, left by a crash, is the only copy
-            shutil.rmtree(outgoing, ignore_errors=True)
-            os.replace(target, outgoing)
-        os.replace(incoming, target)
-        shutil.rmtree(outgoing, ignore_errors=True)
-    accelerator.wait_for_everyone()
+    saved = _read_state(checkpoint)
+    _check_same_run(checkpoint, saved, args, made_of)
+    folders.best_beside(checkpoint, saved["best"])
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path | None:
@@ -194,16 +241,89 @@ def find_checkpoint(folder: Path, wanted: str) -> Path | None:
         if not (Path(wanted) / STATE).is_file():
             raise FileNotFoundError(f"{wanted} is no checkpoint of this library: {STATE} is missing there")
         return Path(wanted)
-    # a crash between the two renames leaves the older checkpoint under the second name
-    for name in (LAST, LAST + ".outgoing"):
-        if (folder / name / STATE).is_file():
-            return folder / name
-    return None
+    last = whole_folder(folder / LAST)
+    return last if last.is_dir() else None
 
 
-def _best_beside(checkpoint: Path) -> Path:
-    """Return the folder of the best epoch's model, which lies beside a checkpoint."""
-    for name in (BEST, BEST + ".outgoing"):
-        if (checkpoint.parent / name).is_dir():
-            return checkpoint.parent / name
-    raise FileNotFoundError(f"{checkpoint} can't be resumed: the folder {BEST} is missing beside it")
+def _folder(args: TrainingArguments) -> Path:
+    return Path(args.output_dir) / "checkpoints"
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's `training_state.json`, or raise ValueError if no training wrote it so."""
+    if not (checkpoint / MANIFEST).is_file() and any(next(checkpoint.glob(one), None) for one in PICKLES):
+        raise ValueError(
+            f"{checkpoint} is of an earlier version, whose checkpoints are pickles: they can run code and are not "
+            "opened. Train anew, or go on with the version that wrote it"
+        )
+    file = checkpoint / STATE
+    saved = read_object(
+        file, history=list, best_score=(int, float), best_epoch=int, epoch=int, best=str, made_of=dict,
+        optimizer=list, schedule=dict, scaler=(dict, type(None)), step=int,
+    )  # fmt: skip
+    history, epoch = saved["history"], saved["epoch"]
+    for number, row in enumerate(history, 1):
+        whole = isinstance(row, dict) and row.get("epoch") == number and all(map(is_number, row.values()))
+        if not whole or not {"loss", "dev_f1"} <= row.keys():
+            raise ValueError(f"{file}: row {number} of the history is not that of an epoch with its scores")
+    if not epoch == len(history) > 0:
+        raise ValueError(f"{file}: {epoch} epochs are told to be done, the history has {len(history)}")
+    best = max(row["dev_f1"] for row in history)
+    if not (
+        1 <= saved["best_epoch"] <= epoch and best == saved["best_score"] == history[saved["best_epoch"] - 1]["dev_f1"]
+    ):
+        raise ValueError(f"{file}: the best epoch and its score are not those of the history")
+    return saved
+
+
+def _check_same_run(checkpoint: Path, saved: dict[str, Any], args: TrainingArguments, made_of: dict[str, Any]) -> None:
+    """Raise ValueError if a checkpoint is of another run, or has more epochs than are wanted."""
+    if (done := saved["epoch"]) > args.num_train_epochs:
+        raise ValueError(
+            f"{checkpoint} has {done} epochs done, --num_train_epochs {args.num_train_epochs} is fewer: give at least "
+            "as many, or train anew in another --output_dir"
+        )
+    found, own = saved["made_of"], as_json(made_of)
+    if differing := sorted(key for key in found.keys() | own.keys() if found.get(key) != own.get(key)):
+        there, here = (", ".join(str(one.get(key)) for key in differing) for one in (found, own))
+        raise ValueError(
+            f"{checkpoint} is of a run with other {', '.join(differing)} ({there}; here {here}): go on with those, or "
+            "train anew without --resume_from_checkpoint or in another --output_dir"
+        )
+
+
+def _check_sharding(accelerator: Accelerator) -> None:
+    """Raise ValueError where the optimizer's state lies in a way that we can't gather."""
+    kind = accelerator.distributed_type
+    others = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
+    if kind in others or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        name = "FSDP of version 1" if kind == DistributedType.FSDP else kind.value
+        raise ValueError(
+            f"under {name} no checkpoint to resume from can be kept without pickles: give --no_save_checkpoints (the "
+            "best model is still kept), or shard by FSDP2 (accelerate_configs/fsdp2.yaml)"
+        )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell errors of files as errors of checkpoints, in one sentence."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, OSError, SafetensorError) as error:
+        raise CheckpointError(" ".join(str(error).split())) from error
+
+
+def _by_main(accelerator: Accelerator, job: Callable[[], None], failed: str = "") -> None:
+    """Do a job in the main process while the others wait; an error of files is raised in all of them."""
+    told: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            job()
+        except (ValueError, OSError, SafetensorError) as error:
+            logger.debug("checkpoint", exc_info=True)
+            told = [f"{failed}: {error}" if failed else str(error)]
+    broadcast_object_list(told)
+    if told[0] is not None:
+        raise CheckpointError(" ".join(told[0].split()))

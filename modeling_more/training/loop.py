@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from ..data_collator import MoReDataCollator
 from . import optimization
 from .arguments import TrainingArguments
-from .checkpoints import Model, TrainingState, load_best, resume, save_best, save_checkpoint
+from .checkpoints import Model, TrainingState, launched, load_best, resume, save
 
 
 def train(
@@ -40,9 +39,9 @@ def train(
 
     Args:
         posts: the input of `collate` (default: posts encoded by a `MoReProcessor`).
-        made_of: the `description` of the run, kept in the checkpoints for `check_checkpoint`.
+        made_of: the `description` of the run, kept in the checkpoints: only the same run goes on with them.
     """
-    checkpoints = Path(args.output_dir) / "checkpoints"
+    made_of = launched(accelerator) if made_of is None else made_of
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if collate is None:
@@ -57,10 +56,9 @@ def train(
     steps = optimization.steps_of_epochs(sampler, args.num_train_epochs, accelerator)
     # not prepared by accelerate, which would step it once per process; here it steps once per optimizer step
     schedule = LambdaLR(optimizer, optimization.learning_rate_factor(steps, args))
-    accelerator.register_for_checkpointing(schedule)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     set_seed(args.seed, device_specific=True)  # from here on each process draws its own dropout masks
-    state = resume(accelerator, checkpoints, args.resume_from_checkpoint)
+    state = resume(accelerator, args, made_of, wrapped, optimizer, schedule)
     if state.epoch:
         optimization.follow_schedule(schedule, sum(steps[: state.epoch]), args.num_train_epochs)
 
@@ -94,11 +92,9 @@ def train(
             if (mean := taken.mean_loss()) is not None:
                 bar.set_postfix(loss=f"{mean:.3f}")
         seconds = time.perf_counter() - began
-        if state.add(taken.means(), evaluate(wrapped), seconds):
-            save_best(accelerator, wrapped, checkpoints)
+        better = state.add(taken.means(), evaluate(wrapped), seconds)
         accelerator.log({key: value for key, value in state.history[-1].items() if key != "epoch"}, step=state.epoch)
-        if args.save_checkpoints:
-            save_checkpoint(accelerator, checkpoints, state, made_of)
+        save(accelerator, args, made_of, wrapped, optimizer, schedule, state, better)
 
     accelerator.free_memory(wrapped, optimizer, loader)
-    return load_best(type(model), checkpoints, accelerator.device), state
+    return load_best(type(model), args, accelerator.device), state

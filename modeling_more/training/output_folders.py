@@ -238,11 +238,6 @@ def _remove_strays(folder: Path) -> None:
             continue
         for inner in (place, *(place / name for name in ("predictions", ".eval_results", "checkpoints", "experts"))):
             remove_strays(inner, SAFETENSORS_STRAY)
-        checkpoints = place / "checkpoints"
-        if _strange_checkpoint(checkpoints) is None:
-            # without a whole one in its place, what was to go is the only copy
-            whole = [name for name in ("last", "best") if _is_checkpoint(checkpoints / name)]
-            remove_strays(checkpoints, "*.incoming", *(f"{name}.outgoing" for name in whole))
 
 
 def begin_training(args: Arguments, accelerator: Accelerator) -> None:
@@ -398,8 +393,8 @@ def _strange_checkpoint(folder: Path) -> Path | None:
     for path in sorted(folder.iterdir()):
         if _is_file(path, (TEMPORARY,)) or (_is_folder(path) and fnmatch(path.name, TEMPORARY)):
             continue
-        # one that is half-written has no mark of its own: the run beside it has
-        half = path.name.endswith(".incoming") and has_options(folder.parent)
+        # one that is half-written or half-deleted may have no mark of its own: the run beside it has
+        half = path.suffix in (".incoming", ".outgoing") and has_options(folder.parent)
         if path.name not in CHECKPOINTS or not (_is_checkpoint(path) or (half and _is_folder(path))):
             return path
         for one in sorted(path.rglob("*")):

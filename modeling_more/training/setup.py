@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,8 @@ from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs
 from transformers.utils import logging as transformers_logging
 
 from .arguments import Arguments, TrainingArguments
+from .checkpoints import CheckpointError, find_checkpoint
+from .output_folders import MADE_OF
 
 logger = logging.getLogger(__name__)
 
@@ -61,19 +64,38 @@ def start_logging(accelerator: Accelerator) -> None:
 
 @contextmanager
 def running(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
-    """Start logging, run the block, and end its processes; if interrupted or diverged, end with a sentence on it."""
+    """Start logging, run the block, and end its processes; a bad checkpoint, NaN or Ctrl-C ends in a sentence."""
     start_logging(accelerator)
     warn_of_slow_cpu(accelerator, predict=args.posts is None)
+    began = time.time()
     try:
         yield
         accelerator.end_training()
+    except CheckpointError as error:
+        raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit(
-            f"\ninterrupted; the last complete epoch is kept: add --resume_from_checkpoint latest to go on "
-            f"(in {args.training.output_dir})"
-        ) from None
+        raise SystemExit(f"\ninterrupted{_kept(args, began)}") from None
     except FloatingPointError as error:  # a training that diverged
         raise SystemExit(f"error: {error} (in {args.training.output_dir})") from None
+
+
+def _kept(args: Arguments, began: float) -> str:
+    """Return in words what an interrupted run can go on from, if anything."""
+    training = args.training
+    if not args.trains:
+        return ""
+    folders = [Path(one.training.output_dir) for one in args.each_seed()]
+    last = [find_checkpoint(folder / "checkpoints", "latest") for folder in folders]
+    # what an earlier run left may be of other options
+    own = [one for one in last if one and (training.resume_from_checkpoint or one.stat().st_mtime >= began)]
+    goes_on = f"add --resume_from_checkpoint latest to go on (in {training.output_dir})"
+    if own:
+        return f"; the last complete epoch is kept: {goes_on}"
+    if any(next(folder.glob(f"crossfit/*/{MADE_OF}"), None) for folder in folders):
+        return f"; the folds' experts that were finished are kept: {goes_on}"
+    if not training.save_checkpoints:
+        return "; nothing is kept to go on from, for --no_save_checkpoints was given"
+    return " before the first epoch was complete: nothing is kept to go on from"
 
 
 def start_trackers(args: Arguments, accelerator: Accelerator) -> None:

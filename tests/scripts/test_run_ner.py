@@ -218,8 +218,8 @@ def test_a_checkpoint_of_another_run_is_refused(files, tiny_encoder, tmp_path):
             run_ner.main([*resume, *changed])
     # what does not change the run may differ; a delete that a crash cut short is made good
     folder = Path(files["out"]) / "checkpoints"
-    (folder / "last.outgoing").mkdir()
-    (folder / "last.outgoing" / "rest").write_text("")
+    shutil.copytree(folder / "last", folder / "last.outgoing")
+    (folder / "last.outgoing" / "model.safetensors").unlink()
     more = run_ner.main([*resume, "--num_train_epochs", "2", "--per_device_eval_batch_size", "3"])
     assert more["history"][0] == first["history"][0] and len(more["history"]) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["best", "last"]
@@ -228,7 +228,7 @@ def test_a_checkpoint_of_another_run_is_refused(files, tiny_encoder, tmp_path):
     assert run_ner.main([*elsewhere, "--num_train_epochs", "2"])["test_f1"] == more["test_f1"]
     shutil.rmtree(folder / "best")
     with pytest.raises(SystemExit, match="the folder best is missing beside it"):
-        run_ner.main(resume)
+        run_ner.main([*resume, "--num_train_epochs", "2"])
 
 
 def test_early_stopping_and_tracker(files, tiny_encoder):

@@ -57,6 +57,13 @@ def test_train_score_reload(pair_files, tiny_encoder):
     assert any(label in done.stdout for label in RELATIONS)
 
 
+def test_a_run_goes_on(pair_files, tiny_encoder):
+    arguments = options(pair_files, tiny_encoder("bert"), "--class_weights")
+    first = run_re.main([*arguments, "--num_train_epochs", "1"])
+    more = run_re.main([*arguments, "--resume_from_checkpoint", "latest"])
+    assert more["history"][0] == first["history"][0] and len(more["history"]) == 2
+
+
 def test_own_retrieval(pair_files, tiny_encoder, tmp_path):
     """Knowledge is searched for pairs as for posts with entities, once for all splits."""
     for split in ("train", "dev", "test"):

@@ -1,6 +1,5 @@
 """Options that can't be end in one sentence that names them, from the command line and from a file."""
 
-import json
 import re
 import subprocess
 import sys
@@ -9,8 +8,7 @@ import pytest
 from accelerate.utils import LoggerType
 
 from modeling_more import MoReConfig, MoReMixtureConfig
-from modeling_more.training.arguments import TRACKERS, Arguments, TrainingArguments
-from modeling_more.training.checkpoints import check_checkpoint
+from modeling_more.training.arguments import TRACKERS, Arguments
 from modeling_more.training.command_line import FIRST, parse_arguments
 from modeling_more.training.output_folders import MODEL_TYPES
 from ner_runs import ROOT
@@ -58,19 +56,6 @@ def test_options_files_with_null_where_that_is_the_default(tmp_path):
     (tmp_path / "my.yaml").write_text("crf_learning_rate: null\nbf16: true\ndo_train: false\nseeds: [1, 2]")
     training = parse_arguments([str(tmp_path / "my.yaml"), "--dataset", "demo"], "").training
     assert training.crf_learning_rate is None and training.bf16 and not training.do_train and training.seeds == [1, 2]
-
-
-def test_no_fewer_epochs_than_the_checkpoint_has_behind_it(tmp_path):
-    for name in ("last", "best"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    state = {"epoch": 3, "made_of": {}, "history": [], "best_score": 1.0, "best_epoch": 3}
-    (tmp_path / "checkpoints" / "last" / "training_state.json").write_text(json.dumps(state))
-    for epochs in (4, 3):
-        check_checkpoint(
-            TrainingArguments(str(tmp_path), num_train_epochs=epochs, resume_from_checkpoint="latest"), {}
-        )
-    with pytest.raises(ValueError, match="has 3 epochs done, --num_train_epochs 2 is fewer"):
-        check_checkpoint(TrainingArguments(str(tmp_path), num_train_epochs=2, resume_from_checkpoint="latest"), {})
 
 
 LIGHT = """

@@ -211,6 +211,10 @@ def test_gate_data_and_training_the_experts(experts, tmp_path, monkeypatch):
     ]
     tuned = run_ner.main(mix(experts, tmp_path / "tuned", *extra))
     assert len(tuned["history"]) == 1
+    on = run_ner.main(
+        mix(experts, tmp_path / "tuned", *extra, "--num_train_epochs", "2", "--resume_from_checkpoint", "latest")
+    )
+    assert on["history"][0] == tuned["history"][0] and len(on["history"]) == 2
     alone = AutoModelForTokenClassification.from_pretrained(experts["text"]).state_dict()
     inside = AutoModelForTokenClassification.from_pretrained(tmp_path / "tuned").experts[0].state_dict()
     assert any(not torch.equal(alone[name], inside[name]) for name in alone)
