@@ -73,6 +73,8 @@ def main() -> None:
         return {key: result[key] for key in ("f1", "precision", "recall", "macro_f1", "accuracy")}
 
     checkpoints = args.output_dir / "checkpoints"
+    if strange := [path for path in checkpoints.glob("*") if not (path / "trainer_state.json").is_file()]:
+        raise SystemExit(f"error: {strange[0]} is no checkpoint of the Trainer: give another --output_dir")
     if not args.resume_from_checkpoint:
         shutil.rmtree(checkpoints, ignore_errors=True)
     checkpoints.mkdir(parents=True, exist_ok=True)

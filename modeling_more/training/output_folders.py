@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MADE_OF = "made_of.txt"  # marks a finished fold; holds a digest of its expert's posts and options
 CHECKPOINTS = tuple(f"{name}{more}" for name in ("last", "best") for more in ("", ".incoming", ".outgoing"))
+SHARD = re.compile(r"\.\d{6}-[0-9a-f]{16}\.jsonl$")  # ends the name of a part of predictions that are not whole yet
 SEED = re.compile(r"seed--?\d+")
 STATE_FILE, STATE = "training_state.json", {"history", "epoch"}  # what marks a checkpoint, and entries of it
 SAFETENSORS_STRAY = ".tmp??????"  # its writer leaves one if it is killed
@@ -383,7 +384,8 @@ def _is_known(path: Path, name: Path, known: Collection[str]) -> bool:
     """Return whether a path of this name is a file that runs wrote, or a folder that holds one."""
     if _is_folder(path):
         return any(one.startswith(f"{name.as_posix()}/") for one in known)
-    return name.as_posix() in known and _is_file(path, ("*",))
+    whole = SHARD.sub(".jsonl", name.as_posix())
+    return whole in known and _is_file(path, ("*",))
 
 
 def _strange_checkpoint(folder: Path) -> Path | None:

@@ -115,3 +115,25 @@ def test_a_model_from_the_hub_is_checked_too(files, hub, tiny_encoder, tmp_path)
     done = run_script(score, env=hub.env)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "model.safetensors is not the file that was saved" in done.stderr
+
+
+def test_the_experts_inside_a_mixture_are_checked(here, capsys):
+    files = [
+        "--train_file",
+        here["train"],
+        "--validation_file",
+        here["dev"],
+        "--use_cpu",
+        "--cache_dir",
+        here["cache"],
+    ]
+    run_ner.main(
+        [*files, "--retrieval", "moe", "--experts", "plain", "plain", "--gate_epochs", "1", "--output_dir", "m"]
+    )
+    predict = ["--model_name_or_path", "m", "--do_predict", "--predict_file", here["other"], "--use_cpu"]
+    run_ner.main(predict)
+    for name in ("m/experts/text/tokenizer.json", "m/experts/text_2/processor_config.json"):
+        flip(Path(name), -3)
+        assert f"{name} is not the file that was saved" in told(capsys, predict)
+        flip(Path(name), -3)
+    run_ner.main(predict)
