@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .loading import CONFIG, check_config, readable
+
 GATES = ("post", "word")
 DECODINGS = ("viterbi", "word")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -90,6 +92,13 @@ class MoReMixtureConfig(PreTrainedConfig):
         self.label2id = {label: index for index, label in own.items()}
         if labels and [own[index] for index in sorted(own)] != labels[0]:
             raise ValueError("id2label of the mixture is not that of its experts")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return a configuration made of what a `config.json` holds, see `check_config`."""
+        check_config(config_dict)
+        with readable(CONFIG):
+            return super().from_dict(config_dict, **kwargs)
 
 
 def check_names(names: Sequence[str], number: int) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .loading import CONFIG, check_config, readable
+
 HEADS = ("crf", "softmax")
 TWO_VIEWS = ("off", "crf_kl", "kl")
 
@@ -61,8 +63,15 @@ class MoReConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.class_weights is not None and self.id2label and len(self.class_weights) != len(self.id2label):
             raise ValueError(f"{len(self.class_weights)} class_weights for {len(self.id2label)} labels")
-        if self.id2label and not self.label2id:
+        if self.id2label:
             self.label2id = {str(label): int(index) for index, label in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return a configuration made of what a `config.json` holds, see `check_config`."""
+        check_config(config_dict)
+        with readable(CONFIG):
+            return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what `config.json` holds, without the folders that model and encoder were loaded from."""

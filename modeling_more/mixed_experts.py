@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from .configuration_mixture import check_labels, label_list
+from .provenance import HubName, of_others
+
+logger = logging.getLogger(__name__)
 
 
 def vocabulary_sizes(experts: Any) -> list[int]:
@@ -57,6 +61,42 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def check_referred(config: Any, experts: Sequence[Any]) -> None:
+    """Check that experts that a mixture only refers to are still those of its configuration.
+
+    Raises:
+        ValueError: their labels are others; where their weights alone are, a warning says so.
+    """
+    digests = config.expert_digests or [None] * len(experts)
+    for name, expert, saved, digest in zip(config.expert_names, experts, config.experts, digests, strict=True):
+        if label_list(plain_config(expert.config)) != label_list(saved):
+            check_labels(label_list(plain_config(expert.config)), label_list(saved), name, "this mixture")
+            raise ValueError(f"expert {name} has other labels than when the mixture was made")
+        # in another precision than the recorded one the bytes differ anyhow
+        same_precision = str(expert.dtype) == f"torch.{saved.get('dtype')}"
+        if digest and same_precision and weights_digest(expert) != digest:
+            logger.warning("expert %s has other weights than when the gate was trained: train the gate again", name)
+
+
+def distrust(config: Any, given: Mapping[str, Any]) -> None:
+    """Look up the names in somebody else's configuration at the Hub alone, but for those that are `given` instead.
+
+    Raises:
+        ValueError: an expert that is only referred to is a folder: which, whoever made the mixture must not say.
+    """
+    if config.image_model is not None and "image_model" not in given:
+        config.image_model = HubName(config.image_model)  # refused where it is used, if it is a folder
+    if config.copy_experts or "expert_sources" in given:
+        return
+    names = [of_others(source) for source in config.expert_sources]
+    if None in names:
+        raise ValueError(
+            f"this mixture refers to experts at {', '.join(config.expert_sources)}, and was not saved by you here: "
+            "give expert_sources=[…] to from_pretrained to say where they are"
+        )
+    config.expert_sources = names
 
 
 def align_labels(expert: Any, first: Any, name: str, first_name: str) -> None:

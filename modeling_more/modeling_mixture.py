@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -19,23 +17,25 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
-from .configuration_mixture import MoReMixtureConfig, check_labels, check_names, label_list
+from .configuration_mixture import MoReMixtureConfig, check_names
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
 from .files import manifest_kept
 from .gate import Gate, mix
+from .loading import config_of, load_whole
 from .mixed_experts import (
     align_labels,
+    check_referred,
     default_names,
+    distrust,
     keep_vocabulary_sizes,
     plain_config,
     vocabulary_sizes,
     weights_digest,
 )
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
+from .provenance import is_own, remember
 from .tagging import allowed_transitions
-
-logger = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Tensor]
 #: options of `from_pretrained` that also hold for experts that are only referred to
@@ -158,7 +158,7 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         for source, name in zip(sources, names, strict=True):
             shared = {key: value for key, value in options.items() if key not in ("dtype", "attn_implementation")}
             try:
-                config = AutoConfig.from_pretrained(source, **shared)
+                config = config_of(source, **shared)
             except OSError as error:
                 raise FileNotFoundError(
                     f"expert {name} is not at {source}: it must be a folder or a Hub id of a saved expert"
@@ -182,25 +182,18 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
 
         Raises:
             FileNotFoundError: when an expert that is referred to is gone.
-            ValueError: when it has changed in kind since; where its weights alone have, a warning says so.
+            ValueError: when it has changed in kind since (where its weights alone have, a warning says so), or is a
+                folder that somebody else's mixture names; weights are not those of the model, see `load_whole`.
         """
         options = {key: kwargs[key] for key in _SHARED_OPTIONS if key in kwargs}
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         config = model.config
+        if not is_own(Path(pretrained_model_name_or_path) / "config.json"):
+            distrust(config, given=kwargs)
         if not config.copy_experts:
             experts = cls._load_experts(config.expert_sources, config.expert_names, options)
-            digests = config.expert_digests or [None] * len(experts)
-            for name, expert, saved, digest in zip(config.expert_names, experts, config.experts, digests, strict=True):
-                if label_list(plain_config(expert.config)) != label_list(saved):
-                    check_labels(label_list(plain_config(expert.config)), label_list(saved), name, "this mixture")
-                    raise ValueError(f"expert {name} has other labels than when the mixture was made")
-                # in another precision than the recorded one the bytes differ anyhow
-                same_precision = str(expert.dtype) == f"torch.{saved.get('dtype')}"
-                if digest and same_precision and weights_digest(expert) != digest:
-                    logger.warning(
-                        "expert %s has other weights than when the gate was trained: train the gate again", name
-                    )
+            check_referred(config, experts)
             model.experts = nn.ModuleList(experts).to(model.gate.output.weight.device)
         model._freeze()
         model.eval()
@@ -220,6 +213,8 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
             state_dict = {key: value for key, value in weights.items() if not key.startswith("experts.")}
         with manifest_kept(save_directory):
             super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if is_main_process:
+            remember(Path(save_directory) / "config.json")
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the embeddings of every expert and return the first one's.

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -23,6 +22,7 @@ from transformers.modeling_outputs import ModelOutput
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
 from .files import manifest_kept
+from .loading import config_of, load_whole
 from .positions import position_limit, rows_at_once
 from .tagging import allowed_transitions
 
@@ -94,18 +94,9 @@ class MoRePreTrainedModel(PreTrainedModel):
             ValueError: when the checkpoint lacks weights of the encoder.
         """
         options: dict[str, Any] = {"dtype": torch.float32} | (encoder_options or {})
-        encoder_config = AutoConfig.from_pretrained(
-            name_or_path, **{key: value for key, value in options.items() if key in ("revision", "token", "cache_dir")}
-        )
-        encoder, report = AutoModel.from_pretrained(
-            name_or_path, **options, **_no_pooler(encoder_config), output_loading_info=True
-        )
-        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-        if missing:
-            raise ValueError(
-                f"{name_or_path} lacks {len(missing)} weights of its encoder ({', '.join(missing[:3])} …): "
-                "they would stay random. Is it a checkpoint of this architecture?"
-            )
+        options |= _no_pooler(config_of(name_or_path, **options))
+        # a pooler is never used, and the checkpoint may have a head
+        encoder = load_whole(AutoModel.from_pretrained, name_or_path, unused=["pooler"], surplus=True, **options)
         if num_tokens > encoder.get_input_embeddings().num_embeddings:
             # before the configuration is made: it keeps the new size of the vocabulary
             encoder.resize_token_embeddings(num_tokens)
@@ -114,6 +105,15 @@ class MoRePreTrainedModel(PreTrainedModel):
         model = cls(MoReConfig(encoder_config=encoder.config, **config))
         model.encoder = encoder
         return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved task model, from safetensors alone.
+
+        Raises:
+            ValueError: weights are missing, of another shape, surplus or not finite, or a file asks for more.
+        """
+        return load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor, rows: Tensor | None = None
@@ -423,6 +423,8 @@ def softened_kl(log_target: Tensor, log_q: Tensor, temperature: float) -> Tensor
 
 def _no_pooler(encoder_config: Any) -> dict[str, bool]:
     """Return `add_pooling_layer=False` for encoders that take it: the pooler is never used and breaks DDP."""
+    if type(encoder_config) not in MODEL_MAPPING:
+        raise ValueError(f"a {encoder_config.model_type} is no plain encoder: load a saved expert by from_pretrained")
     model_class: Any = MODEL_MAPPING[type(encoder_config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 

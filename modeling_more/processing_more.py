@@ -10,11 +10,13 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .configuration_more import MoReConfig
 from .files import manifest_kept
+from .loading import config_of, load_processor
 from .positions import position_limit_of
+from .provenance import hub_options
 from .sub_tokens import ReadText, SubTokens
 from .windows import cut_in_windows, window_around
 from .words import SPLITTERS, split_words, words_around
@@ -27,6 +29,7 @@ Span = Sequence[int]  # start, end of words, end exclusive
 MARKERS = ("<E>", "</E>", "<O>", "</O>")
 #: what a processor, and the configuration beside it, consist of
 PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_NEEDED = ("processor_config.json", "tokenizer.json")
 #: options of `from_pretrained` that say where a repository is found
 _PLACE = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
@@ -85,8 +88,8 @@ class MoReProcessor(ProcessorMixin):
         cls, name_or_path: str, *, tokenizer_options: dict[str, Any] | None = None, **options: Any
     ) -> MoReProcessor:
         """Return a processor for a plain encoder checkpoint; `max_length` is lowered to what that allows."""
-        load = dict(tokenizer_options or {})
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **load)
+        load = {**(tokenizer_options or {}), "trust_remote_code": False, **hub_options(name_or_path)}
+        tokenizer = load_processor(AutoTokenizer.from_pretrained, name_or_path, name_or_path, **load)
         processor = cls(tokenizer, **options)
         processor.limit_length(_positions_at(name_or_path, load), f"the encoder {name_or_path}")
         return processor
@@ -95,7 +98,9 @@ class MoReProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Load a processor; `max_length` is lowered to what the model beside it allows."""
         folder = downloaded(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs)
-        processor: Self = super().from_pretrained(folder, **kwargs)
+        load = super().from_pretrained
+        kwargs |= {"trust_remote_code": False, **hub_options(pretrained_model_name_or_path)}
+        processor: Self = load_processor(load, pretrained_model_name_or_path, folder, _NEEDED, **kwargs)
         limit = _positions_at(folder, kwargs)
         processor.limit_length(limit, f"the encoder of {pretrained_model_name_or_path}")
         return processor
@@ -358,7 +363,7 @@ def _positions_at(name_or_path: Any, options: Mapping[str, Any]) -> int | None:
     """Return the `position_limit` of the encoder or expert that lies there; None also where none does."""
     place = {key: options[key] for key in (*_PLACE, "subfolder") if key in options}
     try:
-        config: Any = AutoConfig.from_pretrained(name_or_path, **place)
+        config = config_of(name_or_path, **place)
     except (OSError, ValueError):  # a tokenizer or processor by itself
         return None
     return position_limit_of(getattr(config, "encoder_config", None) or config)

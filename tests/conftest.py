@@ -215,6 +215,12 @@ def wit(tmp_path: Path) -> Path:
     return save_wit(tmp_path / "wit")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of the tests' own: the user's would remember what they wrote as the user's."""
+    os.environ["MORE_CACHE"] = str(tmp_path_factory.mktemp("more-cache"))
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MORE_CACHE", str(tmp_path / "more"))

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
 from ..files import copy_folder
+from ..loading import load_whole
 from ..naming import missing_source, nearest_folder
+from ..provenance import hub_options
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
 from .corpus_tables import open_or_build
@@ -65,24 +66,22 @@ class SentenceEncoder:
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        place = {"revision": revision, "trust_remote_code": False, **hub_options(name_or_path)}
         if reason := missing_source(name_or_path):
             raise FileNotFoundError(f"The sentence encoder {name_or_path} can't be loaded: {reason}")
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-            model, info = AutoModel.from_pretrained(
-                name_or_path, revision=revision, dtype=self.dtype, output_loading_info=True
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, **place)
+            whole: dict[str, Any] = {"unused": ["pooler"], "surplus": True, "pickled": True}
+            model, info = load_whole(
+                AutoModel.from_pretrained, name_or_path, dtype=self.dtype, output_loading_info=True, **whole, **place
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise FileNotFoundError(
                 f"The sentence encoder {name_or_path} can't be loaded: {reason}{nearest_folder(Path(name_or_path))}"
             ) from error
         #: weights that the file lacks and that nothing here uses: they are random, another time others
         self._unused = {key for key in info["missing_keys"] if "pooler" in key.split(".")}
-        if missing := sorted(set(info["missing_keys"]) - self._unused):
-            raise ValueError(
-                f"The sentence encoder {name_or_path} lacks {len(missing)} of its weights, such as {missing[0]}."
-            )
         self.model: Any = model.to(self.device).eval()
         self.name = str(name_or_path)
         self.batch_size = batch_size

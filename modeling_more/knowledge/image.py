@@ -18,7 +18,6 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     CLIPVisionConfig,
@@ -27,7 +26,9 @@ from transformers import (
 )
 
 from ..files import copy_folder
+from ..loading import checked_options, config_of
 from ..naming import missing_source
+from ..provenance import hub_options
 from .corpus import KnowledgeCorpus
 from .corpus_info import FAISS_FOLDER, FAISS_META
 from .corpus_tables import open_or_build
@@ -74,6 +75,7 @@ class ImageEncoder:
             FileNotFoundError: no image tower of that name in a folder or on the Hub.
             ValueError: the checkpoint lacks weights of the tower.
         """
+        place = {"revision": revision, "trust_remote_code": False, **hub_options(name_or_path)}
         self.name = str(name_or_path)
         self.batch_size = batch_size
         self.device = torch.device(device) if device is not None else _default_device()
@@ -85,7 +87,7 @@ class ImageEncoder:
             raise FileNotFoundError(f"The image tower {name_or_path} can't be loaded: {reason}")
         try:
             # the Pillow kind: it needs no torchvision, and the same pixels come out on every machine
-            self.processor: Any = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, backend="pil")
+            self.processor: Any = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", **place)
             model = _load_tower(name_or_path, revision)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -315,8 +317,9 @@ def _default_device() -> torch.device:
 
 
 def _load_tower(name: str | Path, revision: str | None) -> Any:
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = config_of(name, revision=revision)
     options: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
+    options |= checked_options(name, pickled=True, revision=revision)
     if config.model_type not in ("clip", "clip_vision_model"):
         model, info = AutoModel.from_pretrained(name, **options)
         if info["missing_keys"] and all(key.startswith("pooler.") for key in info["missing_keys"]):

@@ -1,0 +1,68 @@
+"""Tell files that this user's own runs wrote from those of others, whose names lead to the Hub and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from .files import file_digest
+
+logger = logging.getLogger(__name__)
+
+_REPOSITORY = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+#: endings of files, which an id of the Hub seldom has
+_FILES = (".jsonl", ".json", ".gz", ".parquet", ".db", ".csv", ".tsv", ".txt", ".py", ".zip", ".safetensors")
+
+
+class HubName(str):
+    """A name that someone else's file gives: it is looked up on the Hub alone, and without the user's token.
+
+    Whoever publishes a model must not choose which files of this machine are opened, nor where a credential goes.
+    """
+
+
+def of_others(value: str) -> HubName | None:
+    """Return a name that someone else's file gives, or None where it can't be on the Hub or something here has it."""
+    at_hub = _REPOSITORY.fullmatch(value) and not value.endswith(_FILES) and not os.path.lexists(value)
+    return HubName(value) if at_hub else None
+
+
+def hub_options(name: Any) -> dict[str, Any]:
+    """Return the options with which a name is loaded: none, or no token for a `HubName`.
+
+    Raises:
+        ValueError: a `HubName` that something here has, or that can't be on the Hub.
+    """
+    if not isinstance(name, HubName):
+        return {}
+    if of_others(name) is None:
+        raise ValueError(
+            f"{str(name)!r} is not opened: a downloaded file names it, and it is no id of the Hub alone; name it "
+            "yourself if you trust it"
+        )
+    return {"token": False}
+
+
+def remember(file: Path) -> None:
+    """Remember a file as written by this user, by its digest: whoever copies it can't change what it names."""
+    record = _record_of(file)
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.touch()
+    except OSError as error:
+        logger.warning("%s can't be remembered as yours (%s): name its files again where it is used", file, error)
+
+
+def is_own(file: Path) -> bool:
+    """Return whether this user's runs wrote a file with this content on this machine."""
+    return file.is_file() and _record_of(file).is_file()
+
+
+def _record_of(file: Path) -> Path:
+    from huggingface_hub import constants  # here: without it the options of a run are checked at once
+
+    cache = Path(os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
+    return cache / "own" / file_digest(file)
