@@ -78,6 +78,7 @@ class LocalHub:
         self.privacy: dict[tuple[str, str], Any] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []  # "METHOD path" in order, for tests that ask what was called
+        self.with_token: list[str] = []  # the paths of those that came with a token
         self.lock = threading.RLock()
         dropped = ("OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "_PROXY", "_proxy")
         self.env = {key: value for key, value in os.environ.items() if not key.endswith(dropped)}
@@ -306,6 +307,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             with self.hub.lock:
                 self.hub.requests.append(f"{self.command} {path}")
+                if self.headers.get("Authorization"):
+                    self.hub.with_token.append(path)
                 if self.command in ("POST", "PUT") and not path.startswith("/lfs/"):
                     if not self.headers.get("Authorization", "").startswith("Bearer ") and "paths-info" not in path:
                         raise HubError(401, "Unauthorized", "Invalid username or password.")

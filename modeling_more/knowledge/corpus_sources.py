@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+
+from ..provenance import HubName, hub_options
 from .articles import SUFFIXES
 from .corpus import KnowledgeCorpus
 
@@ -18,14 +21,28 @@ def load_knowledge(
     corpora: list[KnowledgeCorpus] = []
     files: list[Path] = []
     for spec in [specs] if isinstance(specs, str | Path) else specs:
+        hub_options(spec)  # a name that someone else gives is no file of this machine
         path = Path(spec)
         if path.is_dir() or not (path.exists() or path.is_absolute() or path.suffix in SUFFIXES):
             if files:
                 corpora.append(KnowledgeCorpus.from_files(files, cache_dir, bool(title_in_key)))
                 files = []
-            corpora.append(KnowledgeCorpus.from_pretrained(spec, cache_dir))
+            corpora.append(KnowledgeCorpus.from_pretrained(_fetched(spec), cache_dir))
         else:
             files.append(path)
     if files:
         corpora.append(KnowledgeCorpus.from_files(files, cache_dir, bool(title_in_key)))
     return KnowledgeCorpus.concatenate(corpora, cache_dir)
+
+
+def _fetched(spec: str | Path) -> str | Path:
+    """Return a source as it is, but of a name that someone else's file gives the folder of its download."""
+    if not isinstance(spec, HubName):
+        return spec
+    try:
+        return snapshot_download(str(spec), repo_type="dataset", **hub_options(spec))
+    except OSError as error:  # no such repository, no network
+        raise FileNotFoundError(
+            f"The knowledge {spec}, which a downloaded expert names, can't be had from the Hub without your token "
+            f"({type(error).__name__}): give --knowledge {spec} if it is yours."
+        ) from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..data.columns import check_columns
 from ..naming import check_source, nearest
@@ -34,11 +35,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 def check_values(args: Arguments) -> None:
     """Raise ValueError if the value of an option is out of range."""
     given = {name: value for part in vars(args).values() for name, value in vars(part).items()}
-    for names, fits, said in RANGES:
-        for name in names.split():
-            value = given[name]
-            if value is not None and not (math.isfinite(value) and fits(value)):
-                raise ValueError(f"--{name} is {value}, it must be {said}")
+    check_ranges(given, "--")
     if (retriever := args.data.retriever) not in RETRIEVERS and ".py:" not in retriever:
         raise ValueError(
             f"argument --retriever: it is {retriever!r}, it must be one of {', '.join(RETRIEVERS)}, or FILE.py:CLASS"
@@ -46,6 +43,15 @@ def check_values(args: Arguments) -> None:
         )
     if twice := [seed for seed, count in Counter(given["seeds"]).items() if count > 1]:
         raise ValueError(f"--seeds holds {twice[0]} twice, each must be another one")
+
+
+def check_ranges(given: Mapping[str, Any], told: str) -> None:
+    """Raise ValueError if one of these options is out of range; `told` stands before its name."""
+    for names, fits, said in RANGES:
+        for name in names.split():
+            value = given.get(name)
+            if value is not None and not (math.isfinite(value) and fits(value)):
+                raise ValueError(f"{told}{name} is {value}, it must be {said}")
 
 
 def check_retrieval(args: DataArguments) -> None:

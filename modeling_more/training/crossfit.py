@@ -72,7 +72,8 @@ def folds_to_train(
                 do_train=True, do_predict=False, overwrite_output_dir=False,
             )  # fmt: skip
             data = expert.options_of(DataArguments, holdout_fraction=0.0)
-            yield Fold(Arguments(data, expert.options_of(ModelArguments), again), own)
+            model = expert.options_of(ModelArguments, **expert.encoder(args.model))
+            yield Fold(Arguments(data, model, again), own)
             if accelerator.is_main_process:
                 write_text(folder / MADE_OF, made_of)
 

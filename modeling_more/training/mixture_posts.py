@@ -18,7 +18,7 @@ from ..encoding import EXPERT_KNOWLEDGE
 from ..posts import Posts
 from .arguments import Arguments, DataArguments, ModelArguments
 from .expert_outputs import image_features
-from .experts import Expert, load_experts
+from .experts import Expert, check_experts, load_experts
 from .models import saved_config
 from .posts import chosen, load_splits, with_knowledge
 from .retrieval import knowledge_column
@@ -37,7 +37,9 @@ def load_mixture_posts(
     """
     data = args.data
     experts = load_experts(args.mixture.experts)
-    tower = image_model_of(args, experts)  # before anything is searched: raises for a model that is no mixture
+    # before anything is searched or loaded: a wrong expert, and a model that is no mixture, are told at once
+    check_experts(task, args, experts)
+    tower = image_model_of(args, experts)
     joined: dict[str, Posts] = {}
     all_ids: dict[str, set[str]] = {}
     types: list[str] = []

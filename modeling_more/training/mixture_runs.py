@@ -95,7 +95,7 @@ def prepare_mixture(task: Task, args: Arguments, splits: dict[str, Posts], types
             raise ValueError(f"the experts do not know the labels {', '.join(unknown)} of the data{known}")
         gate_posts: Posts = []
         if args.training.do_train:
-            _check_gate_data(task, args, experts, model, types)
+            _check_gate_data(task, args, model, types)
             gate_posts = _gate_posts(args, experts, splits["train"])
     if args.training.do_train:
         begin_training(args, accelerator)
@@ -267,19 +267,8 @@ def _build(
     return model, MoReMixtureProcessor([expert.processor for expert in experts], [one.name for one in experts])
 
 
-def _check_gate_data(task: Task, args: Arguments, experts: Sequence[Expert], model: Mixture, types: list[str]) -> None:
-    """Raise ValueError if these experts do not allow the choice of `--gate_data`."""
-    for expert in experts:
-        if args.mixture.gate_data == "holdout" and not expert.holdout_ids:
-            raise ValueError(
-                f"expert {expert.name} ({expert.source}) held no training posts out for the gate: train it "
-                "with --holdout_fraction 0.2, or choose --gate_data crossfit or train"
-            )
-        if args.mixture.gate_data == "crossfit" and not expert.options:
-            raise ValueError(
-                f"expert {expert.name} ({expert.source}) does not tell how it was trained (arguments.json is "
-                "missing): choose --gate_data holdout or train"
-            )
+def _check_gate_data(task: Task, args: Arguments, model: Mixture, types: list[str]) -> None:
+    """Raise ValueError if these posts do not allow the choice of `--gate_data`."""
     lacking = sorted(set(model.config.label2id) - set(task.labels(types, args.data.none_relation)))
     if lacking and args.mixture.gate_data == "crossfit":
         raise ValueError(f"crossfit trains experts anew, but these posts lack the labels {', '.join(lacking)}")

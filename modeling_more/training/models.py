@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoProcessor
 
 from ..configuration_mixture import MoReMixtureConfig
 from ..configuration_more import MoReConfig
 from ..data.tasks import Task
 from ..files import MANIFEST
 from ..foreign import check_manifest, read_object, resolve_inside
+from ..loading import config_of
 from ..modeling_more import MoRePreTrainedModel
 from ..naming import loaded_from, nearest
 from ..processing_more import MoReProcessor
+from ..provenance import HubName, hub_options, is_own
 from .arguments import Arguments, ModelArguments
 from .retrieval import knowledge_column
 
@@ -66,7 +68,7 @@ def check_saved(source: str, revision: str | None = None, weights: bool = True) 
     folder = Path(source)
     if not folder.is_dir():
         try:
-            folder = Path(hf_hub_download(source, MANIFEST, revision=revision)).parent
+            folder = Path(hf_hub_download(source, MANIFEST, revision=revision, **hub_options(source))).parent
         except (OSError, ValueError):  # not every expert was made by our scripts, nor is the Hub always there
             return
     if not (folder / MANIFEST).is_file():
@@ -75,7 +77,8 @@ def check_saved(source: str, revision: str | None = None, weights: bool = True) 
     names = [str(name) for name in files if weights or not str(name).endswith(WEIGHTS)]
     if not Path(source).is_dir():
         for name in names:  # into the folder of the same commit
-            hf_hub_download(source, resolve_inside(folder, name).relative_to(folder).as_posix(), revision=folder.name)
+            file = resolve_inside(folder, name).relative_to(folder).as_posix()
+            hf_hub_download(source, file, revision=folder.name, **hub_options(source))
     check_manifest(folder, names)
 
 
@@ -87,8 +90,12 @@ def encoder_options(args: ModelArguments) -> dict[str, Any]:
 
 def saved_config(args: ModelArguments) -> Any:
     """Return the configuration of the model, which may be an expert, a mixture or an encoder."""
-    with loaded_from("--model_name_or_path", args.model_name_or_path):
-        return AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    name = args.model_name_or_path
+    with loaded_from("--model_name_or_path", name):
+        config = config_of(name, revision=args.model_revision)
+    if getattr(config, "image_model", None) and not is_own(Path(name) / "config.json"):
+        config.image_model = HubName(config.image_model)  # whoever saved the mixture names no folder here
+    return config
 
 
 def model_kind(args: ModelArguments) -> str:
@@ -106,7 +113,8 @@ def load_processor(task: Task, args: ModelArguments, accelerator: Accelerator) -
         )
     with accelerator.main_process_first():
         check_saved(name, revision, weights=False)
-        processor: MoReProcessor = AutoProcessor.from_pretrained(name, revision=revision)
+        place = {"revision": revision, "trust_remote_code": False, **hub_options(name)}
+        processor: MoReProcessor = AutoProcessor.from_pretrained(name, **place)
     if processor.markers != task.markers:
         other = "relations: use run_re.py" if processor.markers else "entities: use run_ner.py"
         raise ValueError(f"{name} is an expert for {other}")

@@ -20,6 +20,7 @@ from ..files import HOLDER, LOCK, MANIFEST, apply_umask, write_json
 from ..naming import without_folder
 from ..pipelines import APART, MoRePipeline
 from ..posts import Posts, Row
+from ..provenance import remember
 from .arguments import Arguments
 from .command_line import one_sentence_errors
 from .mixture_report import card_parts
@@ -119,6 +120,7 @@ def save_run(
                 loaded = below(stage) - before
             write_json(stage / RESULTS, results)
             write_json(stage / OPTIONS, args.options())
+            remember(stage / OPTIONS)
             write_card(task, args, stage, results, command)
         with one_sentence_errors():
             publish(output, loaded, identity(args), args.trains)
@@ -145,6 +147,7 @@ def finish(
             loaded = adopt_best(stage, output / f"seed-{max(all_results, key=_dev_score)['seed']}")
             write_json(stage / RESULTS, results)
             write_json(stage / OPTIONS, args.options())
+            remember(stage / OPTIONS)
             write_card(task, args, stage, results, command)
             with one_sentence_errors():
                 publish(output, loaded, identity(args), trained=True)
