@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,15 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
-import yaml
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import hf_hub_download
 
-from ..foreign import require_regular
 from ..naming import check_source, nearest, nearest_folder
 from ..posts import Posts, Row, SpanCounts
 from ..words import DEFAULT_SPLITTER
+from .published import check_own_files, check_readers
 from .rows import HIDDEN, checked_rows
 from .tables import class_names, stored_classes
 from .tasks import Task
@@ -31,7 +28,6 @@ from .text_files import check_size
 
 logger = logging.getLogger(__name__)
 
-_KINDS = ("parquet", "arrow", "json", "csv", "text", "conll", "imagefolder")  # of files of a data set
 SPLITS = ("train", "validation", "test")
 VALIDATION = ("validation", "valid", "dev", "val")  # names that data sets give it
 
@@ -121,10 +117,10 @@ def _load(name: str, configuration: str, cache_dir: str | None, names: Sequence[
             )
         check_source("--dataset", name)
     try:
-        _check_card(name)
+        check_own_files(name)
         cache = _cache_of(name, cache_dir)
         with _readable(name, cache) as readable:
-            _check_kind(load_dataset_builder(readable, configuration, cache_dir=cache))
+            check_readers(name, load_dataset_builder(readable, configuration, cache_dir=cache))
             data = load_dataset(readable, configuration, cache_dir=cache)
             stored = _stored_classes(readable, configuration) if Path(name).is_dir() else {}
     except (ValueError, OSError, ConnectionError, DatasetGenerationError) as error:
@@ -253,53 +249,6 @@ def _readable(name: str, cache: str | None) -> Iterator[str]:
                 except FileExistsError:  # by an earlier run: the cache is that of this very content
                     continue
         yield str(Path(home) / "posts")
-
-
-def _check_card(name: str) -> None:
-    """Raise ValueError if the card of a data set names files outside it: private ones of this machine, or addresses.
-
-    `datasets` would open them: it follows what a card says.
-    """
-    for card in (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME):
-        file = Path(name) / card
-        if not Path(name).is_dir():
-            try:
-                file = Path(hf_hub_download(name, card, repo_type="dataset"))
-            except (OSError, ValueError):  # there is none; where the Hub can't be reached, loading says so
-                continue
-        if not file.is_file():
-            continue
-        text = require_regular(file).read_text(encoding="utf-8", errors="replace")
-        block = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-        try:
-            about = yaml.safe_load(text if card.endswith((".yaml", ".yml")) else block[1] if block else "")
-        except (yaml.YAMLError, RecursionError):
-            raise ValueError(f"{file} begins with no valid YAML") from None
-        configs = about.get("configs") if isinstance(about, dict) else None
-        for told in _places(configs if isinstance(configs, list) else []):
-            path = told.replace("\\", "/")
-            if path.startswith("/") or "://" in path or "::" in path or ".." in path.split("/") or path[1:2] == ":":
-                raise ValueError(f"{file} names {told!r}, which lies outside the data set and is not read")
-
-
-def _places(configs: list[Any]) -> Iterator[str]:
-    """Yield the names of files in a card's configurations."""
-    left = [one.get(key) for one in configs if isinstance(one, dict) for key in ("data_files", "data_dir")]
-    seen: set[int] = set()  # YAML may hold a part many times over, also within itself
-    while left:
-        value = left.pop()
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list) and id(value) not in seen:
-            seen.add(id(value))
-            left += value.values() if isinstance(value, dict) else value
-
-
-def _check_kind(builder: Any) -> None:
-    """Raise ValueError if a data set's files are of a kind that is no table of posts, whose readers run more code."""
-    kind = type(builder).__module__.rsplit(".", 1)[-1]
-    if kind not in _KINDS:
-        raise ValueError(f"its files are read as {kind}; posts come as {', '.join(_KINDS)}")
 
 
 def _check_columns(where: str, rows: Dataset, task: Task) -> None:

@@ -1,7 +1,6 @@
-"""Data sets and archives of strangers: what their cards and members may name; what killed runs leave."""
+"""Archives of strangers, folders that are being published, and what killed runs leave."""
 
 import bz2
-import json
 import os
 import signal
 import stat
@@ -9,99 +8,17 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from dataset_scripts import _archives, _publish
 from dataset_scripts._archives import download, unpack
-from hub_server import LocalHub
 from modeling_more.data.archives import extract_archive
-from modeling_more.data.sources import load_source
-from modeling_more.data.tasks import ENTITIES
 from modeling_more.files import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"id": "1", "tokens": ["Ada", "sings"], "ner_tags": ["B-PER", "O"]}
-
-
-def folder_of(tmp_path: Path, files: Any, name: str = "README.md") -> Path:
-    """A data set whose card names these files."""
-    folder = tmp_path / "set"
-    folder.mkdir(exist_ok=True)
-    (folder / "train.jsonl").write_text(json.dumps(ROW) + "\n")
-    configs = json.dumps([{"config_name": "none", "description": "see https://x.org/..", "data_files": files}])
-    text = f"configs: {configs}\n"
-    (folder / name).write_text(text if name.endswith(".yaml") else f"---\n{text}---\nA set.\n")
-    return folder
-
-
-def load(folder: Path | str, tmp_path: Path) -> Any:
-    return load_source(ENTITIES, str(folder), cache_dir=str(tmp_path / "cache")).rows
-
-
-def test_a_card_names_files_of_its_own_data_set_only(tmp_path: Path) -> None:
-    """`datasets` reads what a card names: private files of this machine, addresses of anybody."""
-    private = tmp_path / "private.jsonl"
-    private.write_text(json.dumps(ROW | {"id": "private"}) + "\n")
-    assert [row["id"] for row in load(folder_of(tmp_path, "train.jsonl"), tmp_path)["train"]] == ["1"]
-    ways: tuple[Any, ...] = (
-        str(private), "../private.jsonl", "file://" + str(private), "http://127.0.0.1:9/x.jsonl", "hf://datasets/a/b/x",
-        "zip://x.jsonl::https://127.0.0.1:9/x.zip", [{"split": "train", "path": [str(private)]}],
-        {"train": "..\\private.jsonl"},
-    )  # fmt: skip
-    for files in ways:
-        for card in ("README.md", ".huggingface.yaml"):
-            folder = folder_of(tmp_path, files, card)
-            with pytest.raises(ValueError, match=f"{card} names .* which lies outside the data set and is not read"):
-                load(folder, tmp_path)
-            (folder / card).unlink()
-    (folder_of(tmp_path, "x") / "README.md").write_text("---\na: &a [*a]\nconfigs: [{data_files: *a}]\n---\n")
-    with pytest.raises(ValueError, match="can't be loaded"):
-        load(tmp_path / "set", tmp_path)
-
-
-def test_the_same_holds_for_the_hub(tmp_path: Path, hub: LocalHub) -> None:
-    from huggingface_hub import HfApi
-
-    private = tmp_path / "private.jsonl"
-    private.write_text(json.dumps(ROW | {"id": "private"}) + "\n")
-    api = HfApi(endpoint=hub.endpoint, token="x")
-    for name, files in (("lab/good", "train.jsonl"), ("lab/bad", str(private))):
-        api.create_repo(name, repo_type="dataset", exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder_of(tmp_path, files), repo_type="dataset")
-    script = f"""
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT / "tests" / "data")!r})
-from test_foreign_sources import load
-for name in ("lab/good", "lab/bad"):
-    try:
-        print([row["id"] for row in load(name, Path({str(tmp_path)!r}))["train"]])
-    except ValueError as error:
-        print(error)
-"""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, **hub.env, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    good, bad = done.stdout.splitlines()
-    assert good == "['1']" and "private.jsonl', which lies outside the data set and is not read" in bad, done.stderr
-
-
-def test_files_that_are_no_tables_are_not_opened(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "train.h5")
-    (folder / "train.h5").write_bytes(b"\x89HDF\r\n")
-    with pytest.raises(ValueError, match="its files are read as hdf5; posts come as parquet, arrow, json"):
-        load(folder, tmp_path)
-
-
-# --- archives
 
 
 def zipped(path: Path, *members: tuple[str, bytes, int], method: int = zipfile.ZIP_DEFLATED) -> Path:
