@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+REDACTED = "<secret>"
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MILVUS_TOKEN")  # variables of the environment that hold some
+_SECRET = re.compile(
+    r"\b(?:hf|api_org|ghp|gho|ghs|github_pat|glpat|sk|xox[bp])[_-][A-Za-z0-9_-]{8,}\b"  # well-known prefixes
+    r"|\bBearer\s+\S+"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password@host
+)
 _HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 
 
@@ -126,3 +134,13 @@ def without_folder(value: Any, name: str = "") -> Any:
     prefix = "milvus:" if value.startswith("milvus:") else ""
     path = value.removeprefix(prefix)
     return prefix + (Path(path).name if path.startswith(("/", "~", "..")) or Path(path).is_absolute() else path)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text in which tokens, passwords of addresses and the secrets of the environment are hidden."""
+    for name in SECRETS:
+        secret = os.environ.get(name, "")
+        for part in (secret, secret.partition(":")[2]):  # Milvus has USER:PASSWORD
+            if len(part) >= 4:
+                text = text.replace(part, REDACTED)
+    return _SECRET.sub(REDACTED, text)

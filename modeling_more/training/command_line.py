@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
-from ..naming import NamingParser, nearest, no_choice
+from ..naming import NamingParser, nearest, no_choice, without_secrets
 from .arguments import Arguments, DataArguments, HubArguments, MixtureArguments, ModelArguments, TrainingArguments
 from .checks import check_arguments, check_values
 from .output_folders import default_output_dir
@@ -188,7 +188,7 @@ def one_sentence_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         logger.debug("input error", exc_info=True)
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
+        raise SystemExit(f"error: {without_secrets(' '.join(str(error).split()))}") from None
 
 
 def command_of(script: str, argv: Sequence[str] | None, processes: int, mixed_precision: str) -> str:

@@ -18,12 +18,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from ..files import new_file, write_text
-from ..naming import without_folder
+from ..naming import REDACTED, without_folder, without_secrets
 
 Record = Mapping[str, Any]
 
 CURVE = "training_curve.png"
-REDACTED = "<secret>"
 PACKAGES = ("modeling-more", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "bm25s")
 METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "strict_f1": "strict F1",
            "macro_f1": "macro F1", "accuracy": "accuracy"}  # fmt: skip
@@ -37,12 +36,6 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SCORE = re.compile(rf"(?P<split>test|dev)_(?:(?P<variant>\w+?)_)??(?P<metric>{'|'.join(METRICS)})")
 # only at the end of a name: --max_tokens_per_batch and --tokenizer_name are no secrets
 _SECRET_NAME = re.compile(r"(^|[_-])(token|api[_-]?key|access[_-]?key|password|passwd|secret|credentials?)$", re.I)
-_SECRET_VALUE = re.compile(
-    r"\b(?:hf|api_org|ghp|gho|ghs|github_pat|glpat|sk|xox[bp])[_-][A-Za-z0-9_-]{8,}\b"  # well-known prefixes
-    r"|\bBearer\s+\S+"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password@host
-)
-
 #: a pipeline tag -> the class to load the model by, and the example after that
 USAGE = {
     "token-classification": (
@@ -138,7 +131,7 @@ def write_model_card(
         _section("Citation", f"The method is that of {PAPER} (Wang et al., Findings of EMNLP 2022)."),
     ]
     text = "\n\n".join(part for part in parts if part)
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_SECRET_VALUE.sub(REDACTED, text)}\n")
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{without_secrets(text)}\n")
     write_text(output_dir / "README.md", str(card))
     _write_eval_results(output_dir, results, dataset, retrieval)
     return output_dir / "README.md"
@@ -161,7 +154,7 @@ def scrub_command(command: str | Sequence[str]) -> str:
         hide_next = secret and not equals and option.startswith("-")
         before = words[place - 1].lstrip("-") if place else ""
         shown.append(f"{option}={REDACTED}" if secret and equals else shlex.quote(without_folder(word, before)))
-    return _SECRET_VALUE.sub(REDACTED, " ".join(shown))
+    return without_secrets(" ".join(shown))
 
 
 def markdown_table(rows: Sequence[Record]) -> str:
@@ -398,7 +391,7 @@ def _scrub_config(config: Record) -> dict[str, Any]:
             return [clean(item) for item in value]
         if value is None or isinstance(value, bool | int | float):
             return value
-        return _SECRET_VALUE.sub(REDACTED, str(value))
+        return without_secrets(str(value))
 
     return {k: REDACTED if value and _SECRET_NAME.search(k) else clean(value) for k, value in config.items()}
 

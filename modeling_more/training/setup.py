@@ -56,7 +56,7 @@ def start_logging(accelerator: Accelerator) -> None:
     """Log to the screen: all messages of the main process, errors of the others, and little from libraries."""
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    for chatty in ("httpx", "accelerate", "faiss"):
+    for chatty in ("httpx", "httpx2", "accelerate", "faiss"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # of loading weights, which is fast

@@ -9,7 +9,7 @@ from accelerate.utils import LoggerType
 
 from modeling_more import MoReConfig, MoReMixtureConfig
 from modeling_more.training.arguments import TRACKERS, Arguments
-from modeling_more.training.command_line import FIRST, parse_arguments
+from modeling_more.training.command_line import FIRST, one_sentence_errors, parse_arguments
 from modeling_more.training.output_folders import MODEL_TYPES
 from ner_runs import ROOT
 
@@ -93,3 +93,18 @@ def test_the_help_begins_with_what_most_people_need_and_has_every_option_once(ca
 def test_names_that_are_written_down_are_those_of_the_libraries():
     assert sorted(TRACKERS) == sorted(LoggerType.list())
     assert MODEL_TYPES == (MoReConfig.model_type, MoReMixtureConfig.model_type)
+
+
+def test_errors_hide_what_is_secret(monkeypatch):
+    monkeypatch.setenv("MILVUS_TOKEN", "root:milvus-password")
+    monkeypatch.setenv("HF_TOKEN", "a-token-without-prefix")
+    told = (
+        "no https://me:hunter22@hub.example/x with hf_abcdefghijk, Bearer abc, a-token-without-prefix, "
+        "root:milvus-password or milvus-password"
+    )
+    with pytest.raises(SystemExit) as error, one_sentence_errors():
+        raise OSError(told)
+    shown = str(error.value)
+    assert shown.startswith("error: no https://<secret>@hub.example/x with <secret>")
+    for secret in ("hunter22", "hf_abc", "Bearer", "without-prefix", "milvus-password"):
+        assert secret not in shown
