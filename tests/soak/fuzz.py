@@ -1,0 +1,164 @@
+"""Fuzz the readers, guided by coverage (atheris): each target in a process of its own, started again when it dies.
+
+python tests/soak/fuzz.py --executions 1000000 --seconds 1800
+
+Inputs at which a reader fails are kept in tests/soak/crashes, one for each place in the code: test_crashes.py tries
+them ever after.
+"""
+
+import argparse
+import hashlib
+import json
+import mmap
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PATHS = [str(HERE), str(HERE.parent), str(ROOT)]
+SLOW = 5  # seconds that no input may take
+MEMORY = 4096  # MB that a process may have
+COUNTS = struct.Struct("<q")
+COMPILED = ["modeling_more.knowledge.text", "modeling_more.knowledge.text_index"]  # by numba, which reads bytecode
+DEATHS = 50  # of one target's processes, after which it is given up
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--executions", type=int, default=1_000_000, help="inputs to try, of all targets together")
+    parser.add_argument("--seconds", type=float, default=7200, help="time after which no target goes on")
+    parser.add_argument("--targets", nargs="+", default=[], help="names of targets (default: all)")
+    parser.add_argument("--crashes", type=Path, default=HERE / "crashes", help="folder for inputs that fail")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--counter", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------- the process of one target
+
+
+def fuzz_one(args: argparse.Namespace) -> None:
+    """Try inputs until libFuzzer ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=["modeling_more"], exclude=COMPILED):
+        from fuzz_targets import TARGETS
+        from fuzz_verdict import judge
+    import logging
+
+    logging.disable(logging.CRITICAL)
+    target, work = TARGETS[args.one], args.work
+    corpus, folder = work / "corpus", work / "folder"
+    for made in (corpus, folder):
+        made.mkdir(exist_ok=True)
+    for name, seed in target.seeds().items():
+        (corpus / name).write_bytes(seed)
+    words = ["".join(f"\\x{byte:02x}" for byte in word.encode("utf-8", "surrogatepass")) for word in target.words]
+    (work / "words").write_text("".join(f'"{word}"\n' for word in words), encoding="utf-8")
+    with open(args.counter, "r+b") as file:
+        counter = mmap.mmap(file.fileno(), COUNTS.size)
+
+    def one(data: bytes) -> None:
+        counter[:] = COUNTS.pack(COUNTS.unpack(counter[:])[0] + 1)
+        if crash := judge(target, data, folder):
+            keep(args.crashes, args.one, data, crash.what, crash.key)
+
+    options = [
+        f"-runs={args.executions}", f"-max_total_time={max(1, int(args.seconds))}", f"-max_len={target.longest}",
+        f"-timeout={SLOW}", f"-rss_limit_mb={MEMORY}", f"-seed={args.seed}", f"-artifact_prefix={work}/died-",
+        *([f"-dict={work / 'words'}"] if words else []), "-print_final_stats=1", "-verbosity=1", str(corpus),
+    ]  # fmt: skip
+    atheris.Setup([sys.argv[0], *options], one)
+    atheris.Fuzz()
+
+
+def keep(crashes: Path, name: str, data: bytes, what: str, key: str) -> None:
+    """Write an input that fails, if none is kept that fails at the same place, and a note on what it does."""
+    crashes.mkdir(exist_ok=True)
+    file = crashes / f"{name.replace(' ', '_')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    if not file.exists():
+        file.write_bytes(data)
+        print(f"CRASH {file.name}: {what}", flush=True)
+
+
+# ---------------------------------------------------------------- all targets
+
+
+def run_target(name: str, executions: int, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Run a target's process, again when it died, and return {target, executions, seconds, coverage, found}."""
+    began, done, deaths, edges = time.monotonic(), 0, 0, 0
+    found: list[str] = []
+    work = Path(tempfile.mkdtemp(prefix="more-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    counter = work / "counter"
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")]),
+        "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(work / "numba"), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    try:
+        while done < executions and (left := seconds - (time.monotonic() - began)) > 1 and deaths < DEATHS:
+            counter.write_bytes(COUNTS.pack(0))
+            command = [sys.executable, str(HERE / "fuzz.py"), "--one", name, "--executions", str(executions - done)]
+            command += ["--seconds", str(left), "--counter", str(counter), "--work", str(work)]
+            command += ["--crashes", str(args.crashes), "--seed", str(args.seed + deaths)]
+            with open(work / "log", "wb") as log:
+                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+            log_text = (work / "log").read_text(errors="replace")
+            done += COUNTS.unpack(counter.read_bytes())[0]
+            found += re.findall(r"^CRASH .*", log_text, re.M)
+            edges = max([edges, *map(int, re.findall(r"cov: (\d+)", log_text))])
+            if code != 0:
+                deaths += 1
+                found += _died(work, name, code, log_text, args.crashes)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return {
+        "target": name, "executions": done, "seconds": round(time.monotonic() - began), "edges": edges,
+        "deaths": deaths, "found": sorted(set(found)),
+    }  # fmt: skip
+
+
+def _died(work: Path, name: str, code: int, log: str, crashes: Path) -> list[str]:
+    """Keep the input at which a process died; without one it never began, which ends all."""
+    artifacts = sorted(work.glob("died-*"))
+    if not artifacts:
+        raise RuntimeError(f"the process of {name} ended with {code}: {log[-2000:]}")
+    told = []
+    for artifact in artifacts:
+        reason = artifact.name.split("-")[1]  # crash, timeout, oom, slow
+        place = re.findall(r'File "[^"]*modeling_more/([^"]+)", line (\d+)', log)
+        what = f"{reason} {signal.Signals(-code).name if code < 0 else code} {':'.join(place[0]) if place else ''}"
+        before = set(crashes.glob("*"))
+        keep(crashes, name, artifact.read_bytes(), what, f"died {what}")
+        told += [f"CRASH {file.name}: {what}" for file in sorted(set(crashes.glob("*")) - before)]
+        artifact.unlink()
+    return told
+
+
+def main() -> None:
+    args = parse()
+    if args.one:
+        return fuzz_one(args)
+    sys.path[:0] = PATHS
+    from fuzz_targets import TARGETS
+
+    names = args.targets or list(TARGETS)
+    total = sum(TARGETS[name].share for name in names)
+    for name in names:
+        share = TARGETS[name].share / total
+        result = run_target(name, max(1, round(args.executions * share)), args.seconds * share, args)
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Kill runs at every one of their file operations, run them again, and compare with an unbroken run.
+
+python tests/soak/kills.py --runs gate corpus
+python tests/soak/kills.py --every 7
+
+One process imports everything and forks a child for each try, which takes the time of the run alone. A line of JSON
+for each run tells {run, operations, kills, failed}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+
+from kill_points import KillPoints  # noqa: E402
+from kill_runs import RUNS, Run, contents, difference, fresh  # noqa: E402
+
+WAYS_OUT = ("--resume_from_checkpoint latest", "--overwrite_output_dir")  # that a refusal may name
+LONGEST = 120  # seconds of a child
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="RUN", help=", ".join(RUNS))
+    parser.add_argument("--every", type=int, default=1, help="kill at each n-th operation only")
+    parser.add_argument("--first", type=int, default=1, help="number of the first operation to kill at")
+    parser.add_argument("--seconds", type=float, default=7200, help="time after which no run begins")
+    parser.add_argument("--verbose", action="store_true", help="tell each kill")
+    return parser.parse_args()
+
+
+class Child:
+    """A forked child's end: its exit code (below 0: the signal) and what it said."""
+
+    def __init__(self, work: Path, action: Callable[[], Any], points: KillPoints | None = None) -> None:
+        said = work.with_name("said")
+        said.write_bytes(b"")
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be_child(action, points, said)
+        self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.said = said.read_text(errors="replace")
+
+    @property
+    def last(self) -> str:
+        lines = [line for line in self.said.splitlines() if line.strip()]
+        return lines[-1][:300] if lines else f"ended with {self.code}"
+
+
+def _be_child(action: Callable[[], Any], points: KillPoints | None, said: Path) -> None:
+    """Do the action in this forked child, and end it."""
+    code = 0
+    output = os.open(said, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    signal.alarm(LONGEST)
+    try:
+        if points:
+            points.install()
+        action()
+        if points:
+            points.finish()
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else 1 if stopped.code else 0
+        if isinstance(stopped.code, str):
+            print(stopped.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 3
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Campaign:
+    """The tries of one run."""
+
+    def __init__(self, name: str, home: Path) -> None:
+        self.name, self.run = name, RUNS[name]
+        self.pristine, self.work, self.log = home / "pristine", home / "work", home / "operations"
+        shutil.rmtree(home, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        self._must_end_well(lambda: self.run.prepare(self.work))
+        os.rename(self.work, self.pristine)
+        fresh(self.pristine, self.work)
+        self._must_end_well(lambda: self.run.run(self.work, []), KillPoints(self.work, self.log))
+        self.operations = self.log.read_text().splitlines()
+        self.expected = self.result()
+
+    def _must_end_well(self, action: Callable[[], Any], points: KillPoints | None = None) -> None:
+        if (child := Child(self.work, action, points)).code != 0:
+            raise RuntimeError(f"{self.name}: {child.said[-3000:]}")
+
+    def result(self) -> dict[str, bytes]:
+        found = contents(self.work)
+        roots = {pattern.split("/")[0] for pattern in self.run.kept}
+        return {name: content for name, content in found.items() if name.split("/")[0] in roots}
+
+    def kill(self, at: int, half: bool) -> str:
+        """Kill at an operation, run again, and return what is wrong then, or ""."""
+        fresh(self.pristine, self.work)
+        points = KillPoints(self.work, self.log.with_name("killed"), at, half)
+        killed = Child(self.work, lambda: self.run.run(self.work, []), points)
+        if killed.code != -signal.SIGKILL:
+            return f"was not killed, but ended with {killed.code}: {killed.last}"
+        more: list[str] = []
+        for _ in range(3):
+            again = Child(self.work, lambda: self.run.run(self.work, more))
+            if again.code == 0:
+                return difference(self.result(), self.expected)
+            way = next((way for way in WAYS_OUT if way in again.said and way.split()[0] not in more), None)
+            if way is None or "Traceback" in again.said:
+                break
+            more = way.split()
+        return f"ended with {again.code}: {again.last}"
+
+
+def campaign(name: str, home: Path, every: int, first: int, verbose: bool) -> dict[str, Any]:
+    """Kill one run at its operations, and return what came out."""
+    tries = Campaign(name, home)
+    failed, kills = [], 0
+    for at in range(first, len(tries.operations) + 1, every):
+        what = tries.operations[at - 1].split(" ", 1)[1]
+        for half in (False, True) if what.startswith("write ") else (False,):
+            kills += 1
+            wrong = tries.kill(at, half)
+            told = f"{'half-way through' if half else 'before'} {at} ({what}): {wrong}"
+            if wrong:
+                failed.append(told)
+            if verbose:
+                print(told, file=sys.stderr, flush=True)
+    return {"run": name, "operations": len(tries.operations), "kills": kills, "failed": failed}
+
+
+def import_all() -> None:
+    """Import once what the children need, on one thread: threads do not survive a fork."""
+    import faiss
+    import torch
+
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    import run_ner  # noqa: F401
+    import run_re  # noqa: F401
+    from dataset_scripts import _publish  # noqa: F401
+    from modeling_more.knowledge import BM25Retriever, ImageRetriever  # noqa: F401
+
+
+def main() -> None:
+    args = parse()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import_all()
+    home = Path(tempfile.mkdtemp(prefix="more-kills-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    try:
+        for name in args.runs:
+            print(json.dumps(campaign(name, home / "run", args.every, args.first, args.verbose)), flush=True)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
