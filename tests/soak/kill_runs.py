@@ -21,8 +21,10 @@ _QUICK = ("--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--ma
 #: what tells the time, that a run was continued, or that it found results in the cache
 _PASSING = re.compile(
     rb'"(?:seconds|cached)": [\d.]+|\b[\d.,]+ (?:s|seconds|minutes)\b'
-    rb"|( --|\b)(resume_from_checkpoint:? latest|overwrite_output_dir(: true)?)\n?"
-    rb'|"(resume_from_checkpoint|overwrite_output_dir)": [^,\n]*'
+    rb"| --(?:resume_from_checkpoint latest|overwrite_output_dir)"
+    rb"|^(?:resume_from_checkpoint: latest|overwrite_output_dir: true)\n"
+    rb'|"(?:resume_from_checkpoint|overwrite_output_dir)": [^,\n]*',
+    re.MULTILINE,
 )
 
 
@@ -32,16 +34,14 @@ class Run(NamedTuple):
     Attributes:
         prepare: makes what is there before, in a process of its own that nobody kills.
         run: the run, with further options of the command line.
-        kept: patterns of the files below the folder that must be there in the end, equal to those of an unbroken run.
     """
 
     prepare: Callable[[Path], None]
     run: Callable[[Path, list[str]], Any]
-    kept: tuple[str, ...]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the files below a folder, without what may differ in an unbroken run."""
+    """Return all files below a folder, without what may differ between a broken run and an unbroken one."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.endswith(".lock"):
@@ -206,15 +206,15 @@ def _push_model(folder: Path, more: list[str]) -> None:
 
 
 RUNS: dict[str, Run] = {
-    "training of entities": Run(_prepare_entities, _train_entities, ("out/**", "cache/**")),
-    "training of relations": Run(_prepare_relations, _train_relations, ("out/**",)),
-    "gate": Run(_prepare_experts, _train_gate, ("out/**", "cache/**")),
-    "gate and experts": Run(_prepare_experts, _train_mixture, ("out/**", "cache/**")),
-    "prediction": Run(_prepare_experts, _predict, ("predicted/**", "a/**")),
-    "scoring": Run(_prepare_experts, _score, ("scored/**", "a/**")),
-    "corpus": Run(_prepare_corpus, _build_corpus, ("cache/**", "saved/**")),
-    "publisher": Run(_prepare_posts, _publish, ("published/**", "cache/**")),
-    "push of a model": Run(_prepare_entities, _push_model, ("pushed/**",)),
+    "training of entities": Run(_prepare_entities, _train_entities),
+    "training of relations": Run(_prepare_relations, _train_relations),
+    "gate": Run(_prepare_experts, _train_gate),
+    "gate and experts": Run(_prepare_experts, _train_mixture),
+    "prediction": Run(_prepare_experts, _predict),
+    "scoring": Run(_prepare_experts, _score),
+    "corpus": Run(_prepare_corpus, _build_corpus),
+    "publisher": Run(_prepare_posts, _publish),
+    "push of a model": Run(_prepare_entities, _push_model),
 }
 
 

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 from kill_points import KillPoints  # noqa: E402
-from kill_runs import RUNS, Run, contents, difference, fresh  # noqa: E402
+from kill_runs import RUNS, contents, difference, fresh  # noqa: E402
 
 WAYS_OUT = ("--resume_from_checkpoint latest", "--overwrite_output_dir")  # that a refusal may name
 LONGEST = 120  # seconds of a child
@@ -98,16 +98,11 @@ class Campaign:
         fresh(self.pristine, self.work)
         self._must_end_well(lambda: self.run.run(self.work, []), KillPoints(self.work, self.log))
         self.operations = self.log.read_text().splitlines()
-        self.expected = self.result()
+        self.expected = contents(self.work)
 
     def _must_end_well(self, action: Callable[[], Any], points: KillPoints | None = None) -> None:
         if (child := Child(self.work, action, points)).code != 0:
             raise RuntimeError(f"{self.name}: {child.said[-3000:]}")
-
-    def result(self) -> dict[str, bytes]:
-        found = contents(self.work)
-        roots = {pattern.split("/")[0] for pattern in self.run.kept}
-        return {name: content for name, content in found.items() if name.split("/")[0] in roots}
 
     def kill(self, at: int, half: bool) -> str:
         """Kill at an operation, run again, and return what is wrong then, or ""."""
@@ -120,7 +115,7 @@ class Campaign:
         for _ in range(3):
             again = Child(self.work, lambda: self.run.run(self.work, more))
             if again.code == 0:
-                return difference(self.result(), self.expected)
+                return difference(contents(self.work), self.expected)
             way = next((way for way in WAYS_OUT if way in again.said and way.split()[0] not in more), None)
             if way is None or "Traceback" in again.said:
                 break
