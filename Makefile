@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
+SOAK_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test style quality
+.PHONY: help env demo test soak style quality
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +21,11 @@ demo: $(STAMP) ## train and compare on the embedded demo set, offline, in minute
 
 test: $(STAMP) ## run the tests (PYTEST_ARGS may be set)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(STAMP) ## fuzz readers, kill runs at each file operation, watch memory, audit: an hour (SOAK_ARGS may be set)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[soak]"
+	$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)
+	$(BIN)/python benchmarks/report.py
 
 style: $(STAMP) ## rewrite the files in the project's style
 	$(BIN)/ruff check --fix .

@@ -17,9 +17,9 @@ from modeling_more.posts import word_offsets
 from re_runs import marked_lines, mnre_line
 
 KEYS = (
-    "id", "tokens", "token", "ner_tags", "tags", "text", "spans", "offsets", "image_id", "image", "head", "h", "tail", "t",
-    "relation", "entities", "knowledge_text", "title", "score", "match_start", "start", "end", "type", "pos", "caption",
-    "path", "bytes", "lead",
+    "id", "tokens", "token", "ner_tags", "tags", "text", "spans", "offsets", "image_id", "image", "head", "h", "tail",
+    "t", "relation", "entities", "knowledge_text", "title", "score", "match_start", "start", "end", "type", "pos",
+    "caption", "path", "bytes", "lead",
 )  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers(-3, 9) | st.integers() | st.floats() | st.text(max_size=6)
@@ -105,7 +105,9 @@ def test_posts_are_read_back_from_jsonl_and_conll(folder: Path, posts: list[tupl
     file = folder / "back.conll"
     file.write_text("\n".join(blocks), encoding="utf-8")
     marks = {"<EOS>", "<E>", "</E>", "<O>", "</O>", "\ufeff"}
-    odd = any(word in marks or word[0] in "#-" or word.isnumeric() or "IMGID" in word for words, _ in posts for word in words)
+    odd = any(
+        word in marks or word[0] in "#-" or word.isnumeric() or "IMGID" in word for words, _ in posts for word in words
+    )
     if not odd:  # words that mean something to the format
         assert [(row["tokens"], row["ner_tags"]) for row in read_labelled(file)] == posts
 

@@ -96,5 +96,7 @@ def test_markers_stand_once_around_their_entities(
         assert inside == pieces[start:end]
     (post,) = processor.encode([words], None, [(head, tail)])
     assert len(post["word_positions"]) == 2 and post["cut_words"] == 0
-    found = [post["input_ids"][row][place] for row, place in zip(post["word_rows"], post["word_positions"], strict=True)]
+    found = [
+        post["input_ids"][row][place] for row, place in zip(post["word_rows"], post["word_positions"], strict=True)
+    ]
     assert found == [ids[0], ids[2]]

@@ -96,7 +96,7 @@ def keep(crashes: Path, name: str, data: bytes, what: str, key: str) -> None:
 
 
 def run_target(name: str, executions: int, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
-    """Run a target's process, again when it died, and return {target, executions, seconds, coverage, found}."""
+    """Run a target's process, again when it died, and return what `main` prints of it."""
     began, done, deaths, edges = time.monotonic(), 0, 0, 0
     found: list[str] = []
     work = Path(tempfile.mkdtemp(prefix="more-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -123,8 +123,8 @@ def run_target(name: str, executions: int, seconds: float, args: argparse.Namesp
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return {
-        "target": name, "executions": done, "seconds": round(time.monotonic() - began), "edges": edges,
-        "deaths": deaths, "found": sorted(set(found)),
+        "target": name, "executions": done, "wanted": executions,
+        "seconds": round(time.monotonic() - began), "edges": edges, "deaths": deaths, "found": sorted(set(found)),
     }  # fmt: skip
 
 

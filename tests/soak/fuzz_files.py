@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -29,10 +28,21 @@ Reader = Callable[[Path], Any]
 POSTS, PAIRS = ner_runs.posts(3), re_runs.pairs(3)
 CONLL = "".join(f"{t}\t{tag}\n" for t, tag in zip(POSTS[0]["tokens"], POSTS[0]["tags"], strict=True))
 WIKIDIVERSE = [
-    ["Rivera met Ada in Oslo", "https://up/a.svg", "news", [["Rivera", "PER", 0, 6, "u"], ["Oslo", "LOC", 18, 22, "u"]]],
+    [
+        "Rivera met Ada in Oslo",
+        "https://up/a.svg",
+        "news",
+        [["Rivera", "PER", 0, 6, "u"], ["Oslo", "LOC", 18, 22, "u"]],
+    ],
     ["It snows", None, "news", []],
 ]
-ARTICLE = {"id": "a", "title": "Oslo", "text": "Oslo is a city.\nIt lies in Norway.", "lead": "A city.", "image": "a.png"}
+ARTICLE = {
+    "id": "a",
+    "title": "Oslo",
+    "text": "Oslo is a city.\nIt lies in Norway.",
+    "lead": "A city.",
+    "image": "a.png",
+}
 PIXELS = 1_000_000  # that a fuzzed picture may have
 
 
@@ -88,7 +98,12 @@ def _table(rows: list[dict[str, Any]], kind: str) -> bytes:
 
 
 def _spans(row: dict[str, Any]) -> dict[str, Any]:
-    return {"id": "t", "text": " ".join(row["tokens"]), "spans": [{"start": 0, "end": 3, "type": "PER"}], "image_id": "a.jpg"}
+    return {
+        "id": "t",
+        "text": " ".join(row["tokens"]),
+        "spans": [{"start": 0, "end": 3, "type": "PER"}],
+        "image_id": "a.jpg",
+    }
 
 
 def _zip(*files: tuple[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -139,12 +154,15 @@ FILES: dict[str, Target] = {
     "conll": Target(
         readers(posts_conll=[ENTITIES, UNLABELLED], posts_txt=[UNLABELLED, RELATIONS]),
         lambda: {
-            "two": CONLL.encode() + b"\n" + CONLL.encode(), "archive": f"IMGID:7\n{CONLL}<EOS>\tX\nLake\tX\n".encode(),
-            "index": b"1 Ada _ B-PER\n2 sings _ O\n", "conllu": b"# sent_id = 1\n1\tAda\t_\n\n# text = x\n1\tOslo\t_\n",
+            "two": CONLL.encode() + b"\n" + CONLL.encode(),
+            "archive": f"IMGID:7\n{CONLL}<EOS>\tX\nLake\tX\n".encode(),
+            "index": b"1 Ada _ B-PER\n2 sings _ O\n",
+            "conllu": b"# sent_id = 1\n1\tAda\t_\n\n# text = x\n1\tOslo\t_\n",
             "bioes": b"-DOCSTART- -X- O O\n\nAda NNP I-NP S-PER\n", "marked": re_runs.marked_lines(PAIRS[0]).encode(),
             "crlf": CONLL.replace("\n", "\r\n").encode(), "mark": b"\xef\xbb\xbfAda\tB-PER\n",
         },
-        ("IMGID:", "\tB-PER\n", "\tI-PER\n", "\tE-LOC\n", "\tO\n", "\tX\n", "<EOS>\tX\n", "-DOCSTART-", "# id ", "\n\n",
+        ("IMGID:", "\tB-PER\n", "\tI-PER\n", "\tE-LOC\n", "\tO\n", "\tX\n", "<EOS>\tX\n", "-DOCSTART-", "# id ",
+         "\n\n",
          "<E>\t/per/x\n", "</E>\tO\n", "<O>\tO\n", "</O>\tO\n", "\xa0", "\r\n", "\u2028", "\ufeff"),
         18,
     ),
@@ -153,10 +171,11 @@ FILES: dict[str, Target] = {
         lambda: {
             "lines": "\n".join(map(re_runs.mnre_line, PAIRS)).encode(),
             "marked": "\n".join(map(re_runs.marked_lines, PAIRS)).encode(),
-            "jsonl": _lines(PAIRS), "text": as_json({"text": "Ada in Oslo", "h": [0, 3], "t": [7, 11], "relation": "x"}),
+            "jsonl": _lines(PAIRS),
+            "text": as_json({"text": "Ada in Oslo", "h": [0, 3], "t": [7, 11], "relation": "x"}),
         },
-        ("{'token': [", "'h': {", "'pos': [", "'t': {", "'img_id': ", "'relation': ", "None", "-1", "[[[[", "1e999", "1j",
-         "b'", "\\ud800", "lambda: ", "__import__"),
+        ("{'token': [", "'h': {", "'pos': [", "'t': {", "'img_id': ", "'relation': ", "None", "-1", "[[[[", "1e999",
+         "1j", "b'", "\\ud800", "lambda: ", "__import__"),
         14,
     ),
     "jsonl": Target(
@@ -181,11 +200,14 @@ FILES: dict[str, Target] = {
     "tables": Target(
         readers(posts_csv=[ENTITIES, UNLABELLED], posts_tsv=[RELATIONS, UNLABELLED]),
         lambda: {
-            "csv": b'id,text,spans\n1,"Ada, x","[[0, 3, ""PER""]]"\n', "words": b"tokens,ner_tags\nAda sings,B-PER O\n",
-            "tsv": b'tokens\thead\ttail\trelation\n["Ada", "Oslo"]\t[0, 1]\t[1, 2]\tx\n', "semicolon": b"text;id\nAda;1\n",
+            "csv": b'id,text,spans\n1,"Ada, x","[[0, 3, ""PER""]]"\n',
+            "words": b"tokens,ner_tags\nAda sings,B-PER O\n",
+            "tsv": b'tokens\thead\ttail\trelation\n["Ada", "Oslo"]\t[0, 1]\t[1, 2]\tx\n',
+            "semicolon": b"text;id\nAda;1\n",
             "python": b"tokens\tner_tags\n['Ada', 'in']\t['B-PER', 'O']\n",
         },
-        ("tokens", "ner_tags", "text", "spans", "head", "tail", "relation", '""', '"\n', "\t", "[[", "-1", "\r", "{'a': "),
+        ("tokens", "ner_tags", "text", "spans", "head", "tail", "relation", '""', '"\n', "\t", "[[", "-1", "\r",
+         "{'a': "),
         10,
     ),
     "parquet": Target(
@@ -199,7 +221,8 @@ FILES: dict[str, Target] = {
     "captions": Target(
         readers(captions_txt=[read_captions], captions_jsonl=[read_captions, lambda file: read_predictions([file])]),
         lambda: {
-            "lines": b"1.jpg :a dog\n2.jpg :a dog dog dog dog dog dog\n", "jsonl": _lines([{"image_id": "1", "caption": "a"}]),
+            "lines": b"1.jpg :a dog\n2.jpg :a dog dog dog dog dog dog\n",
+            "jsonl": _lines([{"image_id": "1", "caption": "a"}]),
             "found": _lines([{"id": "1", "entities": [{"text": "Ada"}], "tokens": ["Ada"]}]),
         },
         (" :", ".jpg", '"image_id": "', '"caption": "', '"entities": [', '"text": ', "\\ud800", "NaN", "[[[["),
@@ -217,7 +240,8 @@ FILES: dict[str, Target] = {
     "archive": Target(
         _unpack,
         lambda: {
-            "two": _zip(("a/train.txt", b"Ada\tO\n" * 9), ("b.txt", b"x")), "stored": _zip(("a", b"x"), kind=zipfile.ZIP_STORED),
+            "two": _zip(("a/train.txt", b"Ada\tO\n" * 9), ("b.txt", b"x")),
+            "stored": _zip(("a", b"x"), kind=zipfile.ZIP_STORED),
             "folder": _zip(("a/", b""), ("a/b", b"x")), "bz2": _zip(("a", b"x" * 99), kind=zipfile.ZIP_BZIP2),
             "lzma": _zip(("a", b"x" * 99), kind=zipfile.ZIP_LZMA), "out": _zip(("../a", b"x")),
         },
@@ -225,5 +249,3 @@ FILES: dict[str, Target] = {
     ),
     "images": Target(_open_picture, _pictures, ("IHDR", "IDAT", "Exif\0\0", "RIFF", "ANIM", "GIF89a"), 4, 4096),
 }  # fmt: skip
-
-

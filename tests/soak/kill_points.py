@@ -17,7 +17,12 @@ from typing import Any
 _PATHS = {  # events whose arguments name a path, and at which place
     "os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.mkdir": 0, "os.link": 1, "os.symlink": 1, "os.truncate": 0,
 }  # fmt: skip
-_FOLDER_FD = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.rename": 3}  # argument that a relative path starts from
+_FOLDER_FD = {
+    "os.remove": 1,
+    "os.rmdir": 1,
+    "os.mkdir": 2,
+    "os.rename": 3,
+}  # argument that a relative path starts from
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -41,6 +46,7 @@ class KillPoints:
     def install(self) -> None:
         sys.addaudithook(self._see)
         _wrap_writers(self.operation)
+        _wrap_requests(self.request)
 
     def finish(self) -> None:
         """Tell that the process ends, which is half-way through a file that was its last."""
@@ -55,13 +61,23 @@ class KillPoints:
             self._kill()
         if not writes:
             return
+        if self._count(kind, os.path.relpath(path, self.root)):
+            self._cut = os.path.realpath(path)
+
+    def request(self, method: str, path: str) -> None:
+        """Count a request that changes something on a server, as an operation that has no half."""
+        if self._cut is not None:
+            self._kill()
+        if method in ("POST", "PUT", "DELETE"):
+            self._count(method, path)
+
+    def _count(self, kind: str, what: str) -> bool:
+        """Count and log an operation; end the process before the one to end at, or return that this is it."""
         self.count += 1
-        os.write(self._log, f"{self.count} {kind} {os.path.relpath(path, self.root)}\n".encode())
-        if self.count == self.at:
-            if self.half and kind == "write":
-                self._cut = os.path.realpath(path)
-            else:
-                self._kill()
+        os.write(self._log, f"{self.count} {kind} {what}\n".encode())
+        if self.count == self.at and not (self.half and kind == "write"):
+            self._kill()
+        return self.count == self.at
 
     @staticmethod
     def _is_lock(path: str) -> bool:
@@ -122,3 +138,16 @@ def _wrap_writers(tell: Callable[[str, str | None], None]) -> None:
     torch.save = wrapped(torch.save, 1)
     faiss.write_index = wrapped(faiss.write_index, 1)
     pyarrow.OSFile = wrapped(pyarrow.OSFile, 0)  # type: ignore[misc]
+
+
+def _wrap_requests(tell: Callable[[str, str], None]) -> None:
+    """Make the client of the Hub tell of its requests."""
+    import httpx
+
+    send = httpx.HTTPTransport.handle_request
+
+    def told(transport: Any, request: Any) -> Any:
+        tell(request.method, request.url.path)
+        return send(transport, request)
+
+    httpx.HTTPTransport.handle_request = told  # type: ignore[method-assign]

@@ -5,8 +5,6 @@ Each knows its folder, which holds all that it reads and writes, so that a secon
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import sys
@@ -42,14 +40,12 @@ class Run(NamedTuple):
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return all files below a folder, without what may differ between a broken run and an unbroken one."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.endswith(".lock"):
-            content = path.read_bytes()
-            if path.suffix in (".json", ".jsonl", ".md"):
-                content = _PASSING.sub(b"", content)
-            found[path.relative_to(folder).as_posix()] = content
-    return found
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".lock"))
+    return {path.relative_to(folder).as_posix(): without_passing(path.name, path.read_bytes()) for path in files}
+
+
+def without_passing(name: str, content: bytes) -> bytes:
+    return _PASSING.sub(b"", content) if name.endswith((".json", ".jsonl", ".md")) else content
 
 
 def difference(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> str:
@@ -190,8 +186,7 @@ def _publish(folder: Path, more: list[str]) -> None:
 
     options = ["--data_dir", str(folder / "raw"), "--retrieval", "text", "--knowledge", str(folder / "wiki.jsonl")]
     options += ["--cache_dir", str(folder / "cache"), "--output_dir", str(folder / "published")]
-    if os.environ.get("HF_ENDPOINT"):
-        options += ["--push_to_hub", "org/tweets"]
+    options += ["--push_to_hub", "org/tweets"]
     if code := main("twitter17", [*options, *more]):
         sys.exit(code)
 
@@ -200,9 +195,7 @@ def _push_model(folder: Path, more: list[str]) -> None:
     import run_ner
 
     options = _entity_options(folder, "pushed", "--retrieval", "none", "--num_train_epochs", "1", "--push_to_hub")
-    run_ner.main(
-        [*options, "--model_name_or_path", str(folder / "encoder"), "--hub_model_id", "org/model", *more]
-    )  # fmt: skip
+    run_ner.main([*options, "--model_name_or_path", str(folder / "encoder"), "--hub_model_id", "org/model", *more])
 
 
 RUNS: dict[str, Run] = {
@@ -222,5 +215,3 @@ def fresh(pristine: Path, work: Path) -> None:
     """Make the folder of a run anew."""
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(pristine, work)
-
-

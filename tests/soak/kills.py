@@ -18,14 +18,16 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
+from hub_server import LocalHub, local_hub  # noqa: E402
 from kill_points import KillPoints  # noqa: E402
-from kill_runs import RUNS, contents, difference, fresh  # noqa: E402
+from kill_runs import RUNS, contents, difference, fresh, without_passing  # noqa: E402
 
 WAYS_OUT = ("--resume_from_checkpoint latest", "--overwrite_output_dir")  # that a refusal may name
 LONGEST = 120  # seconds of a child
@@ -33,10 +35,12 @@ LONGEST = 120  # seconds of a child
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="RUN", help=", ".join(RUNS))
+    parser.add_argument(
+        "--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="RUN", help=", ".join(RUNS)
+    )
     parser.add_argument("--every", type=int, default=1, help="kill at each n-th operation only")
     parser.add_argument("--first", type=int, default=1, help="number of the first operation to kill at")
-    parser.add_argument("--seconds", type=float, default=7200, help="time after which no run begins")
+    parser.add_argument("--list", action="store_true", help="only tell the names of the runs")
     parser.add_argument("--verbose", action="store_true", help="tell each kill")
     return parser.parse_args()
 
@@ -88,34 +92,47 @@ def _be_child(action: Callable[[], Any], points: KillPoints | None, said: Path) 
 class Campaign:
     """The tries of one run."""
 
-    def __init__(self, name: str, home: Path) -> None:
-        self.name, self.run = name, RUNS[name]
+    def __init__(self, name: str, home: Path, hub: LocalHub) -> None:
+        self.name, self.run, self.hub = name, RUNS[name], hub
         self.pristine, self.work, self.log = home / "pristine", home / "work", home / "operations"
         shutil.rmtree(home, ignore_errors=True)
         self.work.mkdir(parents=True)
         self._must_end_well(lambda: self.run.prepare(self.work))
         os.rename(self.work, self.pristine)
-        fresh(self.pristine, self.work)
+        self.begin()
         self._must_end_well(lambda: self.run.run(self.work, []), KillPoints(self.work, self.log))
         self.operations = self.log.read_text().splitlines()
-        self.expected = contents(self.work)
+        self.expected = self.result()
 
     def _must_end_well(self, action: Callable[[], Any], points: KillPoints | None = None) -> None:
         if (child := Child(self.work, action, points)).code != 0:
             raise RuntimeError(f"{self.name}: {child.said[-3000:]}")
 
+    def begin(self) -> None:
+        fresh(self.pristine, self.work)
+        self.hub.repos.clear()
+
+    def result(self) -> dict[str, bytes]:
+        """Return what the folder and the Hub hold."""
+        pushed = {
+            f"hub/{kind}/{name}/{path}": content
+            for (kind, name), repo in self.hub.repos.items()
+            for path, content in repo.at("main")[1].items()
+        }
+        return contents(self.work) | {name: without_passing(name, content) for name, content in pushed.items()}
+
     def kill(self, at: int, half: bool) -> str:
         """Kill at an operation, run again, and return what is wrong then, or ""."""
-        fresh(self.pristine, self.work)
+        self.begin()
         points = KillPoints(self.work, self.log.with_name("killed"), at, half)
         killed = Child(self.work, lambda: self.run.run(self.work, []), points)
         if killed.code != -signal.SIGKILL:
             return f"was not killed, but ended with {killed.code}: {killed.last}"
         more: list[str] = []
         for _ in range(3):
-            again = Child(self.work, lambda: self.run.run(self.work, more))
+            again = Child(self.work, partial(self.run.run, self.work, more))
             if again.code == 0:
-                return difference(contents(self.work), self.expected)
+                return difference(self.result(), self.expected)
             way = next((way for way in WAYS_OUT if way in again.said and way.split()[0] not in more), None)
             if way is None or "Traceback" in again.said:
                 break
@@ -123,9 +140,9 @@ class Campaign:
         return f"ended with {again.code}: {again.last}"
 
 
-def campaign(name: str, home: Path, every: int, first: int, verbose: bool) -> dict[str, Any]:
+def campaign(name: str, home: Path, hub: LocalHub, every: int, first: int, verbose: bool) -> dict[str, Any]:
     """Kill one run at its operations, and return what came out."""
-    tries = Campaign(name, home)
+    tries = Campaign(name, home, hub)
     failed, kills = [], 0
     for at in range(first, len(tries.operations) + 1, every):
         what = tries.operations[at - 1].split(" ", 1)[1]
@@ -155,13 +172,18 @@ def import_all() -> None:
 
 def main() -> None:
     args = parse()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    import_all()
+    if args.list:
+        return print(json.dumps(list(RUNS)))
     home = Path(tempfile.mkdtemp(prefix="more-kills-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     try:
-        for name in args.runs:
-            print(json.dumps(campaign(name, home / "run", args.every, args.first, args.verbose)), flush=True)
+        with local_hub(home / "hf") as hub:
+            # the server is a thread of this process, which forks only while it waits
+            quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+            os.environ.update(hub.env | quiet)
+            import_all()
+            for name in args.runs:
+                found = campaign(name, home / "run", hub, args.every, args.first, args.verbose)
+                print(json.dumps(found), flush=True)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

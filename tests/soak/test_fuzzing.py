@@ -62,7 +62,7 @@ def test_the_judge_sees_what_is_wrong(tmp_path: Path) -> None:
     assert judge(target(ValueError("posts.txt, line 1: no word"), "posts.txt"), b"", tmp_path) is None
     cases = {
         "KeyError": KeyError("posts.txt"), "names no file": ValueError("no word"), "RecursionError": RecursionError(),
-        "is long": ValueError("posts.txt" * 500), "a traceback": OSError("posts.txt: Traceback (most recent call last)"),
+        "is long": ValueError("posts.txt" * 500), "a traceback": OSError("posts.txt: Traceback (most recent"),
         "a span": WrongResult("a span"),
     }  # fmt: skip
     for expected, error in cases.items():
