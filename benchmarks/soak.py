@@ -27,7 +27,7 @@ NOTE = (
     "command again, and every file must equal those of an unbroken run, bit for bit, with nothing left over. Inputs: "
     "rows or one sentence that names the file, in 5 s, without a crash; found by coverage (atheris), indices with and "
     "without digests that fit. Memory: least squares over all but the first quarter. Audit: events of Python's audit "
-    "hooks in all processes of a run that run, unpickle, start or connect to something; failed: those without a reason."
+    "hooks in all processes of a run that run, unpickle, start or connect to things; failed: those without a reason."
 )
 
 
