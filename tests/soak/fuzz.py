@@ -27,7 +27,8 @@ ROOT = HERE.parents[1]
 PATHS = [str(HERE), str(HERE.parent), str(ROOT)]
 SLOW = 5  # seconds that no input may take
 MEMORY = 4096  # MB that a process may have
-COUNTS = struct.Struct("<q")
+COUNTS = struct.Struct("<qq")  # how many inputs were tried, and how long the last one is, which stands behind
+NOTES = 65_536  # bytes of the file that is left of a dead process
 COMPILED = ["modeling_more.knowledge.text", "modeling_more.knowledge.text_index"]  # by numba, which reads bytecode
 DEATHS = 50  # of one target's processes, after which it is given up
 
@@ -39,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", default=[], help="names of targets (default: all)")
     parser.add_argument("--crashes", type=Path, default=HERE / "crashes", help="folder for inputs that fail")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--counter", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--notes", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
@@ -66,11 +67,12 @@ def fuzz_one(args: argparse.Namespace) -> None:
         (corpus / name).write_bytes(seed)
     words = ["".join(f"\\x{byte:02x}" for byte in word.encode("utf-8", "surrogatepass")) for word in target.words]
     (work / "words").write_text("".join(f'"{word}"\n' for word in words), encoding="utf-8")
-    with open(args.counter, "r+b") as file:
-        counter = mmap.mmap(file.fileno(), COUNTS.size)
+    with open(args.notes, "r+b") as file:
+        notes = mmap.mmap(file.fileno(), NOTES)
 
     def one(data: bytes) -> None:
-        counter[:] = COUNTS.pack(COUNTS.unpack(counter[:])[0] + 1)
+        notes[: COUNTS.size] = COUNTS.pack(COUNTS.unpack(notes[: COUNTS.size])[0] + 1, len(data))
+        notes[COUNTS.size : COUNTS.size + len(data)] = data
         if crash := judge(target, data, folder):
             keep(args.crashes, args.one, data, crash.what, crash.key)
 
@@ -100,26 +102,30 @@ def run_target(name: str, executions: int, seconds: float, args: argparse.Namesp
     began, done, deaths, edges = time.monotonic(), 0, 0, 0
     found: list[str] = []
     work = Path(tempfile.mkdtemp(prefix="more-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    counter = work / "counter"
+    notes = work / "notes"
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")]),
         "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(work / "numba"), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     try:
         while done < executions and (left := seconds - (time.monotonic() - began)) > 1 and deaths < DEATHS:
-            counter.write_bytes(COUNTS.pack(0))
+            notes.write_bytes(b"\0" * NOTES)
             command = [sys.executable, str(HERE / "fuzz.py"), "--one", name, "--executions", str(executions - done)]
-            command += ["--seconds", str(left), "--counter", str(counter), "--work", str(work)]
+            command += ["--seconds", str(left), "--notes", str(notes), "--work", str(work)]
             command += ["--crashes", str(args.crashes), "--seed", str(args.seed + deaths)]
             with open(work / "log", "wb") as log:
                 code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
             log_text = (work / "log").read_text(errors="replace")
-            done += COUNTS.unpack(counter.read_bytes())[0]
+            count, length = COUNTS.unpack_from(notes.read_bytes())
+            done += count
             found += re.findall(r"^CRASH .*", log_text, re.M)
             edges = max([edges, *map(int, re.findall(r"cov: (\d+)", log_text))])
             if code != 0:
                 deaths += 1
-                found += _died(work, name, code, log_text, args.crashes)
+                if not count:
+                    raise RuntimeError(f"the process of {name} ended with {code}: {log_text[-2000:]}")
+                last = notes.read_bytes()[COUNTS.size : COUNTS.size + length]
+                found += _died(work, name, code, log_text, args.crashes, last)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return {
@@ -128,21 +134,18 @@ def run_target(name: str, executions: int, seconds: float, args: argparse.Namesp
     }  # fmt: skip
 
 
-def _died(work: Path, name: str, code: int, log: str, crashes: Path) -> list[str]:
-    """Keep the input at which a process died; without one it never began, which ends all."""
-    artifacts = sorted(work.glob("died-*"))
-    if not artifacts:
-        raise RuntimeError(f"the process of {name} ended with {code}: {log[-2000:]}")
-    told = []
-    for artifact in artifacts:
-        reason = artifact.name.split("-")[1]  # crash, timeout, oom, slow
-        place = re.findall(r'File "[^"]*modeling_more/([^"]+)", line (\d+)', log)
-        what = f"{reason} {signal.Signals(-code).name if code < 0 else code} {':'.join(place[0]) if place else ''}"
-        before = set(crashes.glob("*"))
-        keep(crashes, name, artifact.read_bytes(), what, f"died {what}")
-        told += [f"CRASH {file.name}: {what}" for file in sorted(set(crashes.glob("*")) - before)]
+def _died(work: Path, name: str, code: int, log: str, crashes: Path, last: bytes) -> list[str]:
+    """Keep the input at which a process died: libFuzzer's, or else the last one that was tried."""
+    reason, data = "died", last
+    for artifact in work.glob("died-*"):
+        reason, data = artifact.name.split("-")[1], artifact.read_bytes()  # crash, timeout, oom
         artifact.unlink()
-    return told
+    place = re.findall(r'File "[^"]*modeling_more/([^"]+)", line (\d+)', log)
+    ended = signal.Signals(-code).name if code < 0 else code
+    what = f"{reason}, the process ended with {ended} {':'.join(place[-1]) if place else ''}".strip()
+    before = set(crashes.glob("*"))
+    keep(crashes, name, data, what, f"died {what}")
+    return [f"CRASH {file.name}: {what}" for file in sorted(set(crashes.glob("*")) - before)]
 
 
 def main() -> None:
