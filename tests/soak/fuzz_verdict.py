@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 CRASHES = Path(__file__).with_name("crashes")
 MOST_CHARACTERS = 1_000  # of a sentence
+MOST_SECONDS = 5  # of computing
 MOST_GROWTH = 500_000  # KB of memory that one input may cost
 
 
@@ -64,6 +66,7 @@ def told_well(*names: str) -> Iterator[None]:
 
 def judge(target: Target, data: bytes, folder: Path) -> Crash | None:
     """Return what is wrong with how the target takes these bytes; None where nothing is."""
+    began = time.process_time()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         target.run(data, folder)
@@ -72,6 +75,8 @@ def judge(target: Target, data: bytes, folder: Path) -> Crash | None:
         last = " ".join(traceback.format_exception_only(error)).strip()
         kind = str(error).partition(":")[0] if isinstance(error, WrongResult) else type(error).__name__
         return Crash(f"{last:.300} at {place}", f"{kind} {place}")
+    if (seconds := time.process_time() - began) > MOST_SECONDS:
+        return Crash(f"it takes {seconds:.1f} s", "slow")
     if (grown := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) > MOST_GROWTH:
         return Crash(f"the memory grew by {grown} KB", "memory")
     return None
