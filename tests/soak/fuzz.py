@@ -29,7 +29,6 @@ SLOW = 30  # seconds on a busy machine, after which a process hangs
 MEMORY = 4096  # MB that a process may have
 COUNTS = struct.Struct("<qq")  # how many inputs were tried, and how long the last one is, which stands behind
 NOTES = 65_536  # bytes of the file that is left of a dead process
-COMPILED = ["modeling_more.knowledge.text", "modeling_more.knowledge.text_index"]  # by numba, which reads bytecode
 DEATHS = 50  # of one target's processes, after which it is given up
 
 
@@ -53,7 +52,12 @@ def fuzz_one(args: argparse.Namespace) -> None:
     """Try inputs until libFuzzer ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["modeling_more"], exclude=COMPILED):
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "modeling_more").rglob("*.py")}
+    # numba compiles bytecode, which must be as Python made it
+    compiled = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path, text in sources.items() if "@njit" in text
+    ]
+    with atheris.instrument_imports(include=["modeling_more"], exclude=compiled):
         from fuzz_targets import TARGETS
         from fuzz_verdict import judge
     import logging
