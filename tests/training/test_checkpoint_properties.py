@@ -10,13 +10,14 @@ import pytest
 
 import ner_runs
 import run_ner
+from modeling_more.training import checkpoints
 
 Options = Callable[[Path], list[str]]
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Any) -> tuple[Path, Options]:
-    """A folder with a run of one epoch of two, and the options to go on with a copy of it."""
+    """A folder with a run that was interrupted after one epoch of two, and the options to go on with a copy of it."""
     root = tmp_path_factory.mktemp("begun")
     files = {name: str(root / f"{name}.jsonl") for name in ("train", "dev", "test")} | {"cache": str(root / "cache")}
     for name, rows in (("train", ner_runs.posts(8)), ("dev", ner_runs.posts(4, 30)), ("test", ner_runs.posts(4, 50))):
@@ -25,8 +26,15 @@ def begun(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Any) -> tuple[
     def options(out: Path) -> list[str]:
         return ner_runs.options({**files, "out": str(out)}, tiny_encoder("bert"))
 
-    run_ner.main([*options(root / "whole")])
-    run_ner.main([*options(root / "out"), "--num_train_epochs", "1"])
+    def interrupted(*arguments: Any, **more: Any) -> None:
+        save(*arguments, **more)
+        raise KeyboardInterrupt
+
+    run_ner.main(options(root / "whole"))
+    save = checkpoints.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="interrupted"):
+        patch.setattr(checkpoints, "save_checkpoint", interrupted)
+        run_ner.main(options(root / "out"))
     return root, options
 
 
