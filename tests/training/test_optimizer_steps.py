@@ -124,7 +124,7 @@ def test_eight_times_one_is_one_times_eight(make, config, tiny_encoder, tmp_path
     for accumulation, size in ((8, 1), (1, 8), (2, 4)):
         model, processor, encoded = make(tiny_encoder("bert"), 19, **config)
         options = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": size}
-        gradients, _, _, result = run(model, processor, encoded, tmp_path, **options, learning_rate=0.0)
+        gradients, _, _, result = run(model, processor, encoded, tmp_path / str(size), **options, learning_rate=0.0)
         found[accumulation] = gradients, result.history[0]
         assert len(gradients) == 3
     for accumulation in (8, 2):
@@ -189,10 +189,10 @@ def test_two_processes_step_as_one(tiny_encoder, tmp_path):
     assert done.returncode == 0, done.stderr
     processes, found = torch.load(tmp_path / "found.pt")
     assert processes == 2
-    for one, (gradients, loss) in zip(CASES, found, strict=True):
+    for number, (one, (gradients, loss)) in enumerate(zip(CASES, found, strict=True)):
         accumulation = 2 * one[2].get("gradient_accumulation_steps", 1)
         expected, _, batches, result = case(
-            one, tiny_encoder("bert"), tmp_path / "one", gradient_accumulation_steps=accumulation
+            one, tiny_encoder("bert"), tmp_path / f"one-{number}", gradient_accumulation_steps=accumulation
         )
         assert len(batches) % 2 == 1, "an uneven number of batches was meant"
         assert len(gradients) == len(expected) > 1

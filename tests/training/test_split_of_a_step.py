@@ -145,7 +145,8 @@ def on_two_processes(tmp_path_factory, tiny_encoder, experts):
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_gradients_of_any_split(name, tiny_encoder, experts, on_two_processes, tmp_path):
     def split(sizes, accumulation):
-        return run(name, sizes, accumulation, tiny_encoder("bert"), experts, tmp_path)
+        folder = tmp_path / f"{len(sizes)}-{accumulation}"
+        return run(name, sizes, accumulation, tiny_encoder("bert"), experts, folder)
 
     whole = split([sum(SIZES)], 1)
     same(split(SIZES, 3), whole)
