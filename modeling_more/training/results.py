@@ -190,7 +190,7 @@ def adopt_best(stage: Path, best: Path) -> list[str]:
     for name in recorded(best):
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(best / name, stage / name)
-    return list(read_entry(best / MANIFEST)["files"])
+    return [name for name in read_entry(best / MANIFEST)["files"] if (stage / name).is_file()]
 
 
 def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import MANIFEST, file_entry, sync, write_json
+from ..foreign import resolve_inside
 from .arguments import Arguments
 
 OPTIONS, RESULTS, CARD, CONFIG = "arguments.json", "all_results.json", "README.md", "config.json"
@@ -65,7 +66,22 @@ def identity(args: Arguments) -> str:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """Return the files below a folder that runs wrote, and of each what it is of, see `identity`."""
+    """Return the files below a folder that runs wrote, and of each what it is of, see `identity`.
+
+    Names that lead out of the folder are left out: it may be a stranger's.
+    """
+    return {name: of for name, of in _recorded(folder).items() if _is_inside(folder, name)}
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    try:
+        resolve_inside(folder, name)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _recorded(folder: Path) -> dict[str, str]:
     manifest = read_entry(folder / MANIFEST)
     if isinstance(told := manifest.get(WRITTEN), dict):
         return {str(name): str(of) for name, of in told.items()}
@@ -117,7 +133,7 @@ def publish(folder: Path, loaded: Collection[str], of: str, trained: bool) -> No
             f"{folder / strange[0]} is of no run and stands where this one writes: move it, and start the run again"
             + " with --resume_from_checkpoint latest" * trained
         )
-    entries = _entries(read_entry(folder / MANIFEST))
+    entries = {name: one for name, one in _entries(read_entry(folder / MANIFEST)).items() if name in old}
     gone = {name for name, whose in old.items() if whose == of and (trained or name not in entries)}
     gone = (gone | set(PREDICTIONS) & old.keys() if trained else gone) - new
     kept = {name: entry for name, entry in entries.items() if name not in new | gone}

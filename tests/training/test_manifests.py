@@ -12,6 +12,7 @@ import pytest
 import run_ner
 from modeling_more import MoReForTokenClassification, MoReProcessor
 from modeling_more.training.experts import load_experts
+from modeling_more.training.results import published
 from ner_runs import ROOT, contents, options, run_script, told, training
 
 
@@ -137,3 +138,18 @@ def test_the_experts_inside_a_mixture_are_checked(here, capsys):
         assert f"{name} is not the file that was saved" in told(capsys, predict)
         flip(Path(name), -3)
     run_ner.main(predict)
+
+
+def test_a_strangers_manifest_deletes_and_uploads_nothing_outside(here, tmp_path):
+    outside = [tmp_path / "mine.txt", Path(here["train"]).resolve()]
+    outside[0].write_text("mine")
+    Path("plain/link.json").symlink_to(outside[0])
+    manifest = json.loads(Path("plain/manifest.json").read_text())
+    names = ["../mine.txt", str(outside[1]), "link.json", "experts/../../mine.txt", "bad\0name"]
+    manifest["written"] |= dict.fromkeys(names, "")
+    Path("plain/manifest.json").write_text(json.dumps(manifest))
+    assert not set(names) & set(published(Path("plain"), predictions=True))
+    given = ["--holdout_fraction", "0.33", "--knowledge", here["knowledge"], "--top_k", "1", "--retrieval", "text"]
+    run_ner.main(training(here, "plain", *given, "--resume_from_checkpoint", "latest"))
+    assert all(file.exists() for file in outside) and Path("plain/link.json").is_symlink()
+    assert not set(names) & set(json.loads(Path("plain/manifest.json").read_text())["written"])
