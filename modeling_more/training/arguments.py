@@ -183,7 +183,11 @@ class TrainingArguments:
 class MixtureArguments:
     """A group of options that say how experts are mixed (--retrieval moe)."""
 
-    experts: list[str] = option([], "experts to mix: folders of earlier runs, or Hub ids")
+    experts: list[str] = option(
+        [],
+        "experts to mix: folders of earlier runs, or Hub ids; of experts that were not trained by you on this machine "
+        "no files and addresses are used but those that you give (--knowledge, --captions, --image_dir …)",
+    )
     gate_data: str = option(
         "holdout",
         "posts the gate learns from: those the experts held out (--holdout_fraction), all training posts with "
