@@ -24,7 +24,7 @@ from datasets import Dataset
 from _common import ROOT, PeakMemory, write_result
 from modeling_more.data.conll import read_conll
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, load_knowledge, title_recall
-from modeling_more.knowledge.corpus import default_cache_dir
+from modeling_more.knowledge.index_files import default_cache_dir
 from modeling_more.knowledge.search_words import split_query
 from modeling_more.training.arguments import DataArguments
 from modeling_more.training.retrieval import add_knowledge

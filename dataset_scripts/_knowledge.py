@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from dataset_scripts._publish import exit_code, failed_push, without_folder
 from modeling_more.files import locked, new_file, remove_strays, write_text
 from modeling_more.foreign import line_objects, read_object
-from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus, default_cache_dir
+from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus
 from modeling_more.knowledge.corpus_info import CorpusInfo
+from modeling_more.knowledge.index_files import user_cache
 from modeling_more.naming import NamingParser
 from modeling_more.training.model_card import markdown_table, scrub_command
 from modeling_more.training.results import privacy
@@ -230,7 +231,7 @@ def write_shards(
     Returns:
         the files; and counts of rows, articles and, by reason, what was left out.
     """
-    root = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    root = user_cache(cache_dir).expanduser()
     size = size or (IMAGE_SHARD if plan.images else TEXT_SHARD)
     folder = root / "builders" / f"{plan.name}-{plan.digest}-{limit or 'all'}-{size}"
     with locked(folder, "reads articles into shards"):

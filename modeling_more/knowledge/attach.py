@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 from modeling_more.tagging import tags_to_spans
 
 from ..files import new_file, remove_strays_of
-from .corpus import KNOWLEDGE_FEATURE, default_cache_dir
+from .corpus import KNOWLEDGE_FEATURE
 from .corpus_images import Unusable
 from .corpus_tables import claim, open_shard, seal, write_stream
+from .index_files import user_cache
 from .leakage import Entry, search_without_leaks
 from .pictures import (
     REASONS,
@@ -272,7 +273,7 @@ def _attach(
 ) -> tuple[Posts, Report]:
     if top_k < 1 or shard_size < 1:
         raise ValueError(f"top_k and shard_size must be at least 1, not {top_k} and {shard_size}.")
-    cache = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "attach"
+    cache = user_cache(cache_dir) / "attach"
     splits = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
     result, reports = {}, {}
     for name, split in splits.items():

@@ -46,7 +46,7 @@ from .corpus_info import (
     read_info,
 )
 from .corpus_tables import build_once, claim, numpy_view, open_or_build, shared_values, write_stream
-from .index_files import checked_once, default_cache_dir, digests_of
+from .index_files import checked_once, digests_of, user_cache
 from .saved_corpus import CARD, FOLDERS, check_tables_of, check_target, listed_files, saved_folder
 from .table_checks import check_tables, open_table
 from .text_index import META_FILE as INDEX_META
@@ -102,7 +102,7 @@ class KnowledgeCorpus:
         self.info = read_info(self.folder)
         self.index_dir = Path(index_dir) if index_dir is not None else None
         self.faiss_dir = Path(faiss_dir) if faiss_dir is not None else None
-        self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        self.cache_dir = user_cache(cache_dir)
         files = [self.folder / "paragraphs.arrow", self.folder / "sentences.arrow"]
         self.paragraphs, self.sentences = map(open_table, files, (PARAGRAPHS, SENTENCES))
         #: id, title, value (the article's lead) and image, one row an image; None where the corpus has none
@@ -266,7 +266,7 @@ class KnowledgeCorpus:
             if not file.is_file():
                 raise FileNotFoundError(f"The knowledge file {file} does not exist{nearest_folder(file)}.")
             digest.update(f"{kind_of(file)} {file_digest(file)}".encode())
-        folder = _corpora(cache_dir) / digest.hexdigest()[:32]
+        folder = user_cache(cache_dir) / "corpora" / digest.hexdigest()[:32]
 
         def build(into: Path) -> None:
             info = build_from_articles(into, files, title_in_key, language, splitter, image_dirs)
@@ -329,7 +329,7 @@ class KnowledgeCorpus:
                 repeated_ids=total("repeated_ids") + shared_values([c.paragraphs.data.column("id") for c in corpora]),
             )
 
-        return cls._built(_corpora(cache_dir) / digest.hexdigest()[:32], build, cache_dir)
+        return cls._built(user_cache(cache_dir) / "corpora" / digest.hexdigest()[:32], build, cache_dir)
 
     @classmethod
     def _built(
@@ -414,11 +414,10 @@ class KnowledgeCorpus:
         """
         folder = saved_folder(name_or_path, revision)
         info = read_info(folder)
-        cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        tables = check_tables_of(folder, listed_files(folder), cache)
+        tables = check_tables_of(folder, listed_files(folder), user_cache(cache_dir))
         saved = [folder / name if (folder / name).is_dir() else None for name in (INDEX_FOLDER, FAISS_FOLDER)]
         return cls._built(
-            _corpora(cache_dir) / f"saved-{info.fingerprint}",
+            user_cache(cache_dir) / "corpora" / f"saved-{info.fingerprint}",
             lambda into: build_from_parquet(into, folder, tables, info),
             cache_dir,
             *saved,
@@ -446,7 +445,3 @@ class KnowledgeCorpus:
                 delete_patterns=[f"{name}/*" for name in FOLDERS],
             )
         return str(commit.commit_url)
-
-
-def _corpora(cache_dir: str | Path | None) -> Path:
-    return (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "corpora"

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import file_digest
-from ..foreign import require_regular
+from ..foreign import read_object, require_regular
 from .articles import Article
 from .corpus_tables import column_digest, write_stream
 from .pictures import THREADS, ImageError, named_file, open_image, or_error, read_bytes
@@ -145,8 +145,8 @@ def image_roots(folder: Path) -> list[str]:
 def images_changed(folder: Path) -> bool:
     """Return whether image files of a built corpus have changed, gone or come (also into their folder) since."""
     sources = _sources(folder)
-    if sources is None:
-        return False
+    if sources is None or "damaged" in sources:
+        return sources is not None
     moved = any(_is_inside(path, sources["roots"]) for path in sources.get("outside", ()))
     return moved or any(_changed(Path(file), stamp) for file, stamp in sources["files"].items())
 
@@ -161,9 +161,12 @@ def _is_inside(path: str, roots: list[str]) -> bool:
 
 def _sources(folder: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads((folder / _SOURCES).read_text(encoding="utf-8")))
+        return read_object(folder / _SOURCES, roots=list, files=dict)
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        logger.warning("%s: the corpus is built again.", error)
+        return {"roots": [], "files": {}, "damaged": True}
 
 
 def _checked(article: Article) -> bytes:

@@ -43,6 +43,11 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
 
 
+def user_cache(cache_dir: str | Path | None) -> Path:
+    """Return the cache that was given, else the default one."""
+    return Path(cache_dir) if cache_dir is not None else default_cache_dir()
+
+
 def checked_once(cache: Path, files: Iterable[Path], about: object, check: Callable[[], T]) -> T:
     """Return what `check` returns, a value of JSON; it is not called again for files that it has passed.
 
@@ -87,12 +92,7 @@ def file_inside(folder: Path, name: str) -> Path:
         FileNotFoundError: there is none.
         ValueError: the name leads out of the folder, or is that of something else than a file.
     """
-    home, told = folder, Path(name)
-    for above in (folder, folder.parent, folder.parent.parent):
-        if above.parent.name == "snapshots" and (above.parent.parent / "blobs").is_dir():
-            home, told = above.parent.parent, folder.relative_to(above.parent.parent) / name
-    resolve_inside(home, str(told))
-    return require_regular(folder / name)
+    return require_regular(resolve_inside(folder, name))
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:

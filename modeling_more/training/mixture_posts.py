@@ -91,9 +91,9 @@ def cache_of(args: Arguments) -> Path | None:
     """Return the folder that caches the experts' outputs and the image embeddings, or None if nothing is cached."""
     if not args.mixture.cache_expert_outputs:
         return None
-    from ..knowledge.corpus import default_cache_dir
+    from ..knowledge.index_files import user_cache
 
-    return Path(args.data.cache_dir) if args.data.cache_dir else default_cache_dir()
+    return user_cache(args.data.cache_dir or None)
 
 
 def _add_images(
