@@ -30,7 +30,7 @@ IMAGE_FEATURES = Features(
 )
 TABLE = "images.arrow"
 _SOURCES = "image_sources.json"  # the files that a built corpus took its images from, with size, time and digest
-_WAY_OUT = "; what lies outside the folder that is given is not opened: move it there, or give its folder"
+_WAY_OUT = "; what lies outside the folder that is given isn't opened: move it there, or give its folder (--image_dir)"
 _BATCH_ROWS = 200
 _BATCH_BYTES = 64_000_000
 _SHOWN = 10  # ids that a warning names for each reason

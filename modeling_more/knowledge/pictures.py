@@ -266,7 +266,9 @@ def _decode(image: Image.Image, max_pixels: int, ours: bool = False) -> Image.Im
             across, down = _factors(width, height)
             image.draft(image.mode, (width // across, height // down))  # decodes an eighth to the whole of each side
         pixels = image.size[0] * image.size[1]
-        with _DECODING.take(needed + pixels * (16 if pixels <= LARGE else 4)):  # that many bytes, with copies
+        # a pixel takes four bytes: with copies of small ones; WebP's decoder holds two canvases of its own
+        each = 16 if pixels <= LARGE else 12 if image.format == "WEBP" else 4
+        with _DECODING.take(needed + pixels * each):
             image.load()
             if pixels > LARGE:
                 return _upright(_smaller(image))
