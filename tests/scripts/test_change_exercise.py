@@ -79,6 +79,8 @@ def test_a_retriever_of_ones_own_is_a_file_and_an_option(files, tiny_encoder, tm
         *options(files, "unused", retrieval="moe"),
         "--experts",
         files["out"],
+        "--gate_data",
+        "train",
         "--output_dir",
         str(tmp_path / "mix"),
     ]
