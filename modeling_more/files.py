@@ -70,22 +70,17 @@ def replace_folder(beside: Path, folder: Path, discard: Callable[[Path], object]
     `NAME.outgoing`, see `whole_folder`.
     """
     outgoing = folder.with_name(folder.name + OUTGOING)
-    if os.path.lexists(folder):
-        if _exchange(beside, folder):
-            old = beside
-        else:
+    exchanged = os.path.lexists(folder) and _exchange(beside, folder)
+    if not exchanged:
+        if os.path.lexists(folder):  # else the outgoing one, left by a crash, is the only copy
             if os.path.lexists(outgoing):
                 discard(outgoing)
             os.replace(folder, outgoing)
-            os.replace(beside, folder)
-            old = outgoing
-        sync(folder.parent)
-        discard(old)
-        return
-    os.replace(beside, folder)
+        os.replace(beside, folder)
     sync(folder.parent)
-    if os.path.lexists(outgoing):  # left by a crash, it was the only copy
-        discard(outgoing)
+    for old in (beside, outgoing):
+        if os.path.lexists(old):
+            discard(old)
 
 
 def whole_folder(folder: Path) -> Path:

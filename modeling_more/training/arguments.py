@@ -166,8 +166,8 @@ class TrainingArguments:
     gradient_checkpointing: bool = option(False, "less memory for a third more time")
     resume_from_checkpoint: str | None = option(
         None,
-        "'latest', or the folder of a checkpoint of the same run; with another --num_train_epochs the rates are "
-        "those of the new length from there on",
+        "'latest', or the folder of a checkpoint of the same run, launched with as many processes; with another "
+        "--num_train_epochs the rates are those of the new length from there on",
     )
     save_checkpoints: bool = option(True, "write the optimizer's state after each epoch, so that the run can resume")
     report_to: list[str] = option([], "trackers, e.g. tensorboard trackio wandb; logs go to OUTPUT_DIR/logs", TRACKERS)

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
-from conftest import ENCODER_KINDS
+from modeling_more import files
 from modeling_more.files import file_digest, replace_folder, whole_folder, write_manifest
 from modeling_more.training import checkpoints
 from modeling_more.training.arguments import Arguments, DataArguments, TrainingArguments
@@ -86,7 +86,7 @@ def test_what_was_interrupted_goes_on_bit_for_bit(interrupted, tiny_encoder, tmp
     assert same(whole, run(tiny_encoder("bert"), tmp_path / "run", resume_from_checkpoint="latest"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ENCODER_KINDS if kind != "bert"])
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "deberta-v2", "modernbert"])
 def test_every_encoder_goes_on(kind, tiny_encoder, tmp_path):
     whole = run(tiny_encoder(kind), tmp_path / "whole", num_train_epochs=2)
     with pytest.raises(Stopped):
@@ -249,22 +249,21 @@ def test_files_of_others_stay(interrupted, tiny_encoder, tmp_path):
     assert json.loads((folder / "last" / STATE).read_text())["epoch"] == 3
     # a model is loaded from whatever lies beside it: that is asked about
     assert f"{folder / 'best'} holds plots" in refusal(tiny_encoder, tmp_path / "run")
-    # and a new run deletes neither them nor folders that are of no training
+    # nor does a new run delete them, or folders that are of no training
 
-    def refused(strange):
+    def refused(strange, **options):
         with pytest.raises(CheckpointError, match=f"{folder / strange} is "):
-            run(tiny_encoder("bert"), tmp_path / "run")
+            run(tiny_encoder("bert"), tmp_path / "run", scores(1), **options)
 
-    refused("last/notes.txt")
-    (folder / "last" / "notes.txt").unlink()
-    refused("best/plots")
+    before = {path for path in folder.rglob("*")}
+    refused("last")
+    assert before == {path for path in folder.rglob("*")}
+    shutil.rmtree(folder / "last")  # then there is nothing to go on from
+    refused("best/plots", resume_from_checkpoint="latest")
     (folder / "best" / "plots").rmdir()
     (folder / "best" / "manifest.json").unlink()  # as a model that its owner saved there
-    refused("best")
+    refused("best", resume_from_checkpoint="latest")
     assert {"config.json", "model.safetensors"} == {path.name for path in (folder / "best").iterdir()}
-    shutil.rmtree(folder / "best")
-    run(tiny_encoder("bert"), tmp_path / "run", num_train_epochs=1)
-    assert sorted(path.name for path in folder.iterdir()) == ["best", "last"]
 
 
 @pytest.mark.parametrize("name", ["model", "optimizer"])
@@ -330,7 +329,10 @@ def test_sharding_that_needs_pickles_is_refused_before_training(kind, tmp_path):
             checkpoints.resume(elsewhere, TrainingArguments(str(tmp_path), **options), {}, None, None, None)
 
 
-def test_a_folder_that_is_replaced_is_there_all_the_time(tmp_path):
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_that_is_replaced_is_there_all_the_time(exchange, tmp_path, monkeypatch):
+    if not exchange:  # as on systems that can't
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     for name in ("new", "old", "old.outgoing"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "name").write_text(name)
