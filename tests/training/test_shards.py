@@ -20,7 +20,7 @@ from modeling_more.files import write_jsonl as write_rows
 from modeling_more.pipelines import EntityPipeline
 from modeling_more.processing_more import MoReProcessor
 from modeling_more.training import shards
-from ner_runs import ROOT, posts, run_script, write_jsonl
+from ner_runs import ROOT, options, posts, run_script, write_jsonl
 
 
 @pytest.fixture
@@ -205,7 +205,10 @@ def test_all_posts_are_checked_before_any_is_computed(
 def test_predictions_of_a_split_are_written_before_they_are_scored(
     expert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    there = []
+
     def fails(*_: Any) -> Any:
+        there.extend(path.read_text().splitlines() for path in (tmp_path / "scored").rglob("test.jsonl"))
         raise MemoryError
 
     monkeypatch.setattr(type(ENTITIES), "score", fails)
@@ -213,7 +216,23 @@ def test_predictions_of_a_split_are_written_before_they_are_scored(
     given = ["--test_file", str(file), "--model_name_or_path", expert, "--no_do_train", "--use_cpu"]
     with pytest.raises(MemoryError):
         run_ner.main([*given, "--output_dir", str(tmp_path / "scored")])
-    assert len((tmp_path / "scored" / "predictions" / "test.jsonl").read_text().splitlines()) == 9
+    [lines] = there
+    assert len(lines) == 9
+
+
+def test_shards_of_a_prediction_that_was_broken_off_hinder_no_training(
+    expert: str, files: dict[str, str], tiny_encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD", 10)
+    interrupted(expert, write_jsonl(tmp_path / "posts.jsonl", posts(25)), Path(files["out"]), monkeypatch, after=1)
+    foreign = Path(files["out"]) / "predictions" / "mine.000000-0123456789abcdef.jsonl"
+    foreign.touch()
+    train = options(files, tiny_encoder("bert"), "--num_train_epochs", "1", "--overwrite_output_dir")
+    with pytest.raises(SystemExit, match="mine.000000"):
+        run_ner.main(train)
+    foreign.unlink()
+    run_ner.main(train)
+    assert names(Path(files["out"])) == ["dev.jsonl", "test.jsonl"]
 
 
 def test_numbers_that_json_lacks_are_not_written(tmp_path: Path) -> None:
