@@ -65,17 +65,21 @@ def test_a_killed_prediction_goes_on_where_it_was(
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert not (output / "predictions" / "predict.jsonl").exists()
-    first = {path: path.stat().st_mtime_ns for path in (output / "predictions").glob("predict.0*.jsonl")}
+    first = list((output / "predictions").glob("predict.0*.jsonl"))
     lines = [line for path in sorted(first) for line in path.read_text().splitlines()]
+    marked = [json.dumps({**json.loads(line), "kept": True}) for line in min(first).read_text().splitlines()]
+    min(first).write_text("\n".join(marked) + "\n")
     caplog.set_level("INFO")
     run_ner.main(arguments(expert, file, output))
     assert f"{len(lines)} of 2600 posts are predicted already" in caplog.text
     assert names(output) == ["predict.jsonl"]
     found = (output / "predictions" / "predict.jsonl").read_text().splitlines()
-    assert found[: len(lines)] == lines  # not computed again
+    assert found[: len(lines)] == [*marked, *lines[len(marked) :]]  # not computed again
     assert [json.loads(line)["id"] for line in found] == [f"post-{i}" for i in range(2600)]
     run_ner.main(arguments(expert, file, tmp_path / "whole"))
-    assert predictions(tmp_path / "whole") == predictions(output)
+    assert predictions(tmp_path / "whole") == [
+        {key: value for key, value in row.items() if key != "kept"} for row in predictions(output)
+    ]
 
 
 def test_what_was_begun_with_other_posts_or_another_model_is_not_kept(
