@@ -222,12 +222,11 @@ def check_manifest(folder: Path, names: Sequence[str] | None = None) -> None:
             raise ValueError(f"{folder / MANIFEST} does not describe {name}")
         if not file.is_file():
             raise ValueError(f"{folder} lacks {name}, which its {MANIFEST} names: it was not saved or copied whole")
-        if (size := file.stat().st_size) != told["size"]:
-            raise ValueError(f"{file} has {size} bytes, {told['size']} were saved: it was not saved or copied whole")
-        if file_digest(file) != told.get("sha256"):
+        if (size := file.stat().st_size) != told["size"] or file_digest(file) != told.get("sha256"):
+            found = f"{size} bytes, {told['size']} were saved" if size != told["size"] else "another SHA-256"
             raise ValueError(
-                f"{file} is not the file that was saved here (its SHA-256 is another): save or copy it again, or "
-                f"delete {MANIFEST} if you changed it yourself"
+                f"{file} is not the file that was saved here ({found}): save or copy it again, or delete {MANIFEST} if "
+                "you changed it yourself"
             )
 
 

@@ -80,7 +80,7 @@ def test_a_manifest_tells_a_file_that_is_cut_changed_or_missing(tmp_path: Path) 
         (tmp_path / name).write_text("content")
     write_manifest(tmp_path, ["a", "deep/b"])
     check_manifest(tmp_path)
-    for change, message in (("contenT", "SHA-256"), ("cut", "has 3 bytes, 7 were saved"), (None, "lacks deep/b")):
+    for change, message in (("contenT", "SHA-256"), ("cut", "3 bytes, 7 were saved"), (None, "lacks deep/b")):
         (tmp_path / "deep" / "b").unlink()
         if change is not None:
             (tmp_path / "deep" / "b").write_text(change)

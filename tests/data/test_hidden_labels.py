@@ -244,8 +244,8 @@ def test_empty_posts_are_in_the_output(tmp_path: Path, tiny_encoder: Callable[[s
             [] for post in rows if not post["text"].strip()
         ]
     (tmp_path / "p.txt").write_text("\nAda\n\nBo\n")
-    train(run_ner, ["--do_predict", "--predict_file", str(tmp_path / "p.txt")], expert, tmp_path / "out")
-    assert [row["id"] for row in read_lines({"out": str(tmp_path / "out")}, "predictions/predict.jsonl")] == [
+    train(run_ner, ["--do_predict", "--predict_file", str(tmp_path / "p.txt")], expert, tmp_path / "lines")
+    assert [row["id"] for row in read_lines({"out": str(tmp_path / "lines")}, "predictions/predict.jsonl")] == [
         "p-2",
         "p-4",
     ]

@@ -152,6 +152,9 @@ def test_the_script_trains_and_predicts(files, tmp_path, caplog):
     assert "max_length is lowered from 300 to 40" in caplog.text
     promise(Path(files["out"]))
     again = ["--model_name_or_path", files["out"], "--do_predict", "--predict_file", files["test"], "--use_cpu"]
+    with pytest.raises(SystemExit, match="not the file that was saved here .* delete manifest.json if you changed it"):
+        run_ner.main([*again, "--output_dir", files["out"] + "2"])
+    Path(files["out"], "manifest.json").unlink()
     run_ner.main([*again, "--output_dir", files["out"] + "2"])
     files["out"] += "2"
     assert [len(row["tokens"]) for row in read_lines(files, "predictions/predict.jsonl")] == [
