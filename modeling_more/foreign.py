@@ -225,8 +225,8 @@ def check_manifest(folder: Path, names: Sequence[str] | None = None) -> None:
         if (size := file.stat().st_size) != told["size"] or file_digest(file) != told.get("sha256"):
             found = f"{size} bytes, {told['size']} were saved" if size != told["size"] else "another SHA-256"
             raise ValueError(
-                f"{file} is not the file that was saved here ({found}): save or copy it again, or delete {MANIFEST} if "
-                "you changed it yourself"
+                f"{file} is not the file that was saved here ({found}): save or copy it again, or delete {MANIFEST} "
+                "if you changed it yourself"
             )
 
 
