@@ -99,8 +99,8 @@ def test_training_needs_labels(hidden: str, told: str, tmp_path: Path, tiny_enco
     with pytest.raises(SystemExit, match=f"error: {told}"):
         train(run_ner, files, tiny_encoder("bert"), tmp_path / "out")
     with pytest.raises(SystemExit, match=f"error: {told}"):
-        train(run_ner, [*files, "--retrieval", "moe", "--experts", save(tmp_path, tiny_encoder, "one")],
-              tiny_encoder("bert"), tmp_path / "out")  # fmt: skip
+        mixed = ["--retrieval", "moe", "--gate_data", "train", "--experts", save(tmp_path, tiny_encoder, "one")]
+        train(run_ner, [*files, *mixed], tiny_encoder("bert"), tmp_path / "out")
 
 
 def save(folder: Path, tiny_encoder: Callable[[str], str], name: str, task: str = "entities", seed: int = 0) -> str:
@@ -155,8 +155,9 @@ def test_a_mixture_limits_each_expert_to_the_same_posts(
     from modeling_more.training.command_line import parse_arguments
     from modeling_more.training.mixture_posts import load_mixture_posts
 
-    given = ["--dataset", str(tmp_path / "data"), "--retrieval", "moe", "--experts", *experts, "--no_gate_images",
-             "--max_train_samples", "3", "--max_eval_samples", "2", "--cache_dir", str(tmp_path / "c")]  # fmt: skip
+    given = ["--dataset", str(tmp_path / "data"), "--retrieval", "moe", "--experts", *experts, "--gate_data", "train",
+             "--no_gate_images", "--max_train_samples", "3",
+             "--max_eval_samples", "2", "--cache_dir", str(tmp_path / "c")]  # fmt: skip
     found, _, _ = load_mixture_posts(ENTITIES, parse_arguments(given, ""), load, [])
     assert {split: [row["id"] for row in own] for split, own in found.items()} == {
         "train": ["post-0", "post-1", "post-2"], "validation": ["post-0", "post-1"],
