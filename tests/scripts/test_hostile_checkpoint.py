@@ -125,7 +125,9 @@ def hostile(files, tiny_encoder, tmp_path):
             replace(folder / "last" / name, bomb)
         sign(folder)
         for name in ("model.safetensors", "optimizer.safetensors", "random_states.json", "training_state.json"):
-            folder = copy(f"instead of {name}-{kind}", f"last/{name} ")
+            # what does not read as a checkpoint's state is none
+            none = "holds a finished run that has no checkpoint to go on from"
+            folder = copy(f"instead of {name}-{kind}", none if name == "training_state.json" else f"last/{name} ")
             replace(folder / "last" / name, bomb)
             sign(folder)
         folder = copy(f"of an earlier version-{kind}", "is of an earlier version, whose checkpoints are pickles")
