@@ -124,18 +124,13 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     return row
 
 
-def rows_at_once(file: Any, columns: Sequence[str], most: int) -> int:
+def rows_at_once(file: Any, most: int) -> int:
     """Return how many rows of a `pyarrow.parquet.ParquetFile` to read at once, for some 64 MB by its own figures."""
     found = most
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
-        parts = [group.column(place) for place in range(group.num_columns)]
-        size = sum(
-            part.total_uncompressed_size
-            for part in parts
-            if any(part.path_in_schema == name or part.path_in_schema.startswith(f"{name}.") for name in columns)
-        )
-        found = min(found, max(1, _ROWS_BYTES * max(1, group.num_rows) // max(1, size)))
+        # not those of its columns: asking for them ends the process where their statistics are damaged
+        found = min(found, max(1, _ROWS_BYTES * max(1, group.num_rows) // max(1, group.total_byte_size)))
     return found
 
 

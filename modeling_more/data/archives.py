@@ -34,7 +34,10 @@ def extract_archive(
             remove_strays_of(folder)
             with new_folder(folder) as beside, zipfile.ZipFile(require_regular(archive)) as opened:
                 _extract_members(opened, archive, beside, max_bytes, max_files)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError),
+        UnicodeDecodeError,  # in the name of a file
+    ) as error:
         raise ValueError(f"{archive}: not a zip file that can be unpacked ({error}).") from None
     except OSError as error:  # bz2 has no strerror for what it can't unpack
         raise OSError(f"{archive}: can't be unpacked to {folder} ({error.strerror or error}).") from None

@@ -184,7 +184,7 @@ def _parquet(path: Path) -> Table:
         raise ValueError(f"{path}: the file is empty; it should hold at least one post.")
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
         raise ValueError(f"{path}: not a Parquet file that can be read ({error}).") from None
     schema = file.schema_arrow
     if not POSTS & set(schema.names):
@@ -223,7 +223,7 @@ def class_names(feature: Any) -> list[str] | None:
 def _parquet_rows(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[str, Row]]:
     number = 0
     try:
-        for batch in file.iter_batches(rows_at_once(file, columns, _BATCH), columns=columns):
+        for batch in file.iter_batches(rows_at_once(file, _BATCH), columns=columns):
             for place in range(len(batch)):
                 number += 1
                 where = f"{path}, row {number}"

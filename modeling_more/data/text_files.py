@@ -46,7 +46,7 @@ def read_text(path: str | Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = len(LINE_END.findall(data[: error.start].decode("utf-8"))) + 1
+        line = len(LINE_END.findall(error.object[: error.start].decode("utf-8"))) + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
     if not text.strip(f"{BLANK}\r\n{BYTE_ORDER_MARK}"):
         raise ValueError(f"{path}: the file is empty; it should hold at least one post.")

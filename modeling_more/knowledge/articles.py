@@ -84,7 +84,7 @@ def _read_jsonl(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
 def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         parquet = pq.ParquetFile(require_regular(file))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
         raise ValueError(f"{file} is not a Parquet file ({error}).") from None
     schema = parquet.schema_arrow
     if missing := [column for column in NEEDED if column not in schema.names]:
@@ -101,7 +101,7 @@ def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], st
         columns.append("image.path" if with_path and not images else "image")
     number = 0
     try:
-        most = rows_at_once(parquet, columns, _IMAGE_BATCH if "image" in columns else _BATCH)
+        most = rows_at_once(parquet, _IMAGE_BATCH if "image" in columns else _BATCH)
         for batch in parquet.iter_batches(most, columns=columns):
             for row in batch.to_pylist():
                 number += 1

@@ -100,15 +100,18 @@ def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: file_digest(folder / name) for name in names}
 
 
-def check_digests(folder: Path, names: Sequence[str], told: Mapping[str, Any] | None) -> str:
+def check_digests(folder: Path, names: Sequence[str], told: Any) -> str:
     """Return one digest of the files of an index, compared with the ones that its description tells.
 
     Args:
-        told: None for an index that is older than digests: its structure alone is checked.
+        told: the digest of each file by its name; None for an index that is older than digests: its structure alone
+            is checked.
 
     Raises:
         DamagedError: a file is missing, or another one than was written.
     """
+    if not isinstance(told, Mapping | None):
+        raise DamagedError(f"{folder}: its description tells the digests as {type(told).__name__}, not by name")
     found = {}
     for name in names:
         try:
