@@ -107,7 +107,8 @@ def _bm25() -> Target:
 def _tables() -> Target:
     def make(home: Path) -> tuple[Path, list[str]]:
         corpus = _text_corpus(home)
-        return corpus.folder, ["paragraphs.arrow", "sentences.arrow", "knowledge.json", "article_start.npy"]
+        names = [path.relative_to(corpus.folder).as_posix() for path in corpus.folder.rglob("*") if path.is_file()]
+        return corpus.folder, sorted(name for name in names if not name.startswith(("bm25/", ".")))
 
     def use(folder: Path) -> Answers:
         corpus = KnowledgeCorpus(folder)
@@ -118,7 +119,7 @@ def _tables() -> Target:
                 entry["text"].encode()
         return found
 
-    return _target(make, use, 0.6, 4)
+    return _target(make, use, 0.6, 9)
 
 
 # ---------------------------------------------------------------- a corpus as it is saved and downloaded

@@ -26,6 +26,9 @@ _PASSING = re.compile(
 )
 
 
+_CHECKED = "checked"  # folder of notes on files that were checked, by their times
+
+
 class Run(NamedTuple):
     """A run to be killed.
 
@@ -40,7 +43,8 @@ class Run(NamedTuple):
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return all files below a folder, without what may differ between a broken run and an unbroken one."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".lock"))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".lock")]
+    files = [path for path in files if path.parent.name != _CHECKED]
     return {path.relative_to(folder).as_posix(): without_passing(path.name, path.read_bytes()) for path in files}
 
 
