@@ -76,13 +76,15 @@ def fuzz(args: argparse.Namespace) -> list[Row]:
 
 
 def kill(args: argparse.Namespace) -> list[Row]:
-    rows = []
-    for name in json.loads(subprocess.check_output([sys.executable, str(SOAK / "kills.py"), "--list"], text=True)):
+    names = json.loads(subprocess.check_output([sys.executable, str(SOAK / "kills.py"), "--list"], text=True))
+
+    def one_run(name: str) -> Row:
         began = time.monotonic()
         (one,) = lines_of("kills.py", "--runs", name, "--every", args.every)
-        more = f"{one['operations']} operations"
-        rows.append(row(f"kills: {name}", one["kills"], one["failed"], more, began))
-    return rows
+        return row(f"kills: {name}", one["kills"], one["failed"], f"{one['operations']} operations", began)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one_run, names))
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
@@ -111,10 +113,10 @@ MOST_GROWTH = 1000  # KB per 1,000 steps or calls
 
 def main() -> int:
     args = parse()
-    with ThreadPoolExecutor(2) as pool:  # one core for the fuzzer, one for the rest
-        fuzzed = pool.submit(lambda: fuzz(args) if "fuzz" in args.parts else [])
-        others = [one for part, do in PARTS.items() if part in args.parts and part != "fuzz" for one in do(args)]
-        rows = others + fuzzed.result()
+    with ThreadPoolExecutor(2) as pool:  # one core for the fuzzer, one for what is measured
+        quick = [pool.submit(PARTS[part], args) for part in PARTS if part in args.parts and part != "kill"]
+    rows = kill(args) if "kill" in args.parts else []  # on both
+    rows += [one for done in quick for one in done.result()]
     kills = [one for one in rows if one["what"].startswith("kills")]
     inputs = [one for one in rows if one["what"].startswith("inputs")]
     for what, parts in (("all kills", kills), ("all inputs", inputs)):

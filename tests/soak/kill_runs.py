@@ -5,6 +5,7 @@ Each knows its folder, which holds all that it reads and writes, so that a secon
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -26,6 +27,7 @@ _PASSING = re.compile(
 )
 
 
+_TELLING = (".json", ".jsonl", ".md")
 _CHECKED = "checked"  # folder of notes on files that were checked, by their times
 
 
@@ -49,7 +51,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def without_passing(name: str, content: bytes) -> bytes:
-    return _PASSING.sub(b"", content) if name.endswith((".json", ".jsonl", ".md")) else content
+    if name == "manifest.json":  # whose digests of the files below tell the time, too
+        files = json.loads(content).get("files", {})
+        return repr({one: told for one, told in files.items() if not one.endswith(_TELLING)}).encode()
+    return _PASSING.sub(b"", content) if name.endswith(_TELLING) else content
 
 
 def difference(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> str:

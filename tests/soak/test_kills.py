@@ -116,4 +116,6 @@ def test_only_the_passing_is_left_out() -> None:
     )
     assert left(card, "README.md") == b"python run_ner.py --top_k 2\n```\nseed: 1\n"
     assert left(b"3 s", "x.safetensors") == b"3 s"
+    manifests = [{"files": {"a.json": number, "b.safetensors": 5}} for number in (1, 2)]
+    assert left(manifests[0], "manifest.json") == left(manifests[1], "manifest.json") != left({}, "manifest.json")
     assert set(SAMPLE) <= set(RUNS)
