@@ -173,6 +173,8 @@ REASONS: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
     (("compile",), ("",), "ast.py:", "text is parsed to a tree, not run: the header of an array, by literal_eval"),
     (RUN, ("",), "hf_argparser.py", "transformers reads the types of our options, which stand in our code as text"),
     (("compile",), ("torch.classes.",), "typing.py", "torch writes a type of its own as text"),
+    (("ctypes.dlopen",), ("None",), "modeling_more/files.py",
+     "the process's own C library is asked to let two folders change places"),
 )  # fmt: skip
 INNERMOST = 6
 IMPORTING = "an installed module makes code of its own, or opens a library, while it is imported"
