@@ -61,8 +61,7 @@ class SentenceEncoder:
             max_length: sub-tokens read of a text; the tokenizer's own limit holds where it is lower.
 
         Raises:
-            FileNotFoundError: no encoder of that name in a folder or on the Hub.
-            ValueError: the checkpoint lacks weights of the encoder.
+            FileNotFoundError: no encoder of that name in a folder or on the Hub, or not all of its weights.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)

@@ -83,7 +83,7 @@ def test_markers_stand_once_around_their_entities(
     spans = st.integers(0, count - 1).flatmap(lambda a: st.integers(a + 1, count).map(lambda b: (a, b)))
     head, tail = data.draw(spans), data.draw(spans)
     pieces = processor._tokenize_words([words])[0]
-    units, places = processor._mark(pieces, head, tail)
+    units, places = processor._mark(pieces, {0: head, 1: tail})
     ids = processor.tokenizer.convert_tokens_to_ids(list(MARKERS))
     at = [[n for n, unit in enumerate(units) if unit == [id_]] for id_ in ids]
     assert all(len(found) == 1 for found in at)  # also where the post's own words are "<E>"

@@ -10,7 +10,7 @@ from accelerate.utils import LoggerType
 from modeling_more import MoReConfig, MoReMixtureConfig
 from modeling_more.training.arguments import TRACKERS, Arguments
 from modeling_more.training.command_line import FIRST, one_sentence_errors, parse_arguments
-from modeling_more.training.output_folders import MODEL_TYPES
+from modeling_more.training.run_record import MODEL_TYPES
 from ner_runs import ROOT
 
 

@@ -26,7 +26,8 @@ def test_unusable_images_are_counted_with_and_without_the_cache(tmp_path, caplog
     """No image, one that lies nowhere, a broken one: zeros and False; the cached second call says so as well."""
     picture = Image.fromarray(np.full((20, 24, 3), 90, dtype=np.uint8))
     picture.save(tmp_path / "good.png")
-    images = [{"path": str(tmp_path / "good.png")}, None, {"path": str(tmp_path / "gone.png")}, {"bytes": b"broken"}]
+    good = (tmp_path / "good.png").read_bytes()
+    images = [{"bytes": good}, None, {"path": str(tmp_path / "gone.png")}, {"bytes": b"broken"}]
     rows = [image and {"bytes": image.get("bytes"), "path": image.get("path")} for image in images]
     posts = Dataset.from_dict({"image": rows}, Features_({"image": ImageFeature()}))
     encoder = ImageEncoder(save_tower(make_tower(1), tmp_path / "tower"))

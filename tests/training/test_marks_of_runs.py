@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 import run_ner
-from modeling_more.training.checkpoints import resume
+from modeling_more.training.arguments import TrainingArguments
+from modeling_more.training.checkpoints import CheckpointError, resume
 from ner_runs import contents, told, training
 
 
@@ -50,8 +52,8 @@ def test_a_crashed_run_that_is_started_again_deletes_nothing(parts, here, capsys
     )
     assert ("--resume_from_checkpoint latest" in said) == (len(parts) == 2)
     assert contents("out") == before
-    with pytest.raises(FileExistsError, match="is of an earlier training"):  # as a notebook calls it
-        resume(Accelerator(cpu=True), Path("out/checkpoints"), None)
+    with pytest.raises(CheckpointError, match="is of an earlier training"):  # as a notebook calls it
+        resume(Accelerator(cpu=True), TrainingArguments(output_dir="out"), {}, torch.nn.Linear(1, 1), None, None)
     assert contents("out") == before
 
 

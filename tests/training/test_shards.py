@@ -169,7 +169,7 @@ def test_a_post_that_cannot_be_computed_is_named_and_the_others_stay(
     usual = {piece for row in rows for word in processor._tokenize_words([row["tokens"]])[0] for piece in word}
     model = AutoModelForTokenClassification.from_pretrained(expert)
     with torch.no_grad():
-        model.get_input_embeddings().weight[next(piece for piece in pieces if piece not in usual)] = float("nan")
+        model.get_input_embeddings().weight[next(piece for piece in pieces if piece not in usual)] = 3e38
     model.save_pretrained(expert)
     rows[33]["tokens"] = ["Ada", "phone"]
     file = write_jsonl(tmp_path / "posts.jsonl", rows)
