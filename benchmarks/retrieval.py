@@ -23,8 +23,8 @@ from datasets import Dataset
 
 from _common import ROOT, PeakMemory, write_result
 from modeling_more.data.conll import read_conll
+from modeling_more.files import user_cache
 from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge, load_knowledge, title_recall
-from modeling_more.knowledge.index_files import default_cache_dir
 from modeling_more.knowledge.search_words import split_query
 from modeling_more.training.arguments import DataArguments
 from modeling_more.training.retrieval import add_knowledge
@@ -47,7 +47,7 @@ def real_files(data_dir: Path) -> list[Path]:
 
 def recombined(data_dir: Path, sentences: int, seed: int = 0) -> KnowledgeCorpus:
     """At least so many distinct sentences, three an article: each a first and a second half of different real ones."""
-    file = default_cache_dir() / "recombined" / f"{sentences}-{seed}.jsonl.gz"
+    file = user_cache() / "recombined" / f"{sentences}-{seed}.jsonl.gz"
     if not file.is_file():
         rng = random.Random(seed)
         words = [key.rstrip(".").split() for key in load_knowledge(real_files(data_dir)).keys()]

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from datasets.utils import tqdm
 
 from modeling_more.data.archives import extract_archive
-from modeling_more.files import locked, new_file, remove_strays_of
+from modeling_more.files import file_digest, locked, new_file, remove_strays_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +82,6 @@ def _fetch(url: str, copy: BinaryIO, name: str, timeout: float) -> None:
                 bar.update(len(block))
     if expected is not None and copy.tell() != expected:
         raise ConnectionError(f"{copy.tell()} of {expected} bytes came")
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def unpack(archive: Path, folder: Path) -> Path:

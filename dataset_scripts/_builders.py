@@ -13,20 +13,23 @@ from typing import Any, ClassVar
 import datasets
 
 from dataset_scripts import _archives
-from dataset_scripts._archives import ARCHIVE_SUFFIX, SPLITS, archive_url, download, file_digest, find_source, named_in
-from modeling_more import posts, tagging, words
+from dataset_scripts._archives import ARCHIVE_SUFFIX, SPLITS, archive_url, download, find_source, named_in
+from modeling_more import foreign, posts, tagging, words
 from modeling_more.data import conll, entity_formats, relation_formats, tables, text_files
 from modeling_more.data import rows as row_checks
 from modeling_more.data.entity_formats import read_labelled
 from modeling_more.data.relation_formats import read_relations
 from modeling_more.data.rows import HIDDEN, with_equal_columns
+from modeling_more.files import file_digest
 from modeling_more.posts import KNOWLEDGE_COLUMNS, Row
 from modeling_more.tagging import bio_labels, entity_types, tags_to_spans
 
 logger = logging.getLogger(__name__)
 
 # modules that the rows depend on besides the builder
-READERS = (_archives, conll, entity_formats, posts, relation_formats, row_checks, tables, tagging, text_files, words)
+READERS = (
+    _archives, conll, entity_formats, foreign, posts, relation_formats, row_checks, tables, tagging, text_files, words,
+)  # fmt: skip
 
 
 def match_raw(rows: list[Row], raw: Sequence[Row]) -> int:

@@ -24,11 +24,10 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from dataset_scripts._publish import exit_code, failed_push, without_folder
-from modeling_more.files import locked, new_file, remove_strays, write_text
+from modeling_more.files import locked, new_file, remove_strays, user_cache, write_text
 from modeling_more.foreign import line_objects, read_object
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus
 from modeling_more.knowledge.corpus_info import CorpusInfo
-from modeling_more.knowledge.index_files import user_cache
 from modeling_more.naming import NamingParser
 from modeling_more.training.model_card import markdown_table, scrub_command
 from modeling_more.training.results import privacy

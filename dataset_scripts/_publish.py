@@ -19,9 +19,8 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from dataset_scripts import load
-from dataset_scripts._archives import file_digest
 from modeling_more.data.rows import HIDDEN
-from modeling_more.files import locked, new_folder, remove_strays_of
+from modeling_more.files import file_digest, locked, new_folder, remove_strays_of
 from modeling_more.naming import NamingParser, without_folder
 from modeling_more.tagging import tags_to_spans
 from modeling_more.training.model_card import escaped, fenced, markdown_table, scrub_command

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from glob import escape
@@ -168,20 +168,26 @@ def remove_strays(folder: Path, *patterns: str) -> list[str]:
     """
     strays = {path for pattern in (TEMPORARY, *patterns) for path in folder.glob(pattern)}
     for path in strays:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
     return sorted(path.name for path in strays)
 
 
 def remove_strays_of(path: Path) -> None:
     """Remove what killed runs left beside a file or folder while they wrote it; this process must hold it."""
     for stray in path.parent.glob(f".{escape(_shortened(path))}.{'[0-9a-f]' * 8}.tmp"):
-        if stray.is_dir() and not stray.is_symlink():
-            shutil.rmtree(stray, ignore_errors=True)
-        else:
-            stray.unlink(missing_ok=True)
+        _remove(stray)
+
+
+def _remove(path: Path) -> None:
+    if is_folder(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder itself, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def file_digest(file: Path) -> str:
@@ -271,16 +277,10 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
                 raise ValueError(f"{path}: row {number} can't be written: {error}") from None
 
 
-def copy_folder(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
-    """Copy what a folder holds, over what is there; the copies have the umask's modes, not those of the originals.
-
-    Args:
-        leave_out: names in `source` itself that are not copied.
-    """
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy what a folder holds, over what is there; the copies have the umask's modes, not those of the originals."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if path.name in leave_out:
-            continue
         if path.is_dir():
             copy_folder(path, target / path.name)
         else:
@@ -296,6 +296,13 @@ def apply_umask(folder: Path) -> None:
     for path in folder.rglob("*.safetensors"):
         if not path.is_symlink():
             path.chmod(mode)
+
+
+def user_cache(cache_dir: str | Path | None = None) -> Path:
+    """Return the cache that was given, else $MORE_CACHE, else the folder "more" in the cache of Hugging Face."""
+    from huggingface_hub import constants  # here: without it the options of a run are checked at once
+
+    return Path(cache_dir or os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
 
 
 def _beside(path: Path) -> Path:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .files import file_digest
+from .files import file_digest, user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,4 @@ def is_own(file: Path) -> bool:
 
 
 def _record_of(file: Path) -> Path:
-    from huggingface_hub import constants  # here: without it the options of a run are checked at once
-
-    cache = Path(os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
-    return cache / "own" / file_digest(file)
+    return user_cache() / "own" / file_digest(file)

@@ -20,11 +20,10 @@ from tqdm.auto import tqdm
 
 from modeling_more.tagging import tags_to_spans
 
-from ..files import new_file, remove_strays_of
+from ..files import new_file, remove_strays_of, user_cache
 from .corpus import KNOWLEDGE_FEATURE
 from .corpus_images import Unusable
 from .corpus_tables import claim, open_shard, seal, write_stream
-from .index_files import user_cache
 from .leakage import Entry, search_without_leaks
 from .pictures import (
     REASONS,

@@ -21,7 +21,7 @@ import pyarrow as pa
 from datasets import Dataset, List, Value
 from huggingface_hub import HfApi
 
-from ..files import copy_folder, file_digest, locked, new_folder, remove_strays_of, write_json
+from ..files import copy_folder, file_digest, locked, new_folder, remove_strays_of, user_cache, write_json
 from ..naming import nearest_folder
 from .articles import kind_of
 from .corpus_builder import (
@@ -46,7 +46,7 @@ from .corpus_info import (
     read_info,
 )
 from .corpus_tables import build_once, claim, numpy_view, open_or_build, shared_values, write_stream
-from .index_files import checked_once, digests_of, user_cache
+from .index_files import checked_once, digests_of
 from .saved_corpus import CARD, FOLDERS, check_tables_of, check_target, listed_files, saved_folder
 from .table_checks import check_tables, open_table
 from .text_index import META_FILE as INDEX_META

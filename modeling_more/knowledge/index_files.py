@@ -7,14 +7,12 @@ content: what was checked is remembered in the user's cache, by place, size, tim
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from huggingface_hub import constants
 from numba import njit
 
 from ..files import file_digest, write_json
@@ -36,16 +34,6 @@ T = TypeVar("T")
 
 class DamagedError(ValueError):
     """An error for files of a corpus or an index that are not those that were written, or can't be such."""
-
-
-def default_cache_dir() -> Path:
-    """Return $MORE_CACHE, or the folder "more" in the cache of Hugging Face."""
-    return Path(os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
-
-
-def user_cache(cache_dir: str | Path | None) -> Path:
-    """Return the cache that was given, else the default one."""
-    return Path(cache_dir) if cache_dir is not None else default_cache_dir()
 
 
 def checked_once(cache: Path, files: Iterable[Path], about: object, check: Callable[[], T]) -> T:

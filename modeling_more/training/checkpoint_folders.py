@@ -16,6 +16,7 @@ from ..files import (
     MANIFEST,
     TEMPORARY,
     file_digest,
+    is_folder,
     replace_folder,
     sync,
     sync_folder,
@@ -69,7 +70,7 @@ def clear(folder: Path, heir: Path | None = None) -> None:
         folder.unlink()
         return
     for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):  # our mark goes last
-        if _is_own(path.name) and not _is_folder(path):
+        if _is_own(path.name) and not is_folder(path):
             path.unlink()
         elif heir is not None:
             os.replace(path, heir / path.name)
@@ -96,8 +97,8 @@ def _there(folder: Path) -> list[Path]:
     there = [folder / name for name in CHECKPOINTS if os.path.lexists(folder / name)]
     for path in there:
         # a kill may come just before the mark is there
-        begun = _is_folder(path) and all(fnmatch(one.name, TEMPORARY) for one in path.iterdir())
-        if not begun and not (_is_folder(path) and _is_marked(path)):
+        begun = is_folder(path) and all(fnmatch(one.name, TEMPORARY) for one in path.iterdir())
+        if not begun and not (is_folder(path) and _is_marked(path)):
             raise ValueError(f"{path} is no checkpoint of this library: move it away, or give another --output_dir")
     return there
 
@@ -174,10 +175,6 @@ def check_whole(folder: Path, *needed: str) -> dict[str, Any]:
 
 def _is_own(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in OWN)
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
 
 
 def _is_marked(folder: Path) -> bool:

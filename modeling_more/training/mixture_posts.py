@@ -15,6 +15,7 @@ from ..configuration_mixture import MoReMixtureConfig
 from ..data.sources import check_trainable
 from ..data.tasks import Task
 from ..encoding import EXPERT_KNOWLEDGE
+from ..files import user_cache
 from ..posts import Posts
 from .arguments import Arguments, DataArguments, ModelArguments
 from .expert_outputs import image_features
@@ -91,9 +92,7 @@ def cache_of(args: Arguments) -> Path | None:
     """Return the folder that caches the experts' outputs and the image embeddings, or None if nothing is cached."""
     if not args.mixture.cache_expert_outputs:
         return None
-    from ..knowledge.index_files import user_cache
-
-    return user_cache(args.data.cache_dir or None)
+    return user_cache(args.data.cache_dir)
 
 
 def _add_images(

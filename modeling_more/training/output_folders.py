@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import HOLDER, LOCK, MANIFEST, TEMPORARY, locked, remove_strays, write_json
+from ..files import HOLDER, LOCK, MANIFEST, TEMPORARY, is_folder, locked, remove_strays, write_json
 from .arguments import Arguments
 from .run_record import (
     BEGUN,
@@ -173,7 +173,7 @@ def _check_unused(folder: Path, told: str) -> None:
     if strange := _strange_checkpoint(folder / "checkpoints"):
         raise ValueError(f"{strange} is of no run, which keeps checkpoints there: give another --output_dir")
     for fold in sorted(folder.glob("crossfit/*")):
-        if not (_is_folder(fold) and (_is_ours(fold) or not any(fold.iterdir()))):
+        if not (is_folder(fold) and (_is_ours(fold) or not any(fold.iterdir()))):
             raise ValueError(f"{fold} is of no run, which keeps the experts of its folds there: move it")
 
 
@@ -235,7 +235,7 @@ def _check_not_held(folder: Path) -> None:
 def _remove_strays(folder: Path) -> None:
     """Remove what killed runs left half-written in a folder that is held."""
     for place in (folder, *folder.glob("seed-*"), *folder.glob("crossfit/*")):
-        if not (_is_folder(place) or place == folder) or not _is_ours(place):
+        if not (is_folder(place) or place == folder) or not _is_ours(place):
             continue
         for inner in (place, *(place / name for name in ("predictions", ".eval_results", "checkpoints", "experts"))):
             remove_strays(inner, SAFETENSORS_STRAY)
@@ -345,7 +345,7 @@ def _is_ours(folder: Path) -> bool:
 
 def _is_checkpoint(folder: Path) -> bool:
     """Return whether this is a checkpoint, or the best model beside one, of this library."""
-    if not _is_folder(folder):
+    if not is_folder(folder):
         return False
     return is_model(folder) if folder.name.startswith("best") else STATE <= read_entry(folder / STATE_FILE).keys()
 
@@ -355,13 +355,13 @@ def _strange(folder: Path) -> Path | None:
     known = recorded(folder).keys()
     for path in sorted(folder.iterdir()):
         found: Path | None = path
-        if not _is_folder(path):
+        if not is_folder(path):
             ours = path.name in known or _is_file(path, BESIDE)
             found = None if ours and _is_file(path, ("*",)) else path
         elif fnmatch(path.name, TEMPORARY):
             found = None
         elif path.name == "crossfit":
-            inner = (_strange(one) if _is_folder(one) else one for one in sorted(path.iterdir()))
+            inner = (_strange(one) if is_folder(one) else one for one in sorted(path.iterdir()))
             found = next(filter(None, inner), None)
         elif SEED.fullmatch(path.name):
             found = _strange(path)
@@ -369,10 +369,10 @@ def _strange(folder: Path) -> Path | None:
             found = _strange_checkpoint(path)
         elif path.name == "logs":
             inside = sorted(path.rglob("*"))
-            found = next((one for one in inside if not (_is_folder(one) or _is_file(one, LOGS))), None)
+            found = next((one for one in inside if not (is_folder(one) or _is_file(one, LOGS))), None)
         elif path.name in ("experts", "predictions", ".eval_results"):
             inside = [one for one in sorted(path.rglob("*")) if not fnmatch(one.name, TEMPORARY)]
-            if all(_is_folder(one) for one in inside):  # there is nothing to lose
+            if all(is_folder(one) for one in inside):  # there is nothing to lose
                 inside = []
             found = next((one for one in inside if not _is_known(one, one.relative_to(folder), known)), None)
         if found is not None:
@@ -382,7 +382,7 @@ def _strange(folder: Path) -> Path | None:
 
 def _is_known(path: Path, name: Path, known: Collection[str]) -> bool:
     """Return whether a path of this name is a file that runs wrote, or a folder that holds one."""
-    if _is_folder(path):
+    if is_folder(path):
         return any(one.startswith(f"{name.as_posix()}/") for one in known)
     whole = SHARD.sub(".jsonl", name.as_posix())
     return whole in known and _is_file(path, ("*",))
@@ -390,17 +390,17 @@ def _is_known(path: Path, name: Path, known: Collection[str]) -> bool:
 
 def _strange_checkpoint(folder: Path) -> Path | None:
     """Return a path in the place of a run's checkpoints that is none of them, if there is one."""
-    if not _is_folder(folder):
+    if not is_folder(folder):
         return folder if os.path.lexists(folder) else None
     for path in sorted(folder.iterdir()):
-        if _is_file(path, (TEMPORARY,)) or (_is_folder(path) and fnmatch(path.name, TEMPORARY)):
+        if _is_file(path, (TEMPORARY,)) or (is_folder(path) and fnmatch(path.name, TEMPORARY)):
             continue
         # one that is half-written or half-deleted may have no mark of its own: the run beside it has
         half = path.suffix in (".incoming", ".outgoing") and has_options(folder.parent)
-        if path.name not in CHECKPOINTS or not (_is_checkpoint(path) or (half and _is_folder(path))):
+        if path.name not in CHECKPOINTS or not (_is_checkpoint(path) or (half and is_folder(path))):
             return path
         for one in sorted(path.rglob("*")):
-            if not (_is_folder(one) or _is_file(one, (*CHECKPOINT_FILES, TEMPORARY, SAFETENSORS_STRAY))):
+            if not (is_folder(one) or _is_file(one, (*CHECKPOINT_FILES, TEMPORARY, SAFETENSORS_STRAY))):
                 return one
     return None
 
@@ -411,10 +411,6 @@ def _forget_checkpoints(folder: Path) -> None:
         raise SystemExit(f"error: {strange} is of no run, which keeps checkpoints there: nothing was deleted, move it")
     for name in CHECKPOINTS:
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
 
 
 def _is_file(path: Path, patterns: Sequence[str]) -> bool:
@@ -431,7 +427,7 @@ def _empty(folder: Path) -> None:
     content = [path for path in (folder.iterdir() if folder.is_dir() else ()) if path.name not in (LOCK, HOLDER)]
     places = {name: place for place, name in enumerate((*OPENING, "", OPTIONS, BEGUN, MANIFEST))}
     for path in sorted(content, key=lambda path: places.get(path.name, places[""])):
-        if _is_folder(path):
+        if is_folder(path):
             shutil.rmtree(path)
         else:
             path.unlink()

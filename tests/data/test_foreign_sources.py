@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from dataset_scripts import _archives, _publish
+from dataset_scripts import _publish
 from dataset_scripts._archives import download, unpack
 from modeling_more.data.archives import extract_archive
-from modeling_more.files import locked
+from modeling_more.files import file_digest, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"id": "1", "tokens": ["Ada", "sings"], "ner_tags": ["B-PER", "O"]}
@@ -82,7 +82,7 @@ else:
 
 def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", ("train.txt", b"Ada\tO\n", 0))
-    unpacked = tmp_path / "out" / f"a-{_archives.file_digest(archive)[:16]}"
+    unpacked = tmp_path / "out" / f"a-{file_digest(archive)[:16]}"
     loaded = download(archive.as_uri(), tmp_path / "loads")
     loaded.unlink()
     for what, target, source in (("unpack", unpacked, str(archive)), ("download", loaded, archive.as_uri())):
