@@ -182,11 +182,15 @@ def resolve_inside(folder: str | Path, name: str) -> Path:
         raise ValueError(told)
     if ".." in PureWindowsPath(name).parts:  # it splits at both kinds of slash
         raise ValueError(told)
-    home = os.path.realpath(folder)
-    found = os.path.realpath(os.path.join(home, name))
-    if not any(os.path.commonpath([place, found]) == place for place in (home, *_blobs(home))):
+    if not lies_inside(folder, os.path.join(os.path.realpath(folder), name)):
         raise ValueError(told)
     return Path(folder) / name
+
+
+def lies_inside(folder: str | Path, path: str | Path) -> bool:
+    """Return whether a path lies inside a folder (or the blobs of a snapshot of the Hub's), links resolved."""
+    home, found = os.path.realpath(folder), os.path.realpath(path)
+    return any(os.path.commonpath([place, found]) == place for place in (home, *_blobs(home)))
 
 
 def _blobs(folder: str) -> list[str]:

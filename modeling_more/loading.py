@@ -29,6 +29,13 @@ LIMITS = {
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 #: entries that make transformers load by other ways than from the safetensors beside them
 REFUSED = ("quantization_config", "transformers_weights", "fusion_config", "distributed_config")
+_READ_BY_PROCESSORS = (
+    "*processor_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    CONFIG,
+)
 _SHARDS_OF_RANKS = re.compile(r"shard-\d{5}-model-.*\.safetensors|\.metadata")  # read by torch.distributed
 _CHOSEN_BY = "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"
 
@@ -140,8 +147,9 @@ def load_processor(
         try:
             return load(folder, **options)
         except Exception:
-            for file in sorted(Path(folder).glob("*.json")):
-                read_object(file)
+            for pattern in _READ_BY_PROCESSORS:  # not all JSON that lies there: others have other forms
+                for file in sorted(place.glob(pattern)):
+                    read_object(file)
             raise
 
 

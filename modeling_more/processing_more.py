@@ -69,6 +69,13 @@ class MoReProcessor(ProcessorMixin):
             raise ValueError(f'overflow is {overflow!r}, it must be "cut" or "skip"')
         if splitter not in SPLITTERS:
             raise ValueError(f"splitter is {splitter!r}, it must be one of {', '.join(SPLITTERS)}")
+        for name, value, optional in (
+            ("top_k", top_k, False), ("max_length", max_length, False), ("knowledge_words", knowledge_words, True)
+        ):  # fmt: skip
+            if not (optional and value is None) and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} is {value!r:.80}, it must be a whole number from 1 on")
+        if knowledge_column is not None and not isinstance(knowledge_column, str):
+            raise ValueError(f"knowledge_column is {knowledge_column!r:.80}, it must be the name of a column, or None")
         self._sub_tokens = SubTokens(tokenizer)
         self.knowledge_column = knowledge_column
         self.top_k = top_k

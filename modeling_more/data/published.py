@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import DatasetCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from ..foreign import require_regular
+from ..foreign import lies_inside, require_regular
 
 CARD, SETTINGS = "README.md", ".huggingface.yaml"  # in which a data set may name its files
 MOST_BYTES = 10_000_000
@@ -56,11 +56,14 @@ def check_readers(name: str, builder: Any) -> None:
     kind = builder.info.builder_name
     if kind not in READERS:
         raise ValueError(f"{name} is read by {kind}, it must be Parquet or one of {', '.join(READERS[1:])}")
-    if not Path(name).is_dir():
-        for paths in (builder.config.data_files or {}).values():
-            for path in paths:
-                if not str(path).startswith(f"hf://datasets/{name}@"):
-                    raise ValueError(f"{name} names {str(path)!r:.200} as its data, which lies elsewhere")
+    for path in (path for paths in (builder.config.data_files or {}).values() for path in paths):
+        if Path(name).is_dir():
+            if not lies_inside(name, path):
+                raise ValueError(
+                    f"{path} is a link out of {name} and is not opened: copy it there, or name it yourself"
+                )
+        elif not str(path).startswith(f"hf://datasets/{name}@"):
+            raise ValueError(f"{name} names {str(path)!r:.200} as its data, which lies elsewhere")
 
 
 def _paths(found: Any) -> Iterator[str]:

@@ -92,6 +92,10 @@ class Expert:
         given = {key: getattr(data, key) for key, wanted in read.items() if wanted and getattr(data, key)}
         if not self.own:
             found = self._looked_up(found, given, data)
+            # what this run names permits what the expert names; several experts have several corpora
+            for key in ("knowledge", "entities"):
+                if key in given and set(named := self.options.get(key) or []) <= set(given[key]):
+                    given[key] = named or given[key]
         return replace(data, splitter=self.processor.splitter, **found | given)
 
     def encoder(self, args: ModelArguments) -> dict[str, Any]:

@@ -334,7 +334,9 @@ def _begun(folder: Path) -> bool:
 def _goes_on(folder: Path) -> bool:
     """Return whether a run can be resumed here, from a checkpoint or from the experts of a gate's folds."""
     last = (folder / "checkpoints" / name for name in ("last", "last.outgoing"))
-    return any(_is_checkpoint(one) for one in last) or (folder / "crossfit").is_dir()
+    # without a manifest it is of a version whose checkpoints are not opened
+    whole = (one for one in last if (one / MANIFEST).is_file())
+    return any(_is_checkpoint(one) for one in whole) or (folder / "crossfit").is_dir()
 
 
 def _is_ours(folder: Path) -> bool:

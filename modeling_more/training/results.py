@@ -201,6 +201,10 @@ def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
             logger.info("%s %.2f%s", key, results[key], spread)
 
 
+#: what another model may have left in a repository, and does not belong to the one that is uploaded
+OLDER = ["predictions/*", "model*.safetensors", "model.safetensors.index.json", "experts/*", HOLDOUT, MANIFEST]
+
+
 def privacy(private: bool) -> str:
     """Return in words how private a new repository becomes."""
     return "private" if private else "if it is new, as private as the account or organisation has it by default"
@@ -244,7 +248,7 @@ def push(folder: Path, repository: str, private: bool, predictions: bool = False
     sent = published(folder, predictions)
     sizes = [f"{name} ({shown_size((folder / name).stat().st_size)})" for name in sent]
     logger.info(
-        "uploading to %s (%s): %s%s", repository, privacy(private), ", ".join(sizes),
+        "uploading to %s (%s): %s%s", repository, privacy(private), ", ".join([*sizes, MANIFEST]),
         "" if predictions else "; without the predictions, which hold the posts' words: --push_predictions",
     )  # fmt: skip
     if left_out := foreign_files(folder):
@@ -261,13 +265,13 @@ def push(folder: Path, repository: str, private: bool, predictions: bool = False
                     write_json(place, without_folder(json.loads((folder / name).read_text(encoding="utf-8"))))
                 else:
                     place.symlink_to((folder / name).resolve())
-            write_json(
-                Path(beside) / MANIFEST, {"files": {name: described[name] for name in sent if name in described}}
-            )
+            if described:  # of an older run, or one whose manifest was deleted, nothing is vouched for
+                vouched = {name: described[name] for name in sent if name in described}
+                write_json(Path(beside) / MANIFEST, {"files": vouched})
             url = api.upload_folder(
                 repo_id=repository,
                 folder_path=beside,
-                delete_patterns="predictions/*",  # of the model that was there before
+                delete_patterns=OLDER,  # of the model that was there before, but for what replaces it
                 commit_message="Upload a MoRe expert",
             )
     except Exception as error:  # from the Hub, its HTTP library or the system: whatever it is, say how to go on

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import MANIFEST, file_entry, sync, write_json
-from ..foreign import resolve_inside
+from ..foreign import read_object, resolve_inside
 from .arguments import Arguments
 
 OPTIONS, RESULTS, CARD, CONFIG = "arguments.json", "all_results.json", "README.md", "config.json"
@@ -48,10 +48,9 @@ def has_options(folder: Path) -> bool:
 def read_entry(file: Path) -> dict[str, Any]:
     """Return a JSON object, empty if the file is missing or holds none."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_object(file)
+    except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def identity(args: Arguments) -> str:

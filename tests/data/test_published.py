@@ -115,3 +115,16 @@ def test_a_set_of_the_hub_sends_nothing_elsewhere(tmp_path, hub, elsewhere):
     seen = watched(command, hub.env, hosts=[hub.endpoint.removeprefix("http://")])
     assert seen.done.returncode == 1 and "lies elsewhere and is not opened" in seen.done.stderr, seen.done.stderr
     assert not asked and not seen.found, seen.found
+
+
+def test_links_out_of_a_set_are_not_followed(tmp_path):
+    folder = publish(tmp_path / "set", card("none/train.parquet"))
+    place = tmp_path / "private.parquet"
+    (tmp_path / "set" / "none" / "train.parquet").rename(place)
+    (tmp_path / "set" / "none" / "train.parquet").symlink_to(place)
+    with pytest.raises(ValueError, match="train.parquet is a link out of .* and is not opened"):
+        load(folder, tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "set")  # the user's own link to a whole set is followed
+    (tmp_path / "set" / "none" / "train.parquet").unlink()
+    place.rename(tmp_path / "set" / "none" / "train.parquet")
+    assert len(load(str(tmp_path / "link"), tmp_path)["train"]) == 1

@@ -211,3 +211,15 @@ def test_a_strangers_encoder_comes_from_the_hub_alone(tiny_encoder, tmp_path, mo
         for name in ("org/encoder", str(tmp_path / "org" / "encoder"), "https://evil.example/x"):
             with pytest.raises(ValueError, match="is not opened: a downloaded file names it"):
                 load.from_encoder_pretrained(HubName(name))
+
+
+@pytest.mark.parametrize(
+    "entry, value",
+    [("top_k", 1.5), ("top_k", 0), ("max_length", "512"), ("knowledge_words", 0), ("knowledge_column", 5)],
+)
+def test_a_processor_says_which_of_its_settings_is_none(saved, entry, value):
+    """Also beside files of a run that are no objects, such as the ids that it held out."""
+    (saved / "holdout_ids.json").write_text('["1", "2"]')
+    edit(saved / "processor_config.json", lambda content: content.update({entry: value}))
+    with pytest.raises(ValueError, match=f"{entry} is {value!r}, it must be"):
+        MoReProcessor.from_pretrained(saved)
