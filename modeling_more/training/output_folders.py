@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import HOLDER, LOCK, MANIFEST, TEMPORARY, is_folder, locked, remove_strays, write_json
+from ..files import HOLDER, LOCK, MANIFEST, TEMPORARY, is_folder, locked, remove_strays, remove_strays_of, write_json
 from .arguments import Arguments
 from .run_record import (
     BEGUN,
@@ -235,7 +235,11 @@ def _check_not_held(folder: Path) -> None:
 def _remove_strays(folder: Path) -> None:
     """Remove what killed runs left half-written in a folder that is held."""
     for place in (folder, *folder.glob("seed-*"), *folder.glob("crossfit/*")):
-        if not (is_folder(place) or place == folder) or not _is_ours(place):
+        if not (is_folder(place) or place == folder):
+            continue
+        for name in (BEGUN, MANIFEST):  # the first files of a run, before which nothing shows whose the folder is
+            remove_strays_of(place / name)
+        if not _is_ours(place):
             continue
         for inner in (place, *(place / name for name in ("predictions", ".eval_results", "checkpoints", "experts"))):
             remove_strays(inner, SAFETENSORS_STRAY)
@@ -334,9 +338,7 @@ def _begun(folder: Path) -> bool:
 def _goes_on(folder: Path) -> bool:
     """Return whether a run can be resumed here, from a checkpoint or from the experts of a gate's folds."""
     last = (folder / "checkpoints" / name for name in ("last", "last.outgoing"))
-    # without a manifest it is of a version whose checkpoints are not opened
-    whole = (one for one in last if (one / MANIFEST).is_file())
-    return any(_is_checkpoint(one) for one in whole) or (folder / "crossfit").is_dir()
+    return any(_is_checkpoint(one) for one in last) or (folder / "crossfit").is_dir()
 
 
 def _is_ours(folder: Path) -> bool:
