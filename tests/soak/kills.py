@@ -103,6 +103,7 @@ class Campaign:
         self._must_end_well(lambda: self.run.run(self.work, []), KillPoints(self.work, self.log))
         self.operations = self.log.read_text().splitlines()
         self.expected = self.result()
+        self.unkilled = 0  # runs that had fewer operations than the one that was counted
 
     def _must_end_well(self, action: Callable[[], Any], points: KillPoints | None = None) -> None:
         if (child := Child(self.work, action, points)).code != 0:
@@ -126,6 +127,9 @@ class Campaign:
         self.begin()
         points = KillPoints(self.work, self.log.with_name("killed"), at, half)
         killed = Child(self.work, lambda: self.run.run(self.work, []), points)
+        if killed.code == 0:  # what is younger than a moment is checked again, so that not every run has as many
+            self.unkilled += 1
+            return difference(self.result(), self.expected)
         if killed.code != -signal.SIGKILL:
             return f"was not killed, but ended with {killed.code}: {killed.last}"
         more: list[str] = []
@@ -154,7 +158,7 @@ def campaign(name: str, home: Path, hub: LocalHub, every: int, first: int, verbo
                 failed.append(told)
             if verbose:
                 print(told, file=sys.stderr, flush=True)
-    return {"run": name, "operations": len(tries.operations), "kills": kills, "failed": failed}
+    return {"run": name, "operations": len(tries.operations), "kills": kills - tries.unkilled, "failed": failed}
 
 
 def import_all() -> None:
