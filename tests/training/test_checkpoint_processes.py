@@ -104,7 +104,9 @@ def in_two_processes(script, *arguments):
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
     place = arguments[-1]
     place.mkdir(exist_ok=True)
-    (place / "script.py").write_text(script)
+    # else the threads of the process group may still run when the interpreter ends, which then aborts
+    end = "import torch.distributed as group\nif group.is_initialized():\n    group.destroy_process_group()\n"
+    (place / "script.py").write_text(script + end)
     done = subprocess.run(
         [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", str(place / "script.py"), str(ROOT / "tests"),
          *map(str, arguments)],
