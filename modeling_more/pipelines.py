@@ -25,6 +25,8 @@ from .encoding import (
 from .positions import position_limit
 from .posts import (
     KNOWLEDGE_COLUMNS,
+    MAX_PAIRS,
+    MAX_WORDS,
     check_entries,
     check_string,
     given_words,
@@ -44,8 +46,6 @@ logger = logging.getLogger(__name__)
 Post = Mapping[str, Any]
 Results = list[dict[str, Any]]
 
-MAX_WORDS = 100_000  # of a post; a model reads them in windows, at its own speed
-MAX_PAIRS = 10_000  # of the entities of a post
 APART = "stand too far apart for one window of max_length: the entities are read in a window each"
 ROWS_AT_ONCE, WORDS_AT_ONCE = 4096, 1_000_000  # encoded at once: memory is not to grow with the number of posts
 

@@ -15,6 +15,9 @@ from typing import Any
 from .tagging import Span
 from .words import align_spans, split_words
 
+MAX_WORDS = 100_000  # of a post; a model reads them in windows, at its own speed
+MAX_PAIRS = 10_000  # of the entities of a post
+
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]

@@ -108,3 +108,27 @@ def told(capsys, arguments, main=None):
     message = str(stopped.value.code) if not isinstance(stopped.value.code, int) else capsys.readouterr().err
     assert "error: " in message and "Traceback" not in message and "\n" not in message.strip()
     return message
+
+
+# without it the threads of the process group may still run when the interpreter ends, which then aborts
+END_OF_GROUP = "import torch.distributed as group\nif group.is_initialized():\n    group.destroy_process_group()\n"
+
+
+def launch_two(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script in two processes on the CPU, as `accelerate launch` does."""
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    return subprocess.run(
+        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", str(script), *map(str, arguments)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def run_in_two(code: str, folder: Path, *arguments: object) -> None:
+    """Write code into a folder and run it in two processes, which must end well."""
+    folder.mkdir(exist_ok=True)
+    (folder / "two.py").write_text(code + END_OF_GROUP)
+    done = launch_two(folder / "two.py", *arguments)
+    assert done.returncode == 0, done.stderr[-5000:]

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..posts import MAX_PAIRS, MAX_WORDS
+
 #: how text is searched; a class of the user's own is named FILE.py:CLASS
 RETRIEVERS = ("bm25", "dense", "both")
 RETRIEVALS = ("none", "text", "image", "moe")
@@ -83,11 +85,11 @@ class DataArguments:
     )
     overflow: str = option("cut", "knowledge past max_length: cut its end, or skip whole entries", ["cut", "skip"])
     max_words: int = option(
-        100_000,
+        MAX_WORDS,
         "words of the longest post that is scored or predicted, in windows of --max_length; of a post to train on, "
         "what lies past --max_length is cut",
     )
-    max_pairs: int = option(10_000, "pairs of entities of one post that are predicted at most (run_re.py)")
+    max_pairs: int = option(MAX_PAIRS, "pairs of entities of one post that are predicted at most (run_re.py)")
     none_relation: str = option("None", "the class of pairs without a relation, which F1 leaves out (run_re.py)")
     splitter: str = option(
         "twitter17",

@@ -25,10 +25,10 @@ from ..files import (
     write_manifest,
 )
 from ..foreign import check_manifest, read_object
-from .output_folders import CHECKPOINTS, CONFIG, SAFETENSORS_STRAY
+from .output_folders import CHECKPOINTS, CONFIG, SAFETENSORS_STRAY, STATE
 
 LAST, BEST, INCOMING = "last", "best", ".incoming"
-STATE, WEIGHTS = "training_state.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 OPTIMIZER, RANDOM = "optimizer.safetensors", "random_states.json"
 #: patterns of the files that a checkpoint or the best epoch's model holds
 OWN = (

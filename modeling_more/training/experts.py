@@ -28,8 +28,8 @@ from .checks import check_ranges
 from .command_line import TYPES
 from .models import check_saved
 from .retrieval import knowledge_column, retrieved
+from .run_record import HOLDOUT, OPTIONS
 
-OPTIONS, HOLDOUT = "arguments.json", "holdout_ids.json"
 #: options of an expert's run that say how its knowledge is retrieved
 RETRIEVAL_OPTIONS = (
     *("retrieval", "knowledge", "top_k", "title_in_key", "retriever", "text_model", "query", "captions", "entities"),

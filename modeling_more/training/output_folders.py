@@ -24,11 +24,11 @@ from .run_record import (
     RECORD,
     RESULTS,
     WRITTEN,
-    claim,
     has_options,
     identity,
     is_model,
     read_entry,
+    record_file,
     recorded,
     stage_of,
 )
@@ -40,7 +40,7 @@ MADE_OF = "made_of.txt"  # marks a finished fold; holds a digest of its expert's
 CHECKPOINTS = tuple(f"{name}{more}" for name in ("last", "best") for more in ("", ".incoming", ".outgoing"))
 SHARD = re.compile(r"\.\d{6}-[0-9a-f]{16}\.jsonl$")  # ends the name of a part of predictions that are not whole yet
 SEED = re.compile(r"seed--?\d+")
-STATE_FILE, STATE = "training_state.json", {"history", "epoch"}  # what marks a checkpoint, and entries of it
+STATE, STATE_ENTRIES = "training_state.json", {"history", "epoch"}  # what marks a checkpoint, and entries of it
 SAFETENSORS_STRAY = ".tmp??????"  # its writer leaves one if it is killed
 #: files that checkpoints hold, of this library and of accelerate's ways to shard
 CHECKPOINT_FILES = (
@@ -280,7 +280,7 @@ def begin_predicting(args: Arguments, accelerator: Accelerator) -> str:
     """Record the predictions of posts without labels, which are written as they come; return their file's suffix."""
     folder, suffix = Path(args.training.output_dir), suffix_beside_record(args, predicted=True)
     if accelerator.is_main_process:
-        claim(folder, f"predictions/predict{suffix}.jsonl", identity(args))
+        record_file(folder, f"predictions/predict{suffix}.jsonl", identity(args))
     return suffix
 
 
@@ -351,7 +351,7 @@ def _is_checkpoint(folder: Path) -> bool:
     """Return whether this is a checkpoint, or the best model beside one, of this library."""
     if not is_folder(folder):
         return False
-    return is_model(folder) if folder.name.startswith("best") else STATE <= read_entry(folder / STATE_FILE).keys()
+    return is_model(folder) if folder.name.startswith("best") else STATE_ENTRIES <= read_entry(folder / STATE).keys()
 
 
 def _strange(folder: Path) -> Path | None:

@@ -94,7 +94,7 @@ def _recorded(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): "" for path in files}
 
 
-def claim(folder: Path, name: str, of: str) -> None:
+def record_file(folder: Path, name: str, of: str) -> None:
     """Record a file that is about to be written into a folder by itself, whether a run is there or not."""
     manifest = read_entry(folder / MANIFEST)
     written = recorded(folder) | {name: of}

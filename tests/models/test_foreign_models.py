@@ -201,6 +201,9 @@ def test_a_mixture_of_somebody_else_names_no_folder_here(experts, tmp_path, monk
     assert predict(given, processor, [post])[0]["expert_weights"].keys() == set(NAMES)
     with pytest.raises(ValueError, match="tower' is not opened: a downloaded file names it"):
         predict(given, processor, [{**post, "image": tmp_path / "a.png"}])
+    given.save_pretrained(tmp_path / "saved again")  # which doesn't make its names this user's
+    again = MoReMixtureForTokenClassification.from_pretrained(tmp_path / "saved again", expert_sources=experts)
+    assert isinstance(again.config.image_model, HubName)
 
 
 def test_a_strangers_encoder_comes_from_the_hub_alone(tiny_encoder, tmp_path, monkeypatch):

@@ -58,10 +58,14 @@ def test_predictions_and_privacy_are_pushed_where_that_is_asked_for(files, hub, 
     assert hub.privacy["model", "org/words"] in (True, "private")
     (told,) = [line for line in done.stderr.splitlines() if "uploading to org/words" in line]
     assert "predictions/test.jsonl" in told and "--push_predictions" not in told and "private" in told
-    # those of the model before don't stay beside another one
+    # what belongs to the model before doesn't stay beside another one; what is of nobody's does
+    older = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "experts/a/config.json")
+    hub.repos["model", "org/words"].commit(dict.fromkeys((*older, "NOTES.md"), b"{}"), "main")
     done = run_script([*given, "--seed", "2"], env=hub.env)
     assert done.returncode == 0, done.stderr
-    assert not [name for name in hub.files("org/words") if name.startswith("predictions")]
+    left = hub.files("org/words")
+    assert not [name for name in left if name.startswith("predictions")] and not set(older) & left.keys()
+    assert "NOTES.md" in left and "model.safetensors" in left
 
 
 def test_nothing_of_the_machine_and_of_others_is_uploaded(files, hub, tiny_encoder):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
 import run_ner
-from ner_runs import ROOT, options, posts, read, read_lines, run_script, write_conll, write_jsonl
+from ner_runs import ROOT, launch_two, options, posts, read, read_lines, run_script, write_conll, write_jsonl
 
 
 def test_killed_in_the_second_epoch_resumes_bit_for_bit(files, tiny_encoder, tmp_path):
@@ -71,14 +71,7 @@ def test_killed_in_the_second_epoch_resumes_bit_for_bit(files, tiny_encoder, tmp
 
 
 def run_in_two_processes(arguments):
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    done = subprocess.run(
-        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", str(ROOT / "run_ner.py"), *arguments],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = launch_two(ROOT / "run_ner.py", *arguments)
     assert done.returncode == 0, done.stderr
 
 

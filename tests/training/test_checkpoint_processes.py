@@ -1,14 +1,11 @@
 """Checkpoints of several processes: each has its own random states, and sharded weights are kept whole."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from modeling_more.training.checkpoints import CheckpointError
-from ner_runs import ROOT
+from ner_runs import ROOT, run_in_two
 from short_trainings import run, scores
 
 TWO = """
@@ -100,20 +97,8 @@ whole = rank != 0 or all(weights[name].shape == value.shape for name, value in m
 """
 
 
-def in_two_processes(script, *arguments):
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    place = arguments[-1]
-    place.mkdir(exist_ok=True)
-    # else the threads of the process group may still run when the interpreter ends, which then aborts
-    end = "import torch.distributed as group\nif group.is_initialized():\n    group.destroy_process_group()\n"
-    (place / "script.py").write_text(script + end)
-    done = subprocess.run(
-        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", str(place / "script.py"), str(ROOT / "tests"),
-         *map(str, arguments)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
+def in_two_processes(script, encoder, place):
+    run_in_two(script, place, ROOT / "tests", encoder, place)
     return [json.loads((place / f"found-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -115,6 +115,15 @@ def test_names_of_files_and_addresses_are_shown_not_used(kind, options, option, 
     assert getattr(load_experts([str(moved)])[0].data(DataArguments(retrieval="moe")), option) == value
 
 
+def test_each_keeps_its_own_corpus_among_those_that_are_given(expert):
+    """Two experts of another machine, whose corpora the user permits with one option."""
+    experts = load_experts([expert(knowledge=["k1.jsonl"]), expert(knowledge=["k2.jsonl"])])
+    given = DataArguments(retrieval="moe", knowledge=["k1.jsonl", "k2.jsonl"])
+    assert [one.data(given).knowledge for one in experts] == [["k1.jsonl"], ["k2.jsonl"]]
+    moved = DataArguments(retrieval="moe", knowledge=["elsewhere.jsonl"])
+    assert [one.data(moved).knowledge for one in experts] == 2 * [["elsewhere.jsonl"]]
+
+
 def test_what_is_not_needed_is_dropped_and_kinds_and_numbers_act(expert, tmp_path):
     (one,) = load_experts(
         [expert(

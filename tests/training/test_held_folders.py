@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from modeling_more.files import locked
-from ner_runs import ROOT, posts, told, training, write_jsonl
+from ner_runs import ROOT, launch_two, posts, told, training, write_jsonl
 
 
 def test_a_second_run_is_refused_until_the_first_is_killed(here, tmp_path, capsys):
@@ -45,14 +45,8 @@ def run_ner_main(arguments: list[str]) -> None:
 
 
 def test_every_process_of_a_launch_leaves_when_the_folder_is_held(here):
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
     with locked(Path("out"), "is tested"):
-        done = subprocess.run(
-            [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", str(ROOT / "run_ner.py"),
-             *training(here, "out")],
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        done = launch_two(ROOT / "run_ner.py", *training(here, "out"))
         assert done.returncode != 0
         assert done.stderr.count(f"error: out is in use: process {os.getpid()} on ") == 1
         assert "Traceback" not in done.stderr.split("torch/distributed")[0]

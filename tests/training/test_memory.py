@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import re_runs
 import run_ner
 import run_re
-from ner_runs import ROOT, options, posts, read, write_jsonl
+from ner_runs import ROOT, options, posts, read, run_in_two, write_jsonl
 
 FIND = "--auto_find_batch_size"
 
@@ -157,13 +157,5 @@ with memory_for(2 if os.environ["RANK"] == "1" else 99):
 
 
 def test_one_process_is_out_of_memory(files, tiny_encoder, tmp_path):
-    (tmp_path / "two.py").write_text(TWO)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    own = [str(tmp_path / "two.py"), str(Path(__file__).parent), *options(files, tiny_encoder("bert"), FIND)]
-    done = subprocess.run(
-        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", *own],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_in_two(TWO, tmp_path, Path(__file__).parent, *options(files, tiny_encoder("bert"), FIND))
     assert read(files, "all_results.json")["per_device_train_batch_size"] == 2

@@ -1,9 +1,6 @@
 """Losses and gradients that are NaN or infinite: no step is taken by them, on no process, and one sentence says so."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ from modeling_more.training.expert_outputs import Features
 from modeling_more.training.gate_training import DevResult, train_gate
 from modeling_more.training.loop import train
 from modeling_more.training.setup import make_accelerator
-from ner_runs import ROOT, options, read
+from ner_runs import options, read, run_in_two
 
 POSTS = 24  # six batches an epoch
 
@@ -196,14 +193,6 @@ except FloatingPointError as error:
 
 
 def test_what_is_bad_on_one_process_is_skipped_by_all(tiny_encoder, tmp_path):
-    (tmp_path / "two.py").write_text(TWO)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    own = [str(tmp_path / "two.py"), str(Path(__file__).parent), tiny_encoder("bert"), str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", *own],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_in_two(TWO, tmp_path, Path(__file__).parent, tiny_encoder("bert"), str(tmp_path))
     assert [torch.load(tmp_path / f"stopped-{number}.pt") for number in (0, 1)] == [0, 1]
     assert equal(torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt"))

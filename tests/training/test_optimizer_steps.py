@@ -1,8 +1,5 @@
 """What each optimizer step is made of: its posts, all alike, and its rate, also after the run went on for longer."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from modeling_more.tagging import bioes_labels
 from modeling_more.training.arguments import TrainingArguments
 from modeling_more.training.loop import train
 from modeling_more.training.setup import make_accelerator
-from ner_runs import ROOT, posts
+from ner_runs import posts, run_in_two
 from re_runs import RELATIONS, pairs
 
 LABELS = bioes_labels(["PER", "LOC"])
@@ -178,15 +175,7 @@ def case(one, encoder, folder, **more):
 
 def test_two_processes_step_as_one(tiny_encoder, tmp_path):
     """The same batches dealt to two processes or accumulated in one; a batch that evens them out counts once."""
-    (tmp_path / "two.py").write_text(TWO)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    own = [str(tmp_path / "two.py"), str(Path(__file__).parent), tiny_encoder("bert"), str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", *own],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_in_two(TWO, tmp_path, Path(__file__).parent, tiny_encoder("bert"), str(tmp_path))
     processes, found = torch.load(tmp_path / "found.pt")
     assert processes == 2
     for number, (one, (gradients, loss)) in enumerate(zip(CASES, found, strict=True)):

@@ -1,8 +1,5 @@
 """The same posts give the same losses and gradients, however they are split into batches, steps and processes."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from modeling_more.encoding import EXPERT_KNOWLEDGE, encode_for_experts
 from modeling_more.training.arguments import TrainingArguments
 from modeling_more.training.loop import train
 from modeling_more.training.setup import make_accelerator
-from ner_runs import ROOT, posts
+from ner_runs import posts, run_in_two
 from re_runs import pairs
 
 SIZES = (46, 44, 6)  # of the batches; on two processes a fourth repeats the first
@@ -130,15 +127,7 @@ def experts(tmp_path_factory, tiny_encoder):
 def on_two_processes(tmp_path_factory, tiny_encoder, experts):
     """What `run` finds of each case on two processes: a step of three batches and one that evens them out."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "two.py").write_text(TWO)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    own = [str(folder / "two.py"), str(Path(__file__).parent), tiny_encoder("bert"), str(experts), str(folder)]
-    done = subprocess.run(
-        [sys.executable, *launch, "--rdzv_endpoint", "127.0.0.1:0", *own],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_in_two(TWO, folder, Path(__file__).parent, tiny_encoder("bert"), str(experts), str(folder))
     return torch.load(folder / "found.pt")
 
 
