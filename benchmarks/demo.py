@@ -36,8 +36,8 @@ from _common import write_result  # noqa: E402
 from dataset_scripts import demo, demo_relations  # noqa: E402
 from dataset_scripts._demo import tower  # noqa: E402
 from modeling_more.files import locked, remove_strays, scratch_folder  # noqa: E402
+from modeling_more.markdown import markdown_table  # noqa: E402
 from modeling_more.metrics import entity_scores, relation_scores  # noqa: E402
-from modeling_more.training.model_card import markdown_table  # noqa: E402
 
 Row = dict[str, Any]
 

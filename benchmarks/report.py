@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run by its path, without the package installed
     sys.path.insert(0, str(ROOT))
 
-from modeling_more.training.model_card import markdown_table  # noqa: E402
+from modeling_more.markdown import markdown_table  # noqa: E402
 
 HEAD = """\
 # Results

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from _common import RESULTS_DIR, ROOT, PeakMemory, write_result
-from modeling_more.training.model_card import markdown_table
+from modeling_more.markdown import markdown_table
 
 PAGE = ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- plan: written by benchmarks/scale.py -->", "<!-- end of plan -->"

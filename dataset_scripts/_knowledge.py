@@ -28,8 +28,9 @@ from modeling_more.files import locked, new_file, remove_strays, user_cache, wri
 from modeling_more.foreign import line_objects, read_object
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus
 from modeling_more.knowledge.corpus_info import CorpusInfo
+from modeling_more.markdown import code_span, markdown_table
 from modeling_more.naming import NamingParser
-from modeling_more.training.model_card import markdown_table, scrub_command
+from modeling_more.training.model_card import scrub_command
 from modeling_more.training.results import privacy
 
 logger = logging.getLogger(__name__)
@@ -344,7 +345,7 @@ def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path
         ImageRetriever.from_corpus(corpus, encoder, string_factory=given.image_index)  # `corpus` is saved with it
     made = scrub_command(command)
     table = markdown_table([{"": key, "count": count} for key, count in counts.items()])
-    description = f"{plan.description}\n\n{table}\n\nMade by `{made}`."
+    description = f"{plan.description}\n\n{table}\n\nMade by {code_span(made)}."
     license, date = given.license or plan.license, given.date or plan.date
     corpus.save_pretrained(folder, license, description, date=date)
     logger.info("Written: %s (%s)", folder, _listed(counts))

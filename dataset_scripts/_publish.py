@@ -21,9 +21,10 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from dataset_scripts import load
 from modeling_more.data.rows import HIDDEN
 from modeling_more.files import file_digest, locked, new_folder, remove_strays_of
+from modeling_more.markdown import code_span, escaped, fenced, markdown_table
 from modeling_more.naming import NamingParser, without_folder
 from modeling_more.tagging import tags_to_spans
-from modeling_more.training.model_card import escaped, fenced, markdown_table, scrub_command
+from modeling_more.training.model_card import scrub_command
 from modeling_more.training.results import privacy
 from modeling_more.words import SPLITTERS
 
@@ -177,14 +178,14 @@ def _by_image(posts: DatasetDict, search: Search, cache_dir: str | Path | None) 
         posts, retriever, top_k=search.top_k, image_dir=search.image_dir, cache_dir=cache_dir
     )
     return attached, (
-        f"By image: inner products of the embeddings of `{encoder.label}` (images as keys, lead texts as values, at "
-        f"most {search.top_k} for each post, one an article) from {_named(specs)}: {images} images, fingerprint "
-        f"`{fingerprint}`. A post without a usable image has none.\n\n{_report(report)}"
+        f"By image: inner products of the embeddings of {code_span(encoder.label)} (images as keys, lead texts as "
+        f"values, at most {search.top_k} for each post, one an article) from {_named(specs)}: {images} images, "
+        f"fingerprint `{fingerprint}`. A post without a usable image has none.\n\n{_report(report)}"
     )
 
 
 def _named(specs: Sequence[str]) -> str:
-    return ", ".join(f"`{Path(spec).name}`" for spec in specs)
+    return ", ".join(code_span(Path(spec).name) for spec in specs)
 
 
 def _report(report: Any) -> str:

@@ -1,12 +1,14 @@
 """Describe a knowledge corpus by its knowledge.json and the card it is published with."""
 
-import json
 import re
 from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..foreign import read_object
+from ..markdown import code_span, escaped
 
 FORMAT_VERSION = 1
 META_FILE = "knowledge.json"
@@ -79,11 +81,20 @@ def check_rows(folder: Path, info: CorpusInfo, paragraphs: int, sentences: int, 
 
 
 def corpus_card(info: CorpusInfo, license: str | None, description: str, date: str | None, faiss: Path) -> str:
-    """Return the README.md of a published corpus (see `save_pretrained`); `faiss` holds its image indices."""
+    """Return the README.md of a published corpus.
+
+    Args:
+        license, date: see `save_pretrained`.
+        description: Markdown of whoever saves the corpus; all else is shown as text.
+        faiss: the folder that holds the corpus' image indices.
+    """
     indices = []
     for file in sorted(faiss.glob(f"*/{FAISS_META}")):
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        indices.append(f"- `{file.parent.name}`: {meta['factory']}, images embedded by `{meta['encoder_name']}`")
+        meta = read_object(file, factory=str, encoder_name=str)
+        indices.append(
+            f"- {code_span(file.parent.name)}: {escaped(meta['factory'])}, images embedded by "
+            f"{code_span(meta['encoder_name'])}"
+        )
     configs = ["paragraphs", "sentences"] + ["images"] * bool(info.images)
     head = ["---", "tags:", "- knowledge-corpus", "- modeling-more", "configs:"]
     for name in configs:
@@ -91,7 +102,7 @@ def corpus_card(info: CorpusInfo, license: str | None, description: str, date: s
         head += ["  default: true"] if name == "paragraphs" else []
         # `datasets` caches a folder's rows by its name and this metadata alone
         head += [f"  description: content {info.fingerprint}"]
-    head += [f"license: {license}"] if license else []
+    head += [yaml.safe_dump({"license": license}).rstrip()] if license else []
     repeated = f"; {info.repeated_ids} with the id of an earlier one" if info.repeated_ids else ""
     key = "title and sentence" if info.title_in_key else "sentence"
     left_out = f"{info.unusable_images} more could not be used, {info.merged_images} were nearly identical to another"
@@ -115,9 +126,9 @@ def corpus_card(info: CorpusInfo, license: str | None, description: str, date: s
 | paragraphs (values) | {info.paragraphs} |
 | sentences (keys) | {info.sentences} |{images}
 | key | {key} |
-| sentence splitter | {info.splitter}, language {info.language} |
-| date of the source | {date or "not stated"} |
-| licence of the {"texts and images" if info.images else "texts"} | {license or "not stated"} |
+| sentence splitter | {escaped(info.splitter)}, language {escaped(info.language)} |
+| date of the source | {escaped(date or "not stated")} |
+| licence of the {"texts and images" if info.images else "texts"} | {escaped(license or "not stated")} |
 | fingerprint | `{info.fingerprint}` |
 
 `paragraphs` holds id, title and value, one row a paragraph; `sentences` the row of the paragraph and the characters

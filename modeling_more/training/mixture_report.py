@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..files import new_file
+from ..markdown import code_span, escaped, markdown_table
 from ..posts import Posts
 from ..predictions import Prediction
-from .model_card import USAGE, code_span, escaped, markdown_table
+from .model_card import USAGE
 
 PLOT = "gate_weights.png"
 COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")

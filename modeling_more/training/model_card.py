@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from ..files import new_file, write_text
+from ..markdown import code_span, escaped, fenced, markdown_table
 from ..naming import REDACTED, without_folder, without_secrets
 
 Record = Mapping[str, Any]
@@ -30,8 +31,6 @@ SPLITS = {"test": "test", "dev": "validation"}  # a score's prefix -> the split'
 TASKS = {"token-classification": "Named entity recognition", "text-classification": "Relation extraction"}
 PAPER = "[Named Entity and Relation Extraction with Multi-Modal Retrieval](https://arxiv.org/abs/2212.01612)"
 
-_TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where HTML begins
-_SPECIAL = "&<>|\\`*[]"  # in Markdown; an underscore inside a word is none
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SCORE = re.compile(rf"(?P<split>test|dev)_(?:(?P<variant>\w+?)_)??(?P<metric>{'|'.join(METRICS)})")
 # only at the end of a name: --max_tokens_per_batch and --tokenizer_name are no secrets
@@ -155,55 +154,6 @@ def scrub_command(command: str | Sequence[str]) -> str:
         before = words[place - 1].lstrip("-") if place else ""
         shown.append(f"{option}={REDACTED}" if secret and equals else shlex.quote(without_folder(word, before)))
     return without_secrets(" ".join(shown))
-
-
-def markdown_table(rows: Sequence[Record]) -> str:
-    """Return rows of equal keys as a Markdown table: numbers right-aligned, floats with two decimals, None a dash.
-
-    Cells may hold Markdown, but no tags of HTML; names that others chose are to be `escaped`.
-    """
-    if not rows:
-        return ""
-    columns = list(rows[0])
-
-    def cell(value: Any) -> str:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return "–"
-        if isinstance(value, float):
-            return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
-        return _TAG.sub("&lt;", str(value).replace("|", "\\|").replace("\n", " "))
-
-    numeric = [
-        all(isinstance(row[c], int | float) or row[c] is None or re.match(r"[\d.]+ ±", str(row[c])) for row in rows)
-        for c in columns
-    ]
-    head, *body = (
-        f"| {' | '.join(map(cell, line))} |" for line in (columns, *([row[c] for c in columns] for row in rows))
-    )
-    return "\n".join([head, f"|{'|'.join('---:' if right else '---' for right in numeric)}|", *body])
-
-
-def escaped(text: object) -> str:
-    """Return a text that others chose, such as a label, as Markdown that shows it and nothing else."""
-    line = " ".join(str(text).split())
-    return "".join(f"&#{ord(letter)};" if letter in _SPECIAL else letter for letter in line)
-
-
-def code_span(text: object) -> str:
-    """Return a text as code in a line of Markdown, whatever it holds."""
-    line = " ".join(str(text).split())
-    ticks = "`" * (_longest_ticks(line) + 1)
-    return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
-
-
-def fenced(code: str, language: str) -> str:
-    """Return a block of code, which ends where it should, whatever it holds."""
-    fence = "`" * max(3, _longest_ticks(code) + 1)
-    return f"{fence}{language}\n{code}\n{fence}"
-
-
-def _longest_ticks(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def installed_versions() -> dict[str, str]:

@@ -6,36 +6,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
 
 import run_ner
+from hostile_texts import HOSTILE, rendered
 from modeling_more.training.mixture_report import card_parts
 from modeling_more.training.model_card import scored_parts, write_model_card
 from ner_runs import posts, training, write_jsonl
 
-markdown_it = pytest.importorskip("markdown_it")
+pytest.importorskip("markdown_it")
 
-HOSTILE = (
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "a|b",
-    "a\n\n<b>bold</b>",
-    "`<i>x</i>`",
-    "![seen](http://example.org/x.png)",
-    "[click](javascript:alert(1))",
-    "**loud** \\`<u>x</u>",
-    "a\n```\n<script>alert(2)</script>\n```",
-    "a\n---\ntags: [x]",
-    "&lt;s&gt;",
-)
 #: what the card itself writes
 OWN = {"a", "code", "details", "em", "h1", "h2", "img", "li", "ol", "p", "pre", "strong", "summary", "ul"}
 OWN |= {"table", "thead", "tbody", "tr", "th", "td"}
-
-
-def rendered(card: str) -> str:
-    """The card's text as HTML, by the rules of CommonMark with tables: raw HTML passes, as on the Hub."""
-    return markdown_it.MarkdownIt("commonmark").enable("table").render(ModelCard(card).text)
 
 
 def check(card: str) -> str:

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from modeling_more.markdown import markdown_table
 from modeling_more.tagging import bioes_labels
 from modeling_more.training.model_card import (
     CURVE,
     draw_training_curve,
-    markdown_table,
     scrub_command,
     write_model_card,
 )
