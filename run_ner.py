@@ -21,6 +21,11 @@ from typing import Any
 
 ARGUMENTS_FIRST = True  # the package then imports no library yet: help and mistyped options are answered at once
 
+from modeling_more.training.interruption import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # at Ctrl-C, until the run begins
+
 from dataset_scripts import NAMES, RELATION_NAMES
 from modeling_more.training.arguments import Arguments
 from modeling_more.training.command_line import command_of, one_sentence_errors, read_arguments

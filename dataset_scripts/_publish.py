@@ -24,6 +24,7 @@ from modeling_more.files import file_digest, locked, new_folder, remove_strays_o
 from modeling_more.markdown import code_span, escaped, fenced, markdown_table
 from modeling_more.naming import NamingParser, without_folder
 from modeling_more.tagging import tags_to_spans
+from modeling_more.training.interruption import interrupted
 from modeling_more.training.model_card import scrub_command
 from modeling_more.training.results import privacy
 from modeling_more.words import SPLITTERS
@@ -424,4 +425,6 @@ def exit_code(script: Callable[[], object]) -> int:
     except (ValueError, OSError) as error:
         logger.error("%s", error)
         return 1
+    except KeyboardInterrupt:
+        raise interrupted() from None
     return 0

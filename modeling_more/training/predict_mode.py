@@ -17,6 +17,7 @@ from ..posts import KNOWLEDGE_COLUMNS, Posts
 from .arguments import Arguments, DataArguments
 from .command_line import one_sentence_errors
 from .experts import add_expert_knowledge
+from .interruption import interrupted
 from .models import SAVED, load_expert, load_processor, model_kind
 from .output_folders import begin_predicting
 from .posts import check_sizes
@@ -94,8 +95,9 @@ def write_predictions(
     try:
         predict_in_shards(path, pipeline, posts)
     except (ValueError, OSError, KeyboardInterrupt) as error:
-        told = f"error: {data.predict_file}: {' '.join(str(error).split())}" if str(error) else "\ninterrupted"
         kept = min(predicted_in_shards(path), len(posts))
         more = f"; {kept} of {len(posts)} posts are predicted and kept: run again to go on from there" if kept else ""
-        raise SystemExit(told + more) from None
+        if isinstance(error, KeyboardInterrupt):
+            raise interrupted(more) from None
+        raise SystemExit(f"error: {data.predict_file}: {' '.join(str(error).split())}{more}") from None
     logger.info("%d posts read: %s", len(posts), path)

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from .arguments import Arguments, TrainingArguments
 from .checkpoints import CheckpointError, find_checkpoint
+from .interruption import interrupted, raise_again
 from .output_folders import MADE_OF
 
 logger = logging.getLogger(__name__)
@@ -69,12 +70,13 @@ def running(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
     warn_of_slow_cpu(accelerator, predict=args.posts is None)
     began = time.time()
     try:
+        raise_again()
         yield
         accelerator.end_training()
     except CheckpointError as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"\ninterrupted{_kept(args, began)}") from None
+        raise interrupted(_kept(args, began)) from None
     except FloatingPointError as error:  # a training that diverged
         raise SystemExit(f"error: {error} (in {args.training.output_dir})") from None
 

@@ -299,6 +299,7 @@ def test_what_ctrl_c_says_is_so(interrupted, tmp_path, capsys):
         )
         with pytest.raises(SystemExit) as ended, running(args, make_accelerator(args.training)):
             raise KeyboardInterrupt
+        assert ended.value.code == 130 and capsys.readouterr().err == f"{ended.value}\n"
         return str(ended.value)
 
     (tmp_path / "empty").mkdir()
