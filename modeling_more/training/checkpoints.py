@@ -105,7 +105,7 @@ def resume(
                 logger.warning("%s holds no checkpoint yet: training starts from the beginning", folder)
             _by_main(accelerator, lambda: folders.begin_anew(folder, delete=wanted is not None))
             return TrainingState()
-        saved = _read_state(checkpoint)
+        saved = read_state(checkpoint)
         _check_same_run(checkpoint, saved, args, made_of)
         core: Any = accelerator.unwrap_model(model)
         config = json.loads(core.config.to_json_string())
@@ -230,7 +230,7 @@ def check_checkpoint(args: TrainingArguments, made_of: dict[str, Any]) -> None:
     wanted = args.resume_from_checkpoint
     if not wanted or (checkpoint := find_checkpoint(_folder(args), wanted)) is None:
         return
-    saved = _read_state(checkpoint)
+    saved = read_state(checkpoint)
     _check_same_run(checkpoint, saved, args, made_of)
     folders.best_beside(checkpoint, saved["best"])
 
@@ -249,7 +249,7 @@ def _folder(args: TrainingArguments) -> Path:
     return Path(args.output_dir) / "checkpoints"
 
 
-def _read_state(checkpoint: Path) -> dict[str, Any]:
+def read_state(checkpoint: Path) -> dict[str, Any]:
     """Return the content of a checkpoint's `training_state.json`, or raise ValueError if no training wrote it so."""
     if not (checkpoint / MANIFEST).is_file() and any(next(checkpoint.glob(one), None) for one in PICKLES):
         raise ValueError(

@@ -16,9 +16,9 @@ from accelerate.utils import DistributedType, find_executable_batch_size, releas
 from accelerate.utils.memory import should_reduce_batch_size
 
 from ..data_collator import LengthBatchSampler
-from ..foreign import read_object
 from .arguments import Arguments, TrainingArguments
-from .checkpoints import BEST, STATE, find_checkpoint
+from .checkpoints import BEST, find_checkpoint, read_state
+from .command_line import one_sentence_errors
 from .setup import make_accelerator
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def fitting_batches(train: Train) -> Train:
             raise SystemExit("error: --auto_find_batch_size tries a whole model on each device: leave it out where "
                              "models are sharded (FSDP, DeepSpeed)")  # fmt: skip
         folder = Path(training.output_dir) / "checkpoints"
-        resumed = _resumed(training, folder)
+        with one_sentence_errors():
+            resumed = _resumed(training, folder)
         steps = steps[steps.index(resumed) :] if resumed in steps else steps
         accumulated = dict(steps)
         several = accelerator.num_processes > 1
@@ -169,7 +170,7 @@ def _resumed(args: TrainingArguments, folder: Path) -> tuple[int, int] | None:
     checkpoint = find_checkpoint(folder, wanted) if wanted else None
     if checkpoint is None:
         return None
-    made_of = read_object(checkpoint / STATE, made_of=dict)["made_of"]
+    made_of = read_state(checkpoint)["made_of"]
     return made_of.get(_name(args)), made_of.get("gradient_accumulation_steps")
 
 

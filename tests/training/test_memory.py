@@ -119,6 +119,17 @@ def test_an_epoch_that_is_kept_is_not_trained_again(files, tiny_encoder, tmp_pat
     assert set(tried) == {4} and same(weights(files["out"]), whole)
 
 
+@pytest.mark.parametrize("damage", ["{", '{"made_of": 3}', "[]", "[" * 100_000, "\0", None])
+def test_a_damaged_checkpoint_is_one_sentence(damage, files, tiny_encoder, tmp_path):
+    last = tmp_path / "elsewhere" / "last"
+    last.mkdir(parents=True)
+    if damage is not None:
+        (last / "training_state.json").write_text(damage)
+    with pytest.raises(SystemExit, match=f"^error: {last}") as ended:
+        run_ner.main(options(files, tiny_encoder("bert"), FIND, "--resume_from_checkpoint", str(last)))
+    assert len(str(ended.value).splitlines()) == 1 and "training_state.json" in str(ended.value)
+
+
 LIMITED = """
 import resource
 import sys
