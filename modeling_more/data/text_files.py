@@ -42,6 +42,7 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     check_file(path)
+    _check_bytes(path)
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -53,6 +54,27 @@ def read_text(path: str | Path) -> str:
     if not text.lstrip().startswith("["):
         check_lines(path, text)
     return text
+
+
+def _check_bytes(path: Path) -> None:
+    """Raise ValueError where a line has too many bytes, before they are decoded and take several times the memory."""
+    if path.stat().st_size <= 4 * MAX_LINE:  # the bytes of a character
+        return
+    length, ends = 0, (0, 0)
+    with path.open("rb") as file:
+        head = file.read(1 << 10).removeprefix(b"\xef\xbb\xbf").lstrip()
+        most = MAX_JSON_BYTES if head.startswith(b"[") else 4 * MAX_LINE  # a list may be one line
+        file.seek(0)
+        while chunk := file.read(1 << 20):
+            places = [place for place in (chunk.find(b"\n"), chunk.find(b"\r")) if place >= 0]
+            if length + min(places, default=len(chunk)) > most:
+                raise ValueError(
+                    f"{path}, line {1 + (ends[0] or ends[1])}: more than {MAX_LINE} characters in one line; a line is "
+                    "a post, or a word of one."
+                )
+            last = max(chunk.rfind(b"\n"), chunk.rfind(b"\r"))
+            length = len(chunk) - last - 1 + (length if last < 0 else 0)
+            ends = ends[0] + chunk.count(b"\n"), ends[1] + chunk.count(b"\r")
 
 
 def check_lines(path: Path, text: str) -> None:
