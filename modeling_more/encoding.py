@@ -143,7 +143,8 @@ def map_batches(
     found: dict[int, Result] = {}
     by_index = {post["index"]: post for post in encoded}
     loader = evaluation_loader(encoded, collate, accelerator, batch_size)
-    for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
+    hidden = len(loader) < 2 or not accelerator.is_main_process
+    for batch in tqdm(loader, desc=description, disable=hidden, leave=False):
         index = batch.pop("index").tolist()
         try:
             with torch.no_grad():
@@ -213,7 +214,7 @@ def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tens
         image = posts[row]["image"]
         rows_of.setdefault(image if isinstance(image, str | Path) else id(image), []).append(row)
     same = list(rows_of.values())
-    for first in tqdm(range(0, len(same), IMAGES_AT_ONCE), desc="images", disable=len(same) < IMAGES_AT_ONCE):
+    for first in tqdm(range(0, len(same), IMAGES_AT_ONCE), desc="images", disable=len(same) <= IMAGES_AT_ONCE):
         opened, pictures = [], []
         for rows in same[first : first + IMAGES_AT_ONCE]:
             try:

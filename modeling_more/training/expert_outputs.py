@@ -204,7 +204,7 @@ def image_features(
     vectors, usable = torch.zeros(len(posts), encoder.dimension), torch.zeros(len(posts), dtype=torch.bool)
     reasons: Counter[str] = Counter()
     size = IMAGES_AT_ONCE
-    for first in tqdm(range(0, len(posts), size), desc="images", disable=len(posts) < size, leave=False):
+    for first in tqdm(range(0, len(posts), size), desc="images", disable=len(posts) <= size, leave=False):
         rows = sources.select(range(first, min(first + size, len(posts)))).to_list()
         found = [
             row["image"] if image_dir is None else or_error(partial(image_file, image_dir), row["image_id"])

@@ -59,6 +59,14 @@ def test_generators_and_numbers_of_numpy_are_taken(expert: tuple[Any, MoReProces
     assert type(found[0]["id"]) is int and predict(*expert, []) == []
 
 
+def test_a_bar_is_shown_for_several_batches_only(expert: tuple[Any, MoReProcessor], capfd: Any) -> None:
+    posts = [{"text": "Ada met Rivera"}] * 3
+    predict(*expert, posts)
+    assert capfd.readouterr() == ("", "")
+    predict(*expert, posts, batch_size=1)
+    assert "100%" in capfd.readouterr().err
+
+
 def test_a_post_that_cannot_be_computed_is_named(expert: tuple[Any, MoReProcessor]) -> None:
     """A weight that is no number, which one word alone reads: that post is named, not its whole batch."""
     model, processor = expert
