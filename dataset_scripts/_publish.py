@@ -287,7 +287,7 @@ def make_card(builder: Any, configs: Configs, knowledge: str, command: Sequence[
         *(["## Knowledge", knowledge] if knowledge else []),
         "## Source and terms",
         builder.CREDIT,
-        "" if getattr(builder, "INVENTED", False) else getattr(builder, "TERMS", TERMS),
+        getattr(builder, "TERMS", TERMS),
         "## Made by",
         f"{fenced(scrub_command(command), 'bash')}\n\ndatasets {datasets_version}",
     ]

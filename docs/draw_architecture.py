@@ -3,7 +3,7 @@
 python docs/draw_architecture.py [PATH]
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -188,5 +188,12 @@ def draw(path: Path) -> None:
     figure.savefig(path, format="png", facecolor="white")
 
 
+def path_given(about: str | None, name: str) -> Path:
+    """Return the path on the command line, or that of a picture in docs/."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", type=Path, metavar="PATH", help=f"(default: docs/{name})")
+    return parser.parse_args().path or Path(__file__).with_name(name)
+
+
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("architecture.png"))
+    draw(path_given(__doc__, "architecture.png"))

@@ -7,7 +7,6 @@ Files and imports are read from the code, the layers of the flat files from the 
 
 import ast
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -34,6 +33,7 @@ from draw_architecture import (
     TEXT_LIGHT,
     box,
     label,
+    path_given,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,4 +249,4 @@ def _draw_against(axes: Axes, places: Mapping[str, tuple[float, float]], room: s
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("house.png"))
+    draw(path_given(__doc__, "house.png"))

@@ -78,6 +78,15 @@ def test_picture_of_the_house_holds_every_module_and_is_the_one_shipped(tmp_path
     assert Image.open(tmp_path / "house.png").size == shipped.size
 
 
+@pytest.mark.parametrize("script", ["draw_house.py", "draw_architecture.py"])
+def test_help_of_what_draws_draws_nothing(script: str, tmp_path: Path) -> None:
+    for option, code in (("--help", 0), ("--halp", 2)):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "docs" / script), option], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == code and "usage:" in done.stdout + done.stderr and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
 def test_files_that_a_page_names_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
