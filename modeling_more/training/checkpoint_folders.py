@@ -25,7 +25,8 @@ from ..files import (
     write_manifest,
 )
 from ..foreign import check_manifest, read_object
-from .output_folders import CHECKPOINTS, CONFIG, SAFETENSORS_STRAY, STATE
+from .folder_contents import CHECKPOINTS, SAFETENSORS_STRAY, STATE
+from .run_record import CONFIG
 
 LAST, BEST, INCOMING = "last", "best", ".incoming"
 WEIGHTS = "model.safetensors"

@@ -18,7 +18,7 @@ from ..posts import Posts
 from .arguments import Arguments, DataArguments, ModelArguments, TrainingArguments
 from .expert_outputs import mixed
 from .experts import Expert
-from .output_folders import MADE_OF
+from .folder_contents import MADE_OF
 from .posts import post_digest
 
 logger = logging.getLogger(__name__)

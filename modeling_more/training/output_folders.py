@@ -6,28 +6,37 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import HOLDER, LOCK, MANIFEST, TEMPORARY, is_folder, locked, remove_strays, remove_strays_of, write_json
+from ..files import HOLDER, LOCK, MANIFEST, is_folder, locked, remove_strays, remove_strays_of, write_json
 from .arguments import Arguments
+from .folder_contents import (
+    BESIDE,
+    CHECKPOINTS,
+    SAFETENSORS_STRAY,
+    SEED,
+    goes_on,
+    has_seeds,
+    is_begun,
+    is_finished,
+    is_ours,
+    strange_checkpoint,
+    strange_path,
+    way_on,
+)
 from .run_record import (
     BEGUN,
-    CONFIG,
     KNOWN,
     OPENING,
     OPTIONS,
     PREDICTIONS,
     RECORD,
-    RESULTS,
-    WRITTEN,
     has_options,
     identity,
     is_model,
-    read_entry,
     record_file,
     recorded,
     stage_of,
@@ -36,27 +45,6 @@ from .run_record import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MADE_OF = "made_of.txt"  # marks a finished fold; holds a digest of its expert's posts and options
-CHECKPOINTS = tuple(f"{name}{more}" for name in ("last", "best") for more in ("", ".incoming", ".outgoing"))
-SHARD = re.compile(r"\.\d{6}-[0-9a-f]{16}\.jsonl$")  # ends the name of a part of predictions that are not whole yet
-SEED = re.compile(r"seed--?\d+")
-STATE, STATE_ENTRIES = "training_state.json", {"history", "epoch"}  # what marks a checkpoint, and entries of it
-SAFETENSORS_STRAY = ".tmp??????"  # its writer leaves one if it is killed
-#: files that checkpoints hold, of this library and of accelerate's ways to shard
-CHECKPOINT_FILES = (
-    "*.safetensors",
-    "*.json",
-    "*.bin",
-    "*.pkl",
-    "*.pt",
-    "*.distcp",
-    ".metadata",
-    "latest",
-    "zero_to_*",
-)
-LOGS = ("events.out.tfevents*", "hparams.yml")  # files that trackers write into a run's folder
-#: files of a run that stand in no record
-BESIDE = (MANIFEST, BEGUN, MADE_OF, LOCK, HOLDER, TEMPORARY, SAFETENSORS_STRAY)
 #: options that name files or folders that a run reads
 INPUTS = (
     *("model_name_or_path", "experts", "dataset", "data_dir", "train_file", "validation_file", "test_file"),
@@ -144,17 +132,17 @@ def check_output_dir(args: Arguments) -> None:
     seeds = [folder / f"seed-{seed}" for seed in training.seeds] if len(training.seeds) > 1 else []
     ways = "give another --output_dir, or --overwrite_output_dir to replace it whole"
     if inside:
-        lost = next((one for one in seeds or [folder] if _finished(one) and not _goes_on(one)), None)
-        if lost is None and seeds and _finished(folder) and not _of_seeds(folder):
+        lost = next((one for one in seeds or [folder] if is_finished(one) and not goes_on(one)), None)
+        if lost is None and seeds and is_finished(folder) and not has_seeds(folder):
             lost = folder
         if lost is not None:
             raise ValueError(f"{lost} holds a finished run that has no checkpoint to go on from: {ways}")
         return
-    if _finished(folder):
-        more = ", or --resume_from_checkpoint latest to go on with it" if _goes_on(folder) or _of_seeds(folder) else ""
+    if is_finished(folder):
+        more = f", or {way} to go on with it" if (way := way_on(folder, training.seeds)) else ""
         raise ValueError(f"{told} holds a finished run: {ways}{more}")
-    if _begun(folder):
-        more = "--resume_from_checkpoint latest to go on with it, or " if _goes_on(folder) or _of_seeds(folder) else ""
+    if is_begun(folder):
+        more = f"{way} to go on with it, or " if (way := way_on(folder, training.seeds)) else ""
         raise ValueError(
             f"{told} holds an unfinished run: give {more}--overwrite_output_dir to begin anew, or another --output_dir"
         )
@@ -164,16 +152,16 @@ def check_output_dir(args: Arguments) -> None:
 
 def _check_unused(folder: Path, told: str) -> None:
     """Raise ValueError if something that no run wrote stands where a run writes."""
-    if not _is_ours(folder) and folder.is_dir():
+    if not is_ours(folder) and folder.is_dir():
         names = [path.name for path in folder.iterdir() if KNOWN.fullmatch(path.name) or path.name in BESIDE[:3]]
         names += [name for name in PREDICTIONS if os.path.lexists(folder / name)]
         names += [path.relative_to(folder).as_posix() for path in folder.glob("experts/*/*")]
         if names:
             raise ValueError(f"{told} holds {sorted(names)[0]}, which is of no run: give another --output_dir")
-    if strange := _strange_checkpoint(folder / "checkpoints"):
+    if strange := strange_checkpoint(folder / "checkpoints"):
         raise ValueError(f"{strange} is of no run, which keeps checkpoints there: give another --output_dir")
     for fold in sorted(folder.glob("crossfit/*")):
-        if not (is_folder(fold) and (_is_ours(fold) or not any(fold.iterdir()))):
+        if not (is_folder(fold) and (is_ours(fold) or not any(fold.iterdir()))):
             raise ValueError(f"{fold} is of no run, which keeps the experts of its folds there: move it")
 
 
@@ -208,7 +196,8 @@ def holding(args: Arguments, accelerator: Accelerator) -> Iterator[None]:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            kept = "; what is in its checkpoints is kept: --resume_from_checkpoint latest" if _goes_on(folder) else ""
+            way = way_on(folder, args.training.seeds)
+            kept = f"; what is in its checkpoints is kept: {way}" if way else ""
             raise SystemExit(f"error: the run in {folder} has ended: {' '.join(str(error).split())}{kept}") from error
         finally:
             if accelerator.is_main_process:
@@ -239,7 +228,7 @@ def _remove_strays(folder: Path) -> None:
             continue
         for name in (BEGUN, MANIFEST):  # the first files of a run, before which nothing shows whose the folder is
             remove_strays_of(place / name)
-        if not _is_ours(place):
+        if not is_ours(place):
             continue
         for inner in (place, *(place / name for name in ("predictions", ".eval_results", "checkpoints", "experts"))):
             remove_strays(inner, SAFETENSORS_STRAY)
@@ -257,7 +246,7 @@ def begin_training(args: Arguments, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         if training.overwrite_output_dir and (not several or training.seed == training.seeds[0]):
             whole = folder.parent if several else folder
-            if whole.is_dir() and (strange := _strange(whole)):  # it came since the folder was checked
+            if whole.is_dir() and (strange := strange_path(whole)):  # it came since the folder was checked
                 raise SystemExit(f"error: {strange} is of no run, nothing was deleted: move it")
             _empty(whole)
         if not training.resume_from_checkpoint:
@@ -294,9 +283,9 @@ def _check_overwriting(args: Arguments, folder: Path) -> None:
                 raise ValueError(f"--overwrite_output_dir would delete --{name} {one}: give another --output_dir")
     if not folder.is_dir() or all(path.name in (LOCK, HOLDER) for path in folder.iterdir()):
         return
-    if not _is_ours(folder):
+    if not is_ours(folder):
         raise ValueError(f"--output_dir {folder} holds no run, nothing in it is deleted: give another --output_dir")
-    if strange := _strange(folder):
+    if strange := strange_path(folder):
         raise ValueError(
             f"--overwrite_output_dir deletes runs only, and {strange} is of none: move it, or give another folder"
         )
@@ -308,118 +297,12 @@ def _name_of_posts(args: Arguments) -> str:
     return re.sub(r"[^\w.+-]+", "_", path.name if posts == args.data.dataset else path.stem)
 
 
-def _has_predictions(folder: Path) -> bool:
-    return any((folder / name).exists() for name in PREDICTIONS)
-
-
-def _of_seeds(folder: Path) -> bool:
-    return any(_finished(one) or _begun(one) for one in folder.glob("seed-*"))
-
-
-def _finished(folder: Path) -> bool:
-    """Return whether the folder holds a finished run, or a model or predictions without one."""
-    options = read_entry(folder / OPTIONS)
-    if has_options(folder) or RESULTS in recorded(folder):
-        # the configuration comes last: without it a model is not whole
-        return (folder / RESULTS).exists() and (options.get("do_train") is False or (folder / CONFIG).exists())
-    return is_model(folder) or (_has_predictions(folder) and not (folder / CONFIG).exists())
-
-
-def _begun(folder: Path) -> bool:
-    """Return whether a run left a checkpoint, its best model (maybe as `.outgoing`) or experts of folds here."""
-    whole = [name for name in CHECKPOINTS if not name.endswith(".incoming")]
-    return (
-        any(_is_checkpoint(folder / "checkpoints" / name) for name in whole)
-        or any((fold / MADE_OF).exists() for fold in folder.glob("crossfit/*"))
-        or _of_seeds(folder)
-    )
-
-
-def _goes_on(folder: Path) -> bool:
-    """Return whether a run can be resumed here, from a checkpoint or from the experts of a gate's folds."""
-    last = (folder / "checkpoints" / name for name in ("last", "last.outgoing"))
-    return any(_is_checkpoint(one) for one in last) or (folder / "crossfit").is_dir()
-
-
-def _is_ours(folder: Path) -> bool:
-    """Return whether the folder carries the mark of a run: its options, record, model, results or checkpoints."""
-    marked = has_options(folder) or WRITTEN in read_entry(folder / MANIFEST)
-    return marked or _finished(folder) or _begun(folder) or any(has_options(one) for one in folder.glob("seed-*"))
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    """Return whether this is a checkpoint, or the best model beside one, of this library."""
-    if not is_folder(folder):
-        return False
-    return is_model(folder) if folder.name.startswith("best") else STATE_ENTRIES <= read_entry(folder / STATE).keys()
-
-
-def _strange(folder: Path) -> Path | None:
-    """Return a path in the folder of a run that no run wrote, if there is one."""
-    known = recorded(folder).keys()
-    for path in sorted(folder.iterdir()):
-        found: Path | None = path
-        if not is_folder(path):
-            ours = path.name in known or _is_file(path, BESIDE)
-            found = None if ours and _is_file(path, ("*",)) else path
-        elif fnmatch(path.name, TEMPORARY):
-            found = None
-        elif path.name == "crossfit":
-            inner = (_strange(one) if is_folder(one) else one for one in sorted(path.iterdir()))
-            found = next(filter(None, inner), None)
-        elif SEED.fullmatch(path.name):
-            found = _strange(path)
-        elif path.name == "checkpoints":
-            found = _strange_checkpoint(path)
-        elif path.name == "logs":
-            inside = sorted(path.rglob("*"))
-            found = next((one for one in inside if not (is_folder(one) or _is_file(one, LOGS))), None)
-        elif path.name in ("experts", "predictions", ".eval_results"):
-            inside = [one for one in sorted(path.rglob("*")) if not fnmatch(one.name, TEMPORARY)]
-            if all(is_folder(one) for one in inside):  # there is nothing to lose
-                inside = []
-            found = next((one for one in inside if not _is_known(one, one.relative_to(folder), known)), None)
-        if found is not None:
-            return found
-    return None
-
-
-def _is_known(path: Path, name: Path, known: Collection[str]) -> bool:
-    """Return whether a path of this name is a file that runs wrote, or a folder that holds one."""
-    if is_folder(path):
-        return any(one.startswith(f"{name.as_posix()}/") for one in known)
-    whole = SHARD.sub(".jsonl", name.as_posix())
-    return whole in known and _is_file(path, ("*",))
-
-
-def _strange_checkpoint(folder: Path) -> Path | None:
-    """Return a path in the place of a run's checkpoints that is none of them, if there is one."""
-    if not is_folder(folder):
-        return folder if os.path.lexists(folder) else None
-    for path in sorted(folder.iterdir()):
-        if _is_file(path, (TEMPORARY,)) or (is_folder(path) and fnmatch(path.name, TEMPORARY)):
-            continue
-        # one that is half-written or half-deleted may have no mark of its own: the run beside it has
-        half = path.suffix in (".incoming", ".outgoing") and has_options(folder.parent)
-        if path.name not in CHECKPOINTS or not (_is_checkpoint(path) or (half and is_folder(path))):
-            return path
-        for one in sorted(path.rglob("*")):
-            if not (is_folder(one) or _is_file(one, (*CHECKPOINT_FILES, TEMPORARY, SAFETENSORS_STRAY))):
-                return one
-    return None
-
-
 def _forget_checkpoints(folder: Path) -> None:
     """Delete what is left of the checkpoints of a run that is begun anew, and nothing else."""
-    if strange := _strange_checkpoint(folder):
+    if strange := strange_checkpoint(folder):
         raise SystemExit(f"error: {strange} is of no run, which keeps checkpoints there: nothing was deleted, move it")
     for name in CHECKPOINTS:
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _is_file(path: Path, patterns: Sequence[str]) -> bool:
-    """Return whether the path is a file, not a link, whose name matches a pattern."""
-    return path.is_file() and not path.is_symlink() and any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def _empty(folder: Path) -> None:

@@ -17,8 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from .arguments import Arguments, TrainingArguments
 from .checkpoints import CheckpointError, find_checkpoint
+from .folder_contents import MADE_OF
 from .interruption import interrupted, raise_again
-from .output_folders import MADE_OF
 
 logger = logging.getLogger(__name__)
 

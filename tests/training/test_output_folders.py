@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -250,6 +251,38 @@ def test_an_unfinished_run_is_gone_on_with_or_replaced(here, tmp_path, capsys):
         path = Path("several") / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     run_ner.main(training(here, "several"))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("given", [[], ["--seeds", "1", "2"], ["--seeds", "2", "3"]])
+def test_the_way_to_go_on_with_several_seeds_works(finished, given, here, capsys):
+    if not finished:
+        for folder in ("several", "several/seed-2"):
+            for name in ("all_results.json", "README.md"):
+                Path(folder, name).unlink()
+    same = ["--knowledge", here["knowledge"], "--top_k", "1", "--retrieval", "text"]
+    said = told(capsys, training(here, "several", *same, *given))
+    (way,) = re.findall(r"((?:--seeds [\d ]+)?--resume_from_checkpoint latest) to go on with it", said)
+    assert ("--seeds" in way) == (given != ["--seeds", "1", "2"])
+    results = run_ner.main(training(here, "several", *same, *given, *way.split()))
+    assert results["seeds"] == [1, 2] and [len(one["history"]) for one in results["runs"]] == [1, 1]
+    # and of one seed's run none is told to a run of several
+    assert "--resume_from_checkpoint" not in told(capsys, training(here, "plain", "--seeds", "1", "2"))
+
+
+def test_no_way_to_go_on_is_told_that_is_refused(here, capsys):
+    """The checkpoints of earlier versions are pickles, and one seed of two may have none."""
+    for folder, seeds in (("plain", []), ("several/seed-2", []), ("several", ["--seeds", "1", "2"])):
+        last = Path(folder.replace("several", "several/seed-2") if seeds else folder, "checkpoints/last")
+        if (last / "manifest.json").exists():
+            assert "--resume_from_checkpoint latest to go on" in told(capsys, training(here, folder, *seeds))
+            (last / "manifest.json").unlink()
+            (last / "optimizer.safetensors").rename(last / "optimizer.bin")
+        assert "--resume_from_checkpoint" not in told(capsys, training(here, folder, *seeds))
+        said = told(capsys, training(here, folder, *seeds, "--resume_from_checkpoint", "latest"))
+        assert "is of an earlier version" in said or "is of a run with other" in said
+    shutil.rmtree("several/seed-2/checkpoints")
+    assert "--resume_from_checkpoint" not in told(capsys, training(here, "several", "--seeds", "1", "2"))
 
 
 def test_going_on_leaves_no_old_predictions(here, tmp_path):
