@@ -24,7 +24,7 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from dataset_scripts._publish import exit_code, failed_push, without_folder
-from modeling_more.files import locked, new_file, remove_strays, user_cache, write_text
+from modeling_more.files import locked, new_file, paths_below, remove_strays, user_cache, write_text
 from modeling_more.foreign import line_objects, read_object
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus
 from modeling_more.knowledge.corpus_info import CorpusInfo
@@ -321,7 +321,7 @@ def _once(article: Row, seen: set[int]) -> Row:
 def build(plan: Plan, given: argparse.Namespace, command: Sequence[str]) -> Path:
     """Build what the command line asks for, and return the folder of the saved corpus."""
     folder = Path(given.output_dir).expanduser().resolve()
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(paths_below(folder)):
         if not (folder / META_FILE).is_file():
             raise ValueError(f"{folder}: holds something that is no knowledge corpus; give another --output_dir.")
         if not given.overwrite_output_dir:

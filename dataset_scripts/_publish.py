@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from dataset_scripts import load
 from modeling_more.data.rows import HIDDEN
-from modeling_more.files import file_digest, locked, new_folder, remove_strays_of
+from modeling_more.files import file_digest, is_incidental, locked, new_folder, paths_below, remove_strays_of
 from modeling_more.markdown import code_span, escaped, fenced, markdown_table
 from modeling_more.naming import NamingParser, without_folder
 from modeling_more.tagging import tags_to_spans
@@ -236,7 +236,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     """Raise ValueError if `write_folder` would refuse; asked before the work is done."""
     from modeling_more.knowledge.corpus_info import META_FILE  # seconds that other uses need not wait
 
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not any(paths_below(folder))):
         return
     readme = folder / "README.md"
     ours = readme.is_file() and f"- {TAG}\n" in readme.read_text(encoding="utf-8", errors="replace")
@@ -246,7 +246,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(f"{folder}: holds a published data set; give another --output_dir or --overwrite_output_dir.")
     for path in [*folder.iterdir(), *(file for name in KINDS for file in (folder / name).glob("*"))]:
-        if path.suffix != ".parquet" and path.name not in ("README.md", *KINDS):
+        if path.suffix != ".parquet" and path.name not in ("README.md", *KINDS) and not is_incidental(path):
             raise ValueError(
                 f"{path}: is no part of the data set in {folder}, with which it would be deleted; move it."
             )

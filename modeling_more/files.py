@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,6 +22,7 @@ TEMPORARY = f".*.{8 * '[0-9a-f]'}.tmp"  # pattern of the names beside: a killed 
 MANIFEST = "manifest.json"  # size and digest of the files that a folder was saved with
 OUTGOING = ".outgoing"  # ends the name of a folder that is just being replaced
 LOCK, HOLDER = ".lock", ".lock.json"  # the lock of a folder, and who holds it
+_BROWSERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # file browsers write them, and write them anew
 
 
 @contextmanager
@@ -48,13 +50,16 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Give an empty folder beside `folder` to fill; it becomes `folder` when the block ends well, else it is removed.
 
     Args:
-        replace: put it in the place of a folder that is there, see `replace_folder`.
+        replace: put it in the place of a folder that is there, see `replace_folder`; incidental folders stay.
 
     Raises:
         OSError: a folder that is not empty is there, and it is not to be replaced.
     """
     with scratch_folder(folder) as beside:
         yield beside
+        for path in folder.iterdir() if replace and folder.is_dir() else ():
+            if is_folder(path) and is_incidental(path):
+                copy_folder(path, beside / path.name)
         sync_folder(beside)
         if replace:
             replace_folder(beside, folder)
@@ -190,6 +195,37 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
+def is_incidental(path: Path) -> bool:
+    """Return whether file browsers, notebooks or transfers to the Hub put a path into any folder, unasked.
+
+    It hinders nobody who writes there. Folders of this kind stay: the checkpoints of a notebook are its user's.
+    """
+    if is_folder(path):
+        of_hub = path.name == ".cache" and all(one.name == "huggingface" for one in path.iterdir())
+        return of_hub or path.name == ".ipynb_checkpoints"
+    return path.name in _BROWSERS and path.is_file() and not path.is_symlink()
+
+
+def paths_below(folder: Path) -> Iterator[Path]:
+    """Yield the paths below a folder, sorted, but for what is incidental and what it holds."""
+    for path in sorted(folder.iterdir()):
+        if not is_incidental(path):
+            yield path
+            if is_folder(path):
+                yield from paths_below(path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder and what it holds, but for incidental folders and those in which they lie."""
+    for path in folder.iterdir():
+        if not is_folder(path):
+            path.unlink()
+        elif not is_incidental(path):
+            remove_folder(path)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with open(file, "rb") as stream:
@@ -303,6 +339,18 @@ def user_cache(cache_dir: str | Path | None = None) -> Path:
     from huggingface_hub import constants  # here: without it the options of a run are checked at once
 
     return Path(cache_dir or os.environ.get("MORE_CACHE") or Path(constants.HF_HOME) / "more")
+
+
+def user_data() -> Path:
+    """Return the folder of what must outlive a cleared cache: $MORE_CACHE, else "more" in the user's folder of data.
+
+    That is $XDG_DATA_HOME, or what stands for it on this system.
+    """
+    if given := os.environ.get("MORE_CACHE"):
+        return Path(given)
+    homes = {"darwin": "~/Library/Application Support", "win32": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
+    data = os.environ.get("XDG_DATA_HOME") or homes.get(sys.platform, "~/.local/share")
+    return Path(os.path.expanduser(data)) / "more"
 
 
 def _beside(path: Path) -> Path:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .files import file_digest, user_cache
+from .files import file_digest, user_data
 
 logger = logging.getLogger(__name__)
 
@@ -62,4 +62,4 @@ def is_own(file: Path) -> bool:
 
 
 def _record_of(file: Path) -> Path:
-    return user_cache() / "own" / file_digest(file)
+    return user_data() / "own" / file_digest(file)

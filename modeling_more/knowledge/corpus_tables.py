@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from datasets import Features
 from filelock import FileLock, Timeout
 
-from ..files import file_digest, new_folder, remove_strays_of
+from ..files import file_digest, is_incidental, new_folder, remove_strays_of
 from ..foreign import read_object
 from .index_files import DamagedError
 
@@ -198,7 +198,7 @@ def open_or_build(
 
 
 def _check_own(folder: Path, meta_file: str, own: Container[str] | None) -> None:
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    there = sorted(path.name for path in folder.iterdir() if not is_incidental(path)) if folder.is_dir() else []
     if there and meta_file not in there:
         raise ValueError(f"{folder} holds {there[0]}, but no {meta_file}: it is not replaced, give an empty folder")
     if foreign := [name for name in there if own is not None and name not in own]:

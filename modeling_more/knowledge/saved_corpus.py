@@ -1,13 +1,12 @@
 """Tell which files of a folder are those of a saved corpus: these are read, checked and replaced, and no others."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ..files import file_digest
+from ..files import file_digest, is_folder, is_incidental, paths_below
 from ..foreign import read_object
 from ..naming import missing_source, nearest_folder
 from .corpus_info import FAISS_FOLDER, FAISS_META, INDEX_FOLDER, META_FILE
@@ -101,8 +100,7 @@ def check_target(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder to save the corpus in.")
-    with os.scandir(folder) as entries:
-        first = next((entry.name for entry in entries), None)
+    first = next((path.name for path in paths_below(folder)), None)
     if first is None:
         return
     told = "nothing is saved there, for it would be lost; name a new or empty folder"
@@ -114,6 +112,8 @@ def check_target(folder: Path) -> None:
 
 
 def _foreign(folder: Path, own: set[str]) -> Sequence[str]:
-    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    incidental = {path.name for path in folder.iterdir() if is_incidental(path)}  # further down one would be lost
+    paths = (path for path in folder.rglob("*") if not is_folder(path) and not is_incidental(path))
     names = (path.relative_to(folder).as_posix() for path in paths)
+    names = (name for name in names if name.split("/")[0] not in incidental)
     return sorted(name for name in names if name not in own and name not in _INDEX and not _FAISS.fullmatch(name))

@@ -17,6 +17,8 @@ from ..files import (
     TEMPORARY,
     file_digest,
     is_folder,
+    paths_below,
+    remove_folder,
     replace_folder,
     sync,
     sync_folder,
@@ -87,18 +89,18 @@ def begin_anew(folder: Path, delete: bool) -> None:
             f"{there[0]} is of an earlier training: go on with it (resume_from_checkpoint), or give another output_dir"
         )
     for path in there:
-        if strange := next((one for one in sorted(path.iterdir()) if not _is_own(one.name)), None):
+        if strange := next((one for one in paths_below(path) if not _is_own(one.name)), None):
             raise ValueError(f"{strange} is of no training: move it away, or give another --output_dir")
     for path in there:
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def _there(folder: Path) -> list[Path]:
     """Return the folders in the places of checkpoints, or raise ValueError if one is not ours."""
-    there = [folder / name for name in CHECKPOINTS if os.path.lexists(folder / name)]
+    there = [path for name in CHECKPOINTS if os.path.lexists(path := folder / name) and not _is_incidental(path)]
     for path in there:
         # a kill may come just before the mark is there
-        begun = is_folder(path) and all(fnmatch(one.name, TEMPORARY) for one in path.iterdir())
+        begun = is_folder(path) and all(fnmatch(one.name, TEMPORARY) for one in paths_below(path))
         if not begun and not (is_folder(path) and _is_marked(path)):
             raise ValueError(f"{path} is no checkpoint of this library: move it away, or give another --output_dir")
     return there
@@ -137,7 +139,7 @@ def adopt_best(folder: Path, checkpoint: Path, digest: str, config: Any) -> None
     best = best_beside(checkpoint, digest)
     told = check_whole(best, CONFIG)
     # a model is loaded from whatever lies there, also adapters of another one
-    there = sorted(path.name for path in best.iterdir() if not path.name.startswith("."))
+    there = [path.name for path in paths_below(best) if not path.name.startswith(".")]
     if strange := [name for name in there if name not in told and name != MANIFEST]:
         raise ValueError(f"{best} holds {strange[0]}, which was not saved there: move it away to resume")
     if _unsaved(read_object(best / CONFIG)) != _unsaved(config):
@@ -176,6 +178,11 @@ def check_whole(folder: Path, *needed: str) -> dict[str, Any]:
 
 def _is_own(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in OWN)
+
+
+def _is_incidental(folder: Path) -> bool:
+    """Return whether a folder is there for what others put into it alone."""
+    return is_folder(folder) and any(folder.iterdir()) and not any(paths_below(folder))
 
 
 def _is_marked(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..files import HOLDER, LOCK, MANIFEST, TEMPORARY, is_folder
+from ..files import HOLDER, LOCK, MANIFEST, TEMPORARY, is_folder, is_incidental, paths_below
 from .run_record import (
     BEGUN,
     CONFIG,
@@ -116,23 +116,26 @@ def strange_path(folder: Path) -> Path | None:
     known = recorded(folder).keys()
     for path in sorted(folder.iterdir()):
         found: Path | None = path
-        if not is_folder(path):
+        if is_incidental(path):
+            found = None
+        elif not is_folder(path):
             ours = path.name in known or _is_file(path, BESIDE)
             found = None if ours and _is_file(path, ("*",)) else path
         elif fnmatch(path.name, TEMPORARY):
             found = None
         elif path.name == "crossfit":
-            inner = (strange_path(one) if is_folder(one) else one for one in sorted(path.iterdir()))
+            inside = [one for one in sorted(path.iterdir()) if not is_incidental(one)]
+            inner = (strange_path(one) if is_folder(one) else one for one in inside)
             found = next(filter(None, inner), None)
         elif SEED.fullmatch(path.name):
             found = strange_path(path)
         elif path.name == "checkpoints":
             found = strange_checkpoint(path)
         elif path.name == "logs":
-            inside = sorted(path.rglob("*"))
+            inside = list(paths_below(path))
             found = next((one for one in inside if not (is_folder(one) or _is_file(one, LOGS))), None)
         elif path.name in ("experts", "predictions", ".eval_results"):
-            inside = [one for one in sorted(path.rglob("*")) if not fnmatch(one.name, TEMPORARY)]
+            inside = [one for one in paths_below(path) if not fnmatch(one.name, TEMPORARY)]
             if all(is_folder(one) for one in inside):  # there is nothing to lose
                 inside = []
             found = next((one for one in inside if not _is_known(one, one.relative_to(folder), known)), None)
@@ -154,13 +157,14 @@ def strange_checkpoint(folder: Path) -> Path | None:
     if not is_folder(folder):
         return folder if os.path.lexists(folder) else None
     for path in sorted(folder.iterdir()):
-        if _is_file(path, (TEMPORARY,)) or (is_folder(path) and fnmatch(path.name, TEMPORARY)):
+        if is_incidental(path) or _is_file(path, (TEMPORARY,)) or (is_folder(path) and fnmatch(path.name, TEMPORARY)):
             continue
         # one that is half-written or half-deleted may have no mark of its own: the run beside it has
         half = path.suffix in (".incoming", ".outgoing") and has_options(folder.parent)
+        half = half or (is_folder(path) and not any(paths_below(path)))
         if path.name not in CHECKPOINTS or not (_is_checkpoint(path) or (half and is_folder(path))):
             return path
-        for one in sorted(path.rglob("*")):
+        for one in paths_below(path):
             if not (is_folder(one) or _is_file(one, (*CHECKPOINT_FILES, TEMPORARY, SAFETENSORS_STRAY))):
                 return one
     return None

@@ -11,7 +11,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import HOLDER, LOCK, MANIFEST, is_folder, locked, remove_strays, remove_strays_of, write_json
+from ..files import (
+    HOLDER,
+    LOCK,
+    MANIFEST,
+    is_folder,
+    is_incidental,
+    locked,
+    paths_below,
+    remove_folder,
+    remove_strays,
+    remove_strays_of,
+    write_json,
+)
 from .arguments import Arguments
 from .folder_contents import (
     BESIDE,
@@ -155,13 +167,17 @@ def _check_unused(folder: Path, told: str) -> None:
     if not is_ours(folder) and folder.is_dir():
         names = [path.name for path in folder.iterdir() if KNOWN.fullmatch(path.name) or path.name in BESIDE[:3]]
         names += [name for name in PREDICTIONS if os.path.lexists(folder / name)]
-        names += [path.relative_to(folder).as_posix() for path in folder.glob("experts/*/*")]
+        names += [
+            path.relative_to(folder).as_posix() for path in folder.glob("experts/*/*") if not is_incidental(path)
+        ]
         if names:
             raise ValueError(f"{told} holds {sorted(names)[0]}, which is of no run: give another --output_dir")
     if strange := strange_checkpoint(folder / "checkpoints"):
         raise ValueError(f"{strange} is of no run, which keeps checkpoints there: give another --output_dir")
     for fold in sorted(folder.glob("crossfit/*")):
-        if not (is_folder(fold) and (is_ours(fold) or not any(fold.iterdir()))):
+        if is_incidental(fold):
+            continue
+        if not (is_folder(fold) and (is_ours(fold) or not any(paths_below(fold)))):
             raise ValueError(f"{fold} is of no run, which keeps the experts of its folds there: move it")
 
 
@@ -281,7 +297,7 @@ def _check_overwriting(args: Arguments, folder: Path) -> None:
         for one in value if isinstance(value, list) else [value]:
             if Path(one).exists() and Path(one).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"--overwrite_output_dir would delete --{name} {one}: give another --output_dir")
-    if not folder.is_dir() or all(path.name in (LOCK, HOLDER) for path in folder.iterdir()):
+    if not folder.is_dir() or all(path.name in (LOCK, HOLDER) for path in paths_below(folder)):
         return
     if not is_ours(folder):
         raise ValueError(f"--output_dir {folder} holds no run, nothing in it is deleted: give another --output_dir")
@@ -302,7 +318,8 @@ def _forget_checkpoints(folder: Path) -> None:
     if strange := strange_checkpoint(folder):
         raise SystemExit(f"error: {strange} is of no run, which keeps checkpoints there: nothing was deleted, move it")
     for name in CHECKPOINTS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        if is_folder(folder / name):
+            remove_folder(folder / name)
 
 
 def _empty(folder: Path) -> None:
@@ -311,10 +328,11 @@ def _empty(folder: Path) -> None:
     What makes it a model goes first and what marks it as a run last, so that an interruption leaves no half model and
     nothing that seems to be another's.
     """
-    content = [path for path in (folder.iterdir() if folder.is_dir() else ()) if path.name not in (LOCK, HOLDER)]
+    there = folder.iterdir() if folder.is_dir() else ()
+    content = [path for path in there if path.name not in (LOCK, HOLDER) and not is_incidental(path)]
     places = {name: place for place, name in enumerate((*OPENING, "", OPTIONS, BEGUN, MANIFEST))}
     for path in sorted(content, key=lambda path: places.get(path.name, places[""])):
         if is_folder(path):
-            shutil.rmtree(path)
+            remove_folder(path)
         else:
             path.unlink()
