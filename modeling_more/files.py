@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ TEMPORARY = f".*.{8 * '[0-9a-f]'}.tmp"  # pattern of the names beside: a killed 
 MANIFEST = "manifest.json"  # size and digest of the files that a folder was saved with
 OUTGOING = ".outgoing"  # ends the name of a folder that is just being replaced
 LOCK, HOLDER = ".lock", ".lock.json"  # the lock of a folder, and who holds it
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BROWSERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # file browsers write them, and write them anew
 
 
@@ -36,7 +38,8 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         beside.touch()
         mode = beside.stat().st_mode
-        yield beside
+        with _named(path):
+            yield beside
         beside.chmod(mode)  # some writers, safetensors' among them, put another file in its place
         sync(beside)  # else a power cut may leave the new name with nothing in it
         os.replace(beside, path)
@@ -56,7 +59,8 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         OSError: a folder that is not empty is there, and it is not to be replaced.
     """
     with scratch_folder(folder) as beside:
-        yield beside
+        with _named(folder):
+            yield beside
         for path in folder.iterdir() if replace and folder.is_dir() else ():
             if is_folder(path) and is_incidental(path):
                 copy_folder(path, beside / path.name)
@@ -66,6 +70,19 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         else:
             os.replace(beside, folder)
             sync(folder.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file or folder in the error of a full disk, which most writers leave out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        if error.errno is None and str(error).endswith(" written"):  # NumPy's: so many requested, fewer written
+            raise OSError(errno.ENOSPC, f"is the disk full? {error}", str(path)) from None
+        raise
 
 
 def replace_folder(beside: Path, folder: Path, discard: Callable[[Path], object] = shutil.rmtree) -> None:

@@ -157,13 +157,8 @@ def build_once(
             return folder
         _check_own(folder, meta_file, own)
         remove_strays_of(folder)
-        try:
-            with new_folder(folder, replace=True) as beside:
-                build(beside)
-        except OSError as error:
-            if type(error) is OSError and error.errno is None:  # numpy's, which tells neither reason nor file
-                raise OSError(f"{folder} can't be written ({error}): is the disk full?") from None
-            raise
+        with new_folder(folder, replace=True) as beside:
+            build(beside)
     return folder
 
 

@@ -1,6 +1,7 @@
 """What lies damaged in a cache is noticed, said with the file's name, and computed again: no run ends for it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from modeling_more.knowledge import (
 from modeling_more.knowledge.corpus_tables import open_shard, write_stream
 from modeling_more.knowledge.dense import SentenceEncoder
 from modeling_more.knowledge.vectors import embed_in_shards
-from ner_runs import write_jsonl
+from ner_runs import ROOT, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +200,32 @@ def test_an_encoder_that_lacks_weights_is_an_error(tiny_encoder: Callable[[str],
     with pytest.raises(FileNotFoundError, match=r"cut can't be loaded"):
         SentenceEncoder(tmp_path / "cut")
     torch.manual_seed(0)
+
+
+FULL = """
+import resource, sys
+from datasets import Dataset
+from modeling_more.knowledge import BM25Retriever, KnowledgeCorpus, attach_text_knowledge
+
+source, cache = sys.argv[1:]
+retriever = BM25Retriever.from_corpus(KnowledgeCorpus.from_files(source, cache))
+posts = Dataset.from_dict({"id": [str(n) for n in range(99)], "tokens": [["w1", "w2", f"w{n}"] for n in range(99)]})
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, -1))  # no file may be larger
+try:
+    attach_text_knowledge(posts, retriever, cache_dir=cache)
+except OSError as error:
+    raise SystemExit(f"error: {error}")
+"""
+
+
+def test_a_disk_that_is_full_at_attaching_names_the_file(tmp_path):
+    source, cache = write_jsonl(tmp_path / "k.jsonl", random_rows(1)), tmp_path / "cache"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(source), str(cache)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    (file,) = re.findall(r"File too large: '(.*)'$", said)
+    assert Path(file).is_relative_to(cache) and file.endswith(".arrow")
+    assert not list(Path(file).parent.glob("*.arrow")) and not list(cache.rglob("*.tmp"))

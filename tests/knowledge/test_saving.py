@@ -206,6 +206,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing(what: str, tmp_p
     assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
     last = run.stderr.splitlines()[-1]
     assert last.startswith("error: ") and ("too large" in last or "is the disk full?" in last), run.stderr
+    assert f": '{tmp_path / 'cache'}" in last  # the file, or the folder that it is written into
     assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "cache-saved").exists()
     assert bool(list(tmp_path.glob("cache/corpora/*/knowledge.json"))) == (what != "build")
     assert not list(tmp_path.rglob("index.json"))
