@@ -162,7 +162,7 @@ def train(
     show = accelerator.is_main_process
     encoded = encode_posts(learned, processor, model.config.label2id, two_views, truncate=True, progress=show)
     encoded_dev = encode_posts(dev, processor, progress=show)
-    optimization.check_lengths(model, encoded)
+    optimization.check_rows(model, encoded)
     results |= count_cut(encoded)
     collate = MoReDataCollator(processor)
     sampler = optimization.make_sampler(encoded, training, accelerator.num_processes)

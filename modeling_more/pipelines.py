@@ -22,7 +22,6 @@ from .encoding import (
     encode_posts,
     map_batches,
 )
-from .positions import position_limit
 from .posts import (
     KNOWLEDGE_COLUMNS,
     MAX_PAIRS,
@@ -126,7 +125,7 @@ class MoRePipeline(ABC):
 
     def check(self, posts: Iterable[Post], first: int = 0) -> list[dict[str, Any]]:
         """Return posts with their words and offsets, or raise ValueError that names the post at fault."""
-        self._limit_length()
+        self._fit()
         return [self._check(post, name_of(post, number)) for number, post in enumerate(posts, first)]
 
     def count_apart(self, encoded: Sequence[EncodedPost]) -> int:
@@ -183,11 +182,11 @@ class MoRePipeline(ABC):
     def _add(self, result: dict[str, Any], found: dict[str, Any]) -> None:
         """Add the postprocessed prediction of a row to the result of its post."""
 
-    def _limit_length(self) -> None:
-        """Lower the processor's max_length if the model reads fewer sub-tokens."""
+    def _fit(self) -> None:
+        """Fit the processor to the model, or those of the experts to them, see `MoReProcessor.fit`."""
         pairs = zip(self.processor.processors, self.core.experts, strict=True) if self.mixed else []
         for processor, expert in pairs or [(self.processor, self.core)]:
-            processor.limit_length(position_limit(expert.encoder))
+            processor.fit(expert.encoder)
 
     def _check(self, post: Post, where: str) -> dict[str, Any]:
         """Return the post with its words and their offsets in a text, or raise ValueError if it is invalid."""

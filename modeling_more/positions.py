@@ -1,4 +1,4 @@
-"""Tell how many sub-tokens an encoder can read: in a row no more than its table of positions has, and at once."""
+"""Tell which sub-tokens an encoder can read, and how many: in a row no more than it has positions, and at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel
+
+from .loading import readable
 
 #: the tables of absolute positions, by the names that transformers gives them; relative positions have others
 _TABLE = re.compile(r"(?:^|\.)(?:(?:char_)?position_embeddings?|embed_positions|positions_embed|wpe)$")
@@ -40,8 +42,46 @@ def position_limit(encoder: nn.Module) -> int | None:
 
 def position_limit_of(config: Any) -> int | None:
     """Return the `position_limit` of the encoder of this configuration, without loading it."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return position_limit(AutoModel.from_config(copy.deepcopy(config)))
+    return position_limit(sketched(config))
+
+
+def sketched(config: Any, name: Any = "the configuration") -> nn.Module:
+    """Return the encoder of this configuration without weights, to ask how much it reads.
+
+    Raises:
+        ValueError: no encoder can be made of it; the message names the model.
+    """
+    with readable(name), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        encoder: nn.Module = AutoModel.from_config(copy.deepcopy(config))
+    for module in encoder.modules():
+        if hasattr(module, "position_embeddings") and getattr(module, "padding_idx", 0) is None:
+            raise ValueError(
+                f"{name} can't be used: its positions count from a padding token, its pad_token_id is None"
+            )
+    return encoder
+
+
+def embeddings_of(encoder: Any) -> int | None:
+    """Return the number of ids of sub-tokens that an encoder has embeddings of; None if it does not tell."""
+    try:
+        number = encoder.get_input_embeddings().num_embeddings
+    except (NotImplementedError, AttributeError):
+        return None
+    return int(number)
+
+
+def check_ids(largest: int, encoder: Any, whose: str = "the encoder") -> None:
+    """Raise ValueError if a tokenizer gives ids that an encoder has no embeddings of: on a GPU they end the process.
+
+    Args:
+        largest: the largest id that the tokenizer gives.
+    """
+    number = embeddings_of(encoder)
+    if number is not None and largest >= number:
+        raise ValueError(
+            f"the tokenizer gives ids up to {largest}, {whose} has {number} embeddings: use the tokenizer that was "
+            f"saved with the model, or give the model more by resize_token_embeddings({largest + 1}) and train them"
+        )
 
 
 def rows_at_once(encoder: nn.Module, rows: int, width: int) -> int:

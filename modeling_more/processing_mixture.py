@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoProcessor, BatchFeature, ProcessorMixin
 from .configuration_mixture import MoReMixtureConfig, check_names
 from .configuration_more import MoReConfig
 from .files import manifest_kept
-from .positions import position_limit_of
+from .positions import sketched
 from .processing_more import PROCESSOR_FILES, Entry, MoReProcessor, Span, downloaded
 from .words import split_words
 
@@ -180,7 +180,7 @@ class MoReMixtureProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Load a saved processor; each expert's `max_length` is lowered to what the mixture beside it allows."""
+        """Load a saved processor; each expert's is fitted to its encoder in the mixture beside it."""
         patterns = ("processor_config.json", "config.json", *(f"experts/{one}" for one in PROCESSOR_FILES))
         folder = downloaded(pretrained_model_name_or_path, patterns, kwargs)
         saved, _ = cls.get_processor_dict(folder, **kwargs)
@@ -196,8 +196,7 @@ class MoReMixtureProcessor(ProcessorMixin):
         experts = dict(zip(getattr(config, "expert_names", ()), getattr(config, "experts", ()), strict=True))
         for name, processor in zip(names, processors, strict=True):
             if name in experts:
-                limit = position_limit_of(MoReConfig(**experts[name]).encoder_config)
-                processor.limit_length(limit, f"the encoder of expert {name}")
+                processor.fit(sketched(MoReConfig(**experts[name]).encoder_config), f"the encoder of expert {name}")
         return cls(processors, names)
 
 

@@ -15,7 +15,7 @@ from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMi
 from .configuration_more import MoReConfig
 from .files import manifest_kept
 from .loading import config_of, load_processor
-from .positions import position_limit_of
+from .positions import check_ids, position_limit, sketched
 from .provenance import hub_options
 from .sub_tokens import ReadText, SubTokens
 from .windows import cut_in_windows, window_around
@@ -97,19 +97,22 @@ class MoReProcessor(ProcessorMixin):
         """Return a processor for a plain encoder checkpoint; `max_length` is lowered to what that allows."""
         load = {**(tokenizer_options or {}), "trust_remote_code": False, **hub_options(name_or_path)}
         tokenizer = load_processor(AutoTokenizer.from_pretrained, name_or_path, name_or_path, **load)
+        encoder, whose = _encoder_at(name_or_path, load), f"the encoder {name_or_path}"
+        if encoder is not None:  # before markers are added, for which its embeddings will grow
+            check_ids(SubTokens(tokenizer).largest_id, encoder, whose)
         processor = cls(tokenizer, **options)
-        processor.limit_length(_positions_at(name_or_path, load), f"the encoder {name_or_path}")
+        processor.limit_length(None if encoder is None else position_limit(encoder), whose)
         return processor
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Load a processor; `max_length` is lowered to what the model beside it allows."""
+        """Load a processor, which is fitted to the encoder of the model beside it, see `fit`."""
         folder = downloaded(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs)
         load = super().from_pretrained
         kwargs |= {"trust_remote_code": False, **hub_options(pretrained_model_name_or_path)}
         processor: Self = load_processor(load, pretrained_model_name_or_path, folder, _NEEDED, **kwargs)
-        limit = _positions_at(folder, kwargs)
-        processor.limit_length(limit, f"the encoder of {pretrained_model_name_or_path}")
+        if (encoder := _encoder_at(folder, kwargs)) is not None:
+            processor.fit(encoder, f"the encoder of {pretrained_model_name_or_path}")
         return processor
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
@@ -117,6 +120,15 @@ class MoReProcessor(ProcessorMixin):
         with manifest_kept(save_directory):
             written: list[str] = super().save_pretrained(save_directory, push_to_hub, **kwargs)
         return written
+
+    def fit(self, encoder: torch.nn.Module, whose: str = "the encoder") -> None:
+        """Lower `max_length` to what an encoder reads, and check that it has embeddings of all sub-tokens.
+
+        Raises:
+            ValueError: it has not.
+        """
+        self.limit_length(position_limit(encoder), whose)
+        check_ids(self._sub_tokens.largest_id, encoder, whose)
 
     def limit_length(self, limit: int | None, whose: str = "the encoder") -> None:
         """Lower `max_length` to this many sub-tokens where it is larger, and log both; None is no limit.
@@ -366,14 +378,14 @@ def downloaded(name_or_path: Any, patterns: Sequence[str], options: Mapping[str,
         return name_or_path  # transformers knows how to say what is wrong with it
 
 
-def _positions_at(name_or_path: Any, options: Mapping[str, Any]) -> int | None:
-    """Return the `position_limit` of the encoder or expert that lies there; None also where none does."""
+def _encoder_at(name_or_path: Any, options: Mapping[str, Any]) -> torch.nn.Module | None:
+    """Return the encoder, or that of the expert, that lies there, without weights; None where none does."""
     place = {key: options[key] for key in (*_PLACE, "subfolder") if key in options}
     try:
         config = config_of(name_or_path, **place)
     except (OSError, ValueError):  # a tokenizer or processor by itself
         return None
-    return position_limit_of(getattr(config, "encoder_config", None) or config)
+    return sketched(getattr(config, "encoder_config", None) or config, name_or_path)
 
 
 AutoProcessor.register(MoReConfig, MoReProcessor)

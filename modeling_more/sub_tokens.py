@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 #: of a word or text far longer than a row only a beginning is tokenised: so many characters for each sub-token that is
 #: wanted, and more where these give too few
 CHARACTERS = 16
+BUILT_WITH = ("cls_token", "sep_token", "pad_token", "unk_token")  # the special tokens of a row
 UNSURE = 64  # sub-tokens at the end of a beginning that may depend on what follows
 # words on which tokenizers differ: capitals, digits, punctuation at either end and inside, letters beyond ASCII
 _PROBE = "the The Lakers play in 2017 , don't they ? @NBA #3 a1 U.S. (x) 3-1 Zürich Москва".split()
@@ -32,6 +33,16 @@ class SubTokens:
         _check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.space = _word_space(tokenizer)
+        self._largest = 0, 0  # number of tokens, and their largest id
+
+    @property
+    def largest_id(self) -> int:
+        """Return the largest id that a row may hold: special tokens with which no row is built are never given."""
+        if len(self.tokenizer) != self._largest[0]:  # tokens may be added; listing all takes a while
+            built_with = (f"{name}_id" for name in BUILT_WITH)
+            never = set(self.tokenizer.all_special_ids) - {getattr(self.tokenizer, name) for name in built_with}
+            self._largest = len(self.tokenizer), max(set(self.tokenizer.get_vocab().values()) - never)
+        return self._largest[1]
 
     def of_words(self, words: Sequence[Sequence[str]], most: int) -> list[list[list[int]]]:
         """Return the sub-tokens of every word of every post; a word without any is one unknown token.
@@ -151,7 +162,6 @@ def _word_space(tokenizer: Any) -> str:
 def _check_tokenizer(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: words can't be aligned with sub-tokens")
-    needed = ("cls_token", "sep_token", "pad_token", "unk_token")
-    lacking = [name for name in needed if getattr(tokenizer, f"{name}_id") is None]
+    lacking = [name for name in BUILT_WITH if getattr(tokenizer, f"{name}_id") is None]
     if lacking:
         raise ValueError(f"{type(tokenizer).__name__} has no {', '.join(lacking)}, which MoRe's input is built with")

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from ..files import copy_folder
 from ..loading import load_whole
 from ..naming import missing_source, nearest_folder
+from ..positions import check_ids, position_limit
 from ..provenance import hub_options
 from .attach import TextRetriever
 from .corpus import KnowledgeCorpus
@@ -58,10 +59,11 @@ class SentenceEncoder:
         Args:
             device: default: the GPU where there is one.
             dtype: default: bfloat16 on a GPU, else float32; the mean and the norm are taken in float32.
-            max_length: sub-tokens read of a text; the tokenizer's own limit holds where it is lower.
+            max_length: sub-tokens read of a text; the limits of tokenizer and encoder hold where they are lower.
 
         Raises:
-            FileNotFoundError: no encoder of that name in a folder or on the Hub, or not all of its weights.
+            FileNotFoundError: no encoder of that name in a folder or on the Hub, or not all of its weights, or a
+                tokenizer that is not its own.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
@@ -74,6 +76,8 @@ class SentenceEncoder:
             model, info = load_whole(
                 AutoModel.from_pretrained, name_or_path, dtype=self.dtype, output_loading_info=True, **whole, **place
             )
+            check_ids(max(self.tokenizer.get_vocab().values()), model, f"the encoder {name_or_path}")
+            limits = [max_length, self.tokenizer.model_max_length, position_limit(model) or max_length]
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise FileNotFoundError(
@@ -84,7 +88,7 @@ class SentenceEncoder:
         self.model: Any = model.to(self.device).eval()
         self.name = str(name_or_path)
         self.batch_size = batch_size
-        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.max_length = min(limits)
         self.at_limit = 0  # texts so far that reached max_length: what came after was not read
         self.fingerprint = self._digest()
 

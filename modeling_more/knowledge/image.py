@@ -73,7 +73,7 @@ class ImageEncoder:
 
         Raises:
             FileNotFoundError: no image tower of that name in a folder or on the Hub.
-            ValueError: the checkpoint lacks weights of the tower.
+            ValueError: the checkpoint lacks weights of the tower, or its image processor makes what that can't read.
         """
         place = {"revision": revision, "trust_remote_code": False, **hub_options(name_or_path)}
         self.name = str(name_or_path)
@@ -95,13 +95,33 @@ class ImageEncoder:
         #: digest of stored weights and preprocessing, not of the device: an index made on a GPU serves a CPU
         self.fingerprint = _digest(model, self.processor)
         self.model: Any = model.to(self.device, dtype).eval()
-        probe = Image.new("RGB", (8, 8))
-        self.dimension = int(self._embed_pixels(self._pixels([probe])).shape[1])
+        self.dimension = self._probed()
 
     @property
     def label(self) -> str:
         """Return the name for cards, of a folder only the last part."""
         return Path(self.name).name if Path(self.name).is_dir() else self.name
+
+    def _probed(self) -> int:
+        """Return the dimension of the embeddings of two pictures of different shapes.
+
+        Raises:
+            ValueError: the tower can't read what its image processor makes of them, or reads only a part.
+        """
+        told = f"The image tower {self.name} can't read what its preprocessor_config.json makes of pictures"
+        try:
+            pixels = self._pixels([Image.new("RGB", (8, 8)), Image.new("RGB", (12, 8))])
+            for name, module in self.model.named_modules():
+                size = getattr(module, "image_size", None)
+                # a table of positions fits one size; towers that stretch theirs have a parameter instead
+                if name.endswith("embeddings") and hasattr(module, "position_embedding") and isinstance(size, int):
+                    height, width = pixels["pixel_values"].shape[-2:]
+                    if (height, width) != (size, size):
+                        right = f"it reads {size} × {size}: set size and crop_size there to {size}"
+                        raise ValueError(f"{height} × {width} pixels, {right}")
+            return int(self._embed_pixels(pixels).shape[1])
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{told}: {' '.join(str(error).split())[:300]}") from error
 
     def embed(self, images: Sequence[Source]) -> np.ndarray:
         """Embed images as float32 [images, dimension], L2-normalised.

@@ -46,7 +46,7 @@ def train(
         model.gradient_checkpointing_enable()
     if collate is None:
         collate = MoReDataCollator(processor)
-        optimization.check_lengths(model, posts)
+        optimization.check_rows(model, posts)
     sampler = optimization.make_sampler(posts, args, accelerator.num_processes)
     mean_weight = optimization.mean_class_weight(getattr(model.config, "class_weights", None), posts)
     loader: Any = DataLoader(posts, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]

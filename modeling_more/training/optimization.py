@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..data_collator import TEXT_ONLY, BatchShare, LengthBatchSampler
-from ..positions import position_limit
+from ..positions import embeddings_of, position_limit
 from .arguments import TrainingArguments
 from .checkpoints import TrainingState
 
@@ -52,11 +52,16 @@ def mean_class_weight(class_weights: Sequence[float] | None, pairs: Sequence[Map
     return None if class_weights is None else sum(class_weights[pair["label"]] for pair in pairs) / len(pairs)
 
 
-def check_lengths(model: Any, posts: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError, before training starts, for the first post with a row longer than the encoder reads."""
-    limit = position_limit(model.encoder)
+def check_rows(model: Any, posts: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError, before training starts, for the first post with a row that the encoder can't read."""
+    limit, embeddings = position_limit(model.encoder), embeddings_of(model.encoder)
     for number, post in enumerate(posts):
-        rows = (row for view in ("", TEXT_ONLY) for row in post.get(f"{view}input_ids", ()))
+        rows = [row for view in ("", TEXT_ONLY) for row in post.get(f"{view}input_ids", ())]
+        if embeddings is not None and (largest := max(map(max, rows), default=0)) >= embeddings:
+            raise ValueError(
+                f"post {number} has the sub-token id {largest}, the encoder has {embeddings} embeddings: encode the "
+                "posts by the processor of this model"
+            )
         if limit is not None and (longest := max(map(len, rows), default=0)) > limit:
             raise ValueError(
                 f"post {number} has {longest} sub-tokens, the encoder reads at most {limit}: encode the posts by a "
