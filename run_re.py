@@ -149,21 +149,20 @@ def train(
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
 
-    # posts to learn from, those that a gate will learn from later, and the folder of the run
+    # posts to learn from, and those that a gate will learn from later, as rows of sub-tokens
     learned, held_out, dev = *hold_out(posts["train"], data.holdout_fraction), posts["validation"]
-    made_of = checkpoints.description(args, accelerator, learned, dev)
-    with one_sentence_errors():
-        checkpoints.check_checkpoint(training, made_of)
-    begin_training(args, accelerator)
-    results = begin_results(args, report, learned, held_out)
-
-    # rows of sub-tokens, and batches of them
     two_views = model.config.two_views != "off" and processor.knowledge_column is not None
     show = accelerator.is_main_process
     encoded = encode_posts(learned, processor, model.config.label2id, two_views, truncate=True, progress=show)
     encoded_dev = encode_posts(dev, processor, progress=show)
     optimization.check_rows(model, encoded)
-    results |= count_cut(encoded)
+
+    # the folder of the run, whose checkpoints are of these rows, and batches of them
+    made_of = checkpoints.description(args, accelerator, [learned, dev], [encoded, encoded_dev])
+    with one_sentence_errors():
+        checkpoints.check_checkpoint(training, made_of)
+    begin_training(args, accelerator)
+    results = begin_results(args, report, learned, held_out) | count_cut(encoded)
     collate = MoReDataCollator(processor)
     sampler = optimization.make_sampler(encoded, training, accelerator.num_processes)
     loader: Any = DataLoader(encoded, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from array import array
 from bisect import bisect
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 EXPERT_KNOWLEDGE = "expert_knowledge"
 ALONE = 16_384  # sub-tokens of a post from which on it is a batch of its own
 IMAGES_AT_ONCE = 64  # decoded pictures are large: up to 17 MB
+
+#: what a model reads of an encoded post, the sub-tokens first
+_READ = [f"{view}{name}" for name in ("input_ids", "word_rows", "word_positions") for view in ("", TEXT_ONLY)]
 
 Post = Mapping[str, Any]
 EncodedPost = dict[str, Any]
@@ -88,6 +93,22 @@ def encode_for_experts(posts: Sequence[Post], processor: MoReMixtureProcessor) -
         for row in processor.encode(words, knowledge, pairs):
             encoded.append({"index": len(encoded), **row})
     return encoded
+
+
+def rows_digest(*splits: Sequence[EncodedPost]) -> str:
+    """Return 32 hexadecimal digits that tell whether posts are read as before: sub-tokens, places, labels, order."""
+    digest = hashlib.sha256()
+    for encoded in splits:
+        digest.update(f"{len(encoded)} posts".encode())
+        for post in encoded:
+            views = [post, *post.get("experts", ()), post.get("text_only", {})]
+            read = [[view.get(name) for name in _READ] for view in views]
+            rows = [ids for of_view in read for of_post in of_view[:2] for ids in of_post or ()]
+            about = [post.get("label"), post.get("labels"), [of_view[2:] for of_view in read], list(map(len, rows))]
+            digest.update(json.dumps(about).encode())
+            for ids in rows:
+                digest.update(array("i", ids).tobytes())  # there are many: JSON would take four times as long
+    return digest.hexdigest()[:32]
 
 
 def evaluation_loader(

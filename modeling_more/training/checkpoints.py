@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,8 +18,10 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from ..encoding import EncodedPost, rows_digest
 from ..files import MANIFEST, file_digest, whole_folder, write_json
 from ..foreign import check_manifest, read_object
+from ..mixed_experts import weights_digest
 from ..posts import Posts
 from . import checkpoint_files as files
 from . import checkpoint_folders as folders
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 #: files of the checkpoints that accelerate writes, which are pickles
 PICKLES = ("*.bin", "*.pkl", "*.pt", "*.pth")
+SUB_TOKENS = "sub-tokens of the posts"  # entry of what a run is made of
 #: options that may differ when a run resumes from a checkpoint
 MAY_CHANGE = {
     *("output_dir", "seeds", "num_train_epochs", "early_stopping_patience", "resume_from_checkpoint", "do_train"),
@@ -199,8 +202,17 @@ def load_best(model_class: type[Model], args: TrainingArguments, device: torch.d
     return best.to(device)
 
 
-def description(args: Arguments, accelerator: Accelerator, *posts: Posts) -> dict[str, Any]:
-    """Return the options, how the run was launched, and a digest of the posts; only the same run can be resumed."""
+def description(
+    args: Arguments, accelerator: Accelerator, posts: Sequence[Posts], encoded: Sequence[Sequence[EncodedPost]],
+    experts: Mapping[str, torch.nn.Module] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the options, how the run was launched, and digests of what it reads; only the same run can be resumed.
+
+    Args:
+        posts: the splits to learn from and to choose the epoch by.
+        encoded: the same as rows of sub-tokens.
+        experts: of a mixture, as they were loaded.
+    """
     data = args.data
     reading = ("retrieval", "top_k", "knowledge_words", "max_length", "overflow", "splitter")
     options = asdict(args.model) | {name: getattr(data, name) for name in reading}
@@ -210,7 +222,9 @@ def description(args: Arguments, accelerator: Accelerator, *posts: Posts) -> dic
     # images are tensors made from the files that the posts name
     rows = [[{**post, "image": None, "has_image": None} for post in split] for split in posts]
     digest = hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:32]
-    return options | launched(accelerator) | {"posts": digest}
+    read = {"posts": digest, SUB_TOKENS: rows_digest(*encoded)}
+    read |= {f"weights of expert {name}": weights_digest(expert) for name, expert in (experts or {}).items()}
+    return options | launched(accelerator) | read
 
 
 def launched(accelerator: Accelerator) -> dict[str, Any]:
@@ -284,11 +298,17 @@ def _check_same_run(checkpoint: Path, saved: dict[str, Any], args: TrainingArgum
             "as many, or train anew in another --output_dir"
         )
     found, own = saved["made_of"], as_json(made_of)
+    if SUB_TOKENS not in found and SUB_TOKENS in own:
+        raise ValueError(
+            f"{checkpoint} is of an earlier version, whose checkpoints don't tell the {SUB_TOKENS}: train anew, or go "
+            "on with the version that wrote it"
+        )
     if differing := sorted(key for key in found.keys() | own.keys() if found.get(key) != own.get(key)):
         there, here = (", ".join(str(one.get(key)) for key in differing) for one in (found, own))
+        read = "; its tokenizer or processor has changed since" if differing == [SUB_TOKENS] else ""
         raise ValueError(
-            f"{checkpoint} is of a run with other {', '.join(differing)} ({there}; here {here}): go on with those, or "
-            "train anew without --resume_from_checkpoint or in another --output_dir"
+            f"{checkpoint} is of a run with other {', '.join(differing)} ({there}; here {here}){read}: go on with "
+            "those, or train anew without --resume_from_checkpoint or in another --output_dir"
         )
 
 

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data_collator import MoReDataCollator
+from ..encoding import rows_digest
 from . import optimization
 from .arguments import TrainingArguments
-from .checkpoints import Model, TrainingState, launched, load_best, resume, save
+from .checkpoints import SUB_TOKENS, Model, TrainingState, launched, load_best, resume, save
 
 
 def train(
@@ -39,9 +40,11 @@ def train(
 
     Args:
         posts: the input of `collate` (default: posts encoded by a `MoReProcessor`).
-        made_of: the `description` of the run, kept in the checkpoints: only the same run goes on with them.
+        made_of: the `description` of the run, kept in the checkpoints: only the same run goes on with them. Default:
+            how it was launched, and a digest of the posts.
     """
-    made_of = launched(accelerator) if made_of is None else made_of
+    if made_of is None:
+        made_of = launched(accelerator) | {SUB_TOKENS: rows_digest(posts)}
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if collate is None:

@@ -166,7 +166,9 @@ def train_mixture(run: MixtureRun) -> TrainingState:
     encoded: list[dict[str, Any]] = encode_for_experts(posts, run.processor)
     for row, post, label in zip(encoded, posts, labels, strict=True):
         row |= {"labels": label} | {key: post[key] for key in ("image", "has_image") if key in post}
-    made_of = description(args, run.accelerator, posts, dev)
+    encoded_dev = encode_for_experts(dev, run.processor)
+    experts = dict(zip(run.model.config.expert_names, run.model.experts, strict=True))
+    made_of = description(args, run.accelerator, [posts, dev], [encoded, encoded_dev], experts)
     with one_sentence_errors():
         check_checkpoint(args.training, made_of)
 
