@@ -83,7 +83,9 @@ def checked_options(name: Any, pickled: bool = False, **place: Any) -> dict[str,
         )
     if config is not None:
         _check_sizes(config, files)
-    return {**options, "use_safetensors": True, "trust_remote_code": False}
+    # once more for the look-up of adapters, which takes token=False for none given and sends the user's
+    again = {"adapter_kwargs": dict(options)} if options else {}
+    return {**options, **again, "use_safetensors": True, "trust_remote_code": False}
 
 
 def load_whole(

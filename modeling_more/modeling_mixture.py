@@ -34,7 +34,7 @@ from .mixed_experts import (
     weights_digest,
 )
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
-from .provenance import HubName, is_own, remember
+from .provenance import is_own, remember
 from .tagging import allowed_transitions
 
 Inputs = Mapping[str, Tensor]
@@ -214,8 +214,8 @@ class MoReMixturePreTrainedModel(PreTrainedModel):
         with manifest_kept(save_directory):
             super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         names = (self.config.image_model, *(self.config.expert_sources or ()))
-        if is_main_process and not any(isinstance(name, HubName) for name in names):  # else it is still of others
-            remember(Path(save_directory) / "config.json")
+        if is_main_process:
+            remember(Path(save_directory) / "config.json", names)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the embeddings of every expert and return the first one's.

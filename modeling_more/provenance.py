@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,14 @@ def hub_options(name: Any) -> dict[str, Any]:
     return {"token": False}
 
 
-def remember(file: Path) -> None:
-    """Remember a file as written by this user, by its digest: whoever copies it can't change what it names."""
+def remember(file: Path, names: Iterable[Any] = ()) -> None:
+    """Remember a file as written by this user, by its digest: whoever copies it can't change what it names.
+
+    Args:
+        names: what it names; if one is a `HubName`, the file is not remembered: the name is still somebody else's.
+    """
+    if any(isinstance(one, HubName) for name in names for one in (name if isinstance(name, list) else [name])):
+        return
     record = _record_of(file)
     try:
         record.parent.mkdir(parents=True, exist_ok=True)

@@ -119,8 +119,7 @@ def save_run(
                     write_json(stage / HOLDOUT, [post["id"] for post in held_out])
                 loaded = below(stage) - before
             write_json(stage / RESULTS, results)
-            write_json(stage / OPTIONS, args.options())
-            remember(stage / OPTIONS)
+            remember_options(stage, args)
             write_card(task, args, stage, results, command)
         with one_sentence_errors():
             publish(output, loaded, identity(args), args.trains)
@@ -135,6 +134,13 @@ def save_run(
         write_predictions(output, pipeline, to_predict, args.data, begin_predicting(args, accelerator))
 
 
+def remember_options(folder: Path, args: Arguments) -> None:
+    """Write the options of a run, and remember them as this user's unless they name what a stranger's expert named."""
+    options = args.options()
+    write_json(folder / OPTIONS, options)
+    remember(folder / OPTIONS, options.values())
+
+
 def finish(
     task: Task, args: Arguments, accelerator: Accelerator, all_results: list[dict[str, Any]], command: str
 ) -> dict[str, Any]:
@@ -146,8 +152,7 @@ def finish(
             stage, _ = begin_scoring(args, accelerator)
             loaded = adopt_best(stage, output / f"seed-{max(all_results, key=_dev_score)['seed']}")
             write_json(stage / RESULTS, results)
-            write_json(stage / OPTIONS, args.options())
-            remember(stage / OPTIONS)
+            remember_options(stage, args)
             write_card(task, args, stage, results, command)
             with one_sentence_errors():
                 publish(output, loaded, identity(args), trained=True)
