@@ -35,6 +35,7 @@ from .mixed_experts import (
 )
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from .provenance import is_own, remember
+from .pushing import ManifestKept
 from .tagging import allowed_transitions
 
 Inputs = Mapping[str, Tensor]
@@ -62,7 +63,7 @@ class MoReMixtureOutput(ModelOutput):
     expert_log_probs: Tensor = None  # type: ignore[assignment]
 
 
-class MoReMixturePreTrainedModel(PreTrainedModel):
+class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
     """The base of both mixtures: it holds the experts and the gate over them, and saves and loads both."""
 
     config: Any  # a MoReMixtureConfig

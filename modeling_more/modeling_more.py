@@ -24,6 +24,7 @@ from .crf import LinearChainCRF
 from .files import manifest_kept
 from .loading import config_of, load_whole
 from .positions import position_limit, rows_at_once
+from .pushing import ManifestKept
 from .tagging import allowed_transitions
 
 
@@ -46,7 +47,7 @@ class MoReTokenClassifierOutput(ModelOutput):
     kl_loss: Tensor | None = None
 
 
-class MoRePreTrainedModel(PreTrainedModel):
+class MoRePreTrainedModel(ManifestKept, PreTrainedModel):
     """The base of the task models: it builds the encoder, loads it from a checkpoint, initialises the head."""
 
     config: Any  # a MoReConfig; its fields are optional in transformers' own annotations

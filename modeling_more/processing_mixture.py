@@ -15,6 +15,7 @@ from .configuration_more import MoReConfig
 from .files import manifest_kept
 from .positions import sketched
 from .processing_more import PROCESSOR_FILES, Entry, MoReProcessor, Span, downloaded
+from .pushing import keep_manifest
 from .words import split_words
 
 #: of an encoded post: the rows of each expert, and the words alone that the gate reads
@@ -170,6 +171,7 @@ class MoReMixtureProcessor(ProcessorMixin):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            keep_manifest(Path(folder), repo_id, revision, token)
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,

@@ -17,6 +17,7 @@ from .files import manifest_kept
 from .loading import config_of, load_processor
 from .positions import check_ids, position_limit, sketched
 from .provenance import hub_options
+from .pushing import ManifestKept
 from .sub_tokens import ReadText, SubTokens
 from .windows import cut_in_windows, window_around
 from .words import SPLITTERS, split_words, words_around
@@ -34,7 +35,7 @@ _NEEDED = ("processor_config.json", "tokenizer.json")
 _PLACE = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
-class MoReProcessor(ProcessorMixin):
+class MoReProcessor(ManifestKept, ProcessorMixin):
     """A processor that writes `[words ; separator ; knowledge]` as sub-tokens and keeps where each word begins.
 
     Every word has the sub-tokens that it has after a space in running text, the first one too.
