@@ -153,11 +153,11 @@ def train(
     show = accelerator.is_main_process
     encoded = encode_posts(learned, processor, model.config.label2id, two_views, truncate=True, progress=show)
     encoded_dev = encode_posts(dev, processor, progress=show)
-    optimization.check_rows(model, encoded)
 
     # the folder of the run, whose checkpoints are of these rows, and batches of them
     made_of = checkpoints.description(args, accelerator, [learned, dev], [encoded, encoded_dev])
     with one_sentence_errors():
+        optimization.check_rows(model, encoded)
         checkpoints.check_checkpoint(training, made_of)
     begin_training(args, accelerator)
     results = begin_results(args, report, learned, held_out) | count_cut(encoded)

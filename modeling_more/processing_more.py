@@ -129,7 +129,8 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
             ValueError: it has not.
         """
         self.limit_length(position_limit(encoder), whose)
-        check_ids(self._sub_tokens.largest_id, encoder, whose)
+        markers = self.tokenizer.convert_tokens_to_ids(list(MARKERS)) if self.markers else []
+        check_ids(max([self._sub_tokens.largest_id, *markers]), encoder, whose)
 
     def limit_length(self, limit: int | None, whose: str = "the encoder") -> None:
         """Lower `max_length` to this many sub-tokens where it is larger, and log both; None is no limit.

@@ -37,7 +37,7 @@ class SubTokens:
 
     @property
     def largest_id(self) -> int:
-        """Return the largest id that a row may hold: special tokens with which no row is built are never given."""
+        """Return the largest id that words and texts get; of the special tokens a row holds those it is built with."""
         if len(self.tokenizer) != self._largest[0]:  # tokens may be added; listing all takes a while
             built_with = (f"{name}_id" for name in BUILT_WITH)
             never = set(self.tokenizer.all_special_ids) - {getattr(self.tokenizer, name) for name in built_with}

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 import run_ner
 import run_re
@@ -21,6 +21,7 @@ from modeling_more import (
 from modeling_more.encoding import encode_posts
 from modeling_more.knowledge import ImageEncoder
 from modeling_more.knowledge.dense import SentenceEncoder
+from modeling_more.processing_more import MARKERS
 from modeling_more.training import optimization
 from ner_runs import options, told
 from pictures import noise
@@ -101,6 +102,19 @@ def test_model_and_processor_of_different_folders(task, experts, copied):
     processor.tokenizer.add_tokens(["!!!"])  # after it was compared
     with pytest.raises(ValueError, match="has [0-9]+ embeddings"):
         predict(model, processor, [POST])
+
+
+def test_markers_count_whatever_the_tokenizer_calls_them(tiny_encoder):
+    """Special tokens with which no row is built have no embedding in some models; markers must have one."""
+    encoder = AutoModel.from_pretrained(tiny_encoder("bert"))
+    words = MoReProcessor.from_encoder_pretrained(tiny_encoder("bert"))
+    words.tokenizer.add_special_tokens({"mask_token": "<another mask>"})
+    words.fit(encoder)
+    pairs = MoReProcessor.from_encoder_pretrained(tiny_encoder("bert"), markers=True)
+    for named in ([], list(MARKERS)):
+        pairs.tokenizer.add_special_tokens({"extra_special_tokens": named})
+        with pytest.raises(ValueError, match=f"ids up to [0-9]+, the encoder has {encoder.config.vocab_size} emb"):
+            pairs.fit(encoder)
 
 
 def test_encoded_posts_of_another_tokenizer_are_refused_before_training(experts, copied):
