@@ -61,7 +61,7 @@ from modeling_more.training.output_folders import begin_training, holding
 from modeling_more.training.posts import check_splits, hold_out, load_posts
 from modeling_more.training.predict_mode import posts_to_predict, predict_alone
 from modeling_more.training.results import begin_results, count_cut, finish, save_run
-from modeling_more.training.retrieval import knowledge_column
+from modeling_more.training.retrieval import knowledge_column, retrieval_of_run
 from modeling_more.training.score_mode import score_alone
 from modeling_more.training.setup import make_accelerator, running, start_trackers, stop_trackers
 
@@ -144,6 +144,7 @@ def train(
                     head_dropout=args.model.head_dropout,
                     word_dropout=args.model.word_dropout,
                 )
+    processor.retrieval = retrieval_of_run(data, report) or processor.retrieval
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
 

@@ -8,6 +8,7 @@ import sys
 # A script that reads its arguments first says so, and imports afterwards what it needs: its help then waits for no
 # library. All others get everything at once: imports on first use would fail where threads use the package together.
 if not getattr(sys.modules["__main__"], "ARGUMENTS_FIRST", False):
+    from .auto_pipelines import MoReNerPipeline, MoReRePipeline
     from .configuration_mixture import MoReMixtureConfig
     from .configuration_more import MoReConfig
     from .data_collator import MoReDataCollator
@@ -26,6 +27,8 @@ __all__ = [
     "MoReMixtureForRelationExtraction",
     "MoReMixtureForTokenClassification",
     "MoReMixtureProcessor",
+    "MoReNerPipeline",
     "MoReProcessor",
+    "MoReRePipeline",
     "predict",
 ]

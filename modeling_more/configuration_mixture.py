@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from .loading import CONFIG, check_config, readable
+from .retrieval_settings import ENCODERS
 
 GATES = ("post", "word")
 DECODINGS = ("viterbi", "word")
@@ -27,7 +29,7 @@ class MoReMixtureConfig(PreTrainedConfig):
         gate: whether an expert has one weight for a whole `"post"` (the paper) or for each `"word"` (entities only).
         gate_hidden: width of the gate's hidden layer; 0 makes the gate linear.
         image_dim: dimension of the image features; 0 shows the gate no image.
-        image_model: the image tower that makes these features, a folder or a Hub id.
+        image_model: the image tower that makes these features: a Hub id, or a folder, which is saved with the mixture.
         image_dropout: probability with which a post's image is hidden from the gate in training, so that the vector
             that stands for a missing image is learned.
         load_balancing: weight of Z · Σ_z (mean over the batch of g_z)², which is 1 where all experts are used alike.
@@ -99,6 +101,13 @@ class MoReMixtureConfig(PreTrainedConfig):
         check_config(config_dict)
         with readable(CONFIG):
             return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what `config.json` holds: of an image tower in a folder the name that it has beside the mixture."""
+        found: dict[str, Any] = super().to_diff_dict()
+        if isinstance(tower := found.get("image_model"), str) and Path(tower).is_dir():
+            found["image_model"] = ENCODERS["image_model"]
+        return found
 
 
 def check_names(names: Sequence[str], number: int) -> None:

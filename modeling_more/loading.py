@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.utils import cached_file
@@ -48,6 +49,20 @@ def config_of(name: Any, **place: Any) -> Any:
         check_config(read_object(file), str(file))
     with readable(name):
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **place)
+
+
+def downloaded(name_or_path: Any, patterns: Sequence[str], options: Mapping[str, Any]) -> Any:
+    """Return the folder of a Hub id's files of these patterns, which is there without network once it was loaded.
+
+    transformers asks the Hub each time for files that a folder lacks, and fails offline where these decide something.
+    """
+    if Path(name_or_path).exists():
+        return name_or_path
+    place = {key: options[key] for key in PLACE[:-1] if options.get(key) is not None}
+    try:
+        return snapshot_download(str(name_or_path), allow_patterns=list(patterns), **place)
+    except (OSError, ValueError):
+        return name_or_path  # transformers knows how to say what is wrong with it
 
 
 def checked_options(name: Any, pickled: bool = False, **place: Any) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from .configuration_mixture import check_labels, label_list
-from .provenance import HubName, of_others
+from .loading import downloaded
+from .provenance import HubName, is_own, of_others
+from .retrieval_settings import ENCODER_FILES, ENCODERS, has_weights
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +83,43 @@ def check_referred(config: Any, experts: Sequence[Any]) -> None:
             logger.warning("expert %s has other weights than when the gate was trained: train the gate again", name)
 
 
+def resolve_names(config: Any, name_or_path: Any, given: Mapping[str, Any]) -> None:
+    """Say where the gate's image tower and the experts lie, but for those that are `given` to `from_pretrained`.
+
+    Raises:
+        ValueError: see `distrust`.
+    """
+    own = is_own(Path(name_or_path) / "config.json")
+    if "image_model" not in given:
+        find_tower(config, name_or_path, own, given)
+    if not own:
+        distrust(config, given)
+
+
+def find_tower(config: Any, name_or_path: Any, own: bool, place: Mapping[str, Any]) -> None:
+    """Say where the gate's image tower lies: beside the mixture, or on the Hub alone if somebody else names it.
+
+    Args:
+        name_or_path: where the mixture lies, and `place` the options of `from_pretrained` that say so.
+        own: whether this user saved the mixture here.
+    """
+    name, inner = config.image_model, ENCODERS["image_model"]
+    if name is None:
+        return
+    if name == inner:
+        folder = Path(downloaded(name_or_path, [f"{inner}/{one}" for one in ENCODER_FILES], place)) / inner
+        if has_weights(folder):
+            config.image_model = str(folder)
+            return
+    config.image_model = name if own else HubName(name)  # refused where it is used, if it is a folder
+
+
 def distrust(config: Any, given: Mapping[str, Any]) -> None:
     """Look up the names in somebody else's configuration at the Hub alone, but for those that are `given` instead.
 
     Raises:
         ValueError: an expert that is only referred to is a folder: which, whoever made the mixture must not say.
     """
-    if config.image_model is not None and "image_model" not in given:
-        config.image_model = HubName(config.image_model)  # refused where it is used, if it is a folder
     if config.copy_experts or "expert_sources" in given:
         return
     names = [of_others(source) for source in config.expert_sources]

@@ -27,15 +27,16 @@ from .mixed_experts import (
     align_labels,
     check_referred,
     default_names,
-    distrust,
     keep_vocabulary_sizes,
     plain_config,
+    resolve_names,
     vocabulary_sizes,
     weights_digest,
 )
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
-from .provenance import is_own, remember
+from .provenance import remember
 from .pushing import ManifestKept
+from .retrieval_settings import ENCODERS, save_encoder
 from .tagging import allowed_transitions
 
 Inputs = Mapping[str, Tensor]
@@ -190,8 +191,7 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
         loaded = load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         config = model.config
-        if not is_own(Path(pretrained_model_name_or_path) / "config.json"):
-            distrust(config, given=kwargs)
+        resolve_names(config, pretrained_model_name_or_path, given=kwargs)
         if not config.copy_experts:
             experts = cls._load_experts(config.expert_sources, config.expert_names, options)
             check_referred(config, experts)
@@ -214,6 +214,8 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
             state_dict = {key: value for key, value in weights.items() if not key.startswith("experts.")}
         with manifest_kept(save_directory):
             super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            if is_main_process:
+                save_encoder(self.config.image_model, Path(save_directory) / ENCODERS["image_model"])
         names = (self.config.image_model, *(self.config.expert_sources or ()))
         if is_main_process:
             remember(Path(save_directory) / "config.json", names)

@@ -22,6 +22,7 @@ from .encoding import (
     encode_posts,
     map_batches,
 )
+from .post_knowledge import PostKnowledge
 from .posts import (
     KNOWLEDGE_COLUMNS,
     MAX_PAIRS,
@@ -65,6 +66,8 @@ class MoRePipeline(ABC):
             that the mixture names, loaded if a post has an image.
         max_words: words of the longest post that is read.
         max_pairs: pairs of entities of a post that are classified at most.
+        retrievals: an `OnlineRetrieval` (or None) per expert, which searches the knowledge of posts that bring none;
+            see `MoReProcessor.load_retriever`.
     """
 
     key: str  # the key of the predictions in the results
@@ -78,6 +81,7 @@ class MoRePipeline(ABC):
         image_encoder: Any = None,
         max_words: int = MAX_WORDS,
         max_pairs: int = MAX_PAIRS,
+        retrievals: Sequence[Any] = (),
     ):
         self.model = model
         self.processor: Any = processor
@@ -88,6 +92,7 @@ class MoRePipeline(ABC):
         self.image_encoder = image_encoder
         self.max_words, self.max_pairs = max_words, max_pairs
         self.mixed = isinstance(processor, MoReMixtureProcessor)
+        self.knowledge = PostKnowledge(processor, retrievals)
 
     def __call__(self, posts: Iterable[Post], first: int = 0) -> Results:
         """Return the model's predictions for each post, see `predict`.
@@ -98,7 +103,7 @@ class MoRePipeline(ABC):
         if isinstance(posts, Mapping | str | bytes) or not isinstance(posts, Iterable):
             raise ValueError(f"posts are given as a {type(posts).__name__}, they should be a list of objects")
         posts = list(posts)
-        prepared = self.check(posts, first)
+        prepared = self.knowledge.retrieve(self.check(posts, first))
         given = sum(post.get("text") is not None for post in posts)
         if others := given - sum("text" in post for post in prepared):
             logger.warning(
@@ -108,6 +113,8 @@ class MoRePipeline(ABC):
         results: Results = [
             {key: post[key] for key in ("id", "text", "tokens") if key in post} | {self.key: []} for post in prepared
         ]
+        for result, post in zip(results, prepared, strict=True):
+            result |= self.knowledge.shown(post, None)
         apart = rows = 0
         for part in _parts((number, row) for number, post in enumerate(prepared) for row in self._rows(post)):
             encoded = self.preprocess([row for _, row in part])
@@ -118,6 +125,8 @@ class MoRePipeline(ABC):
                 raise ValueError(f"{', '.join(places)}: the model can't read it: {error.reason}") from error
             for (number, row), prediction in zip(part, predictions, strict=True):
                 self._add(results[number], self.postprocess(row, prediction))
+            for (number, row), one in zip(part, encoded, strict=True):
+                results[number] |= self.knowledge.shown(row, one)
             apart, rows = apart + self.count_apart(encoded), rows + len(part)
         if apart:
             logger.warning("%d of %d pairs %s", apart, rows, APART)
@@ -137,11 +146,8 @@ class MoRePipeline(ABC):
         """Return rows {tokens, knowledge columns, head and tail of pairs, image?} encoded for the collator."""
         if not self.mixed:
             return encode_posts(rows, self.processor, use_knowledge=use_knowledge)
-        columns = [one.knowledge_column for one in self.processor.processors]
-        knowledge = [row.get(EXPERT_KNOWLEDGE) or [row.get(c) if c else None for c in columns] for row in rows]
-        encoded = encode_for_experts(
-            [{**row, EXPERT_KNOWLEDGE: one} for row, one in zip(rows, knowledge, strict=True)], self.processor
-        )
+        given = [{**row, EXPERT_KNOWLEDGE: self.knowledge.given(row)} for row in rows]
+        encoded = encode_for_experts(given, self.processor)
         if self.core.config.image_dim:
             vectors, usable = embed_images(rows, self.core.config, self.image_encoder)
             for row, vector, one in zip(encoded, vectors, usable, strict=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .tagging import tags_to_spans
+
+MOST_SHOWN = 500  # characters of a sentence of knowledge
 
 
 @dataclass
@@ -43,6 +45,25 @@ def entities(
              "char_start": begin, "char_end": end, "score": score}
         )  # fmt: skip
     return found
+
+
+def evidence(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of knowledge as users see it: title, matched sentence, score and source.
+
+    The sentence is the beginning of the text where none was matched. An entry that an image found also has `image`,
+    the row of the corpus's table `images`.
+    """
+    start, end = entry.get("match_start") or 0, entry.get("match_end") or 0
+    sentence = entry["text"][start:end] if end > start else entry["text"]
+    if len(sentence) > MOST_SHOWN:
+        sentence = sentence[: MOST_SHOWN - 1] + "…"
+    found = {
+        "title": entry.get("title"),
+        "sentence": sentence,
+        "score": entry.get("score"),
+        "source": entry.get("source"),
+    }
+    return found | ({"image": entry["image"]} if "image" in entry else {})
 
 
 def relation(

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoProcessor, BatchFeature, ProcessorMixin
 from .configuration_mixture import MoReMixtureConfig, check_names
 from .configuration_more import MoReConfig
 from .files import manifest_kept
+from .loading import downloaded
 from .positions import sketched
-from .processing_more import PROCESSOR_FILES, Entry, MoReProcessor, Span, downloaded
+from .processing_more import SAVED_FILES, Entry, MoReProcessor, Span
 from .pushing import keep_manifest
 from .words import split_words
 
@@ -141,6 +142,28 @@ class MoReMixtureProcessor(ProcessorMixin):
         text_only = BatchFeature(self.processors[0].pad([post["text_only"] for post in posts]))
         return {"experts": experts, "text_only": text_only, "word_mask": experts[0]["word_mask"]}
 
+    def load_retrievers(
+        self,
+        knowledge: Sequence[str | Path] | Mapping[str, Sequence[str | Path]] = (),
+        cache_dir: str | Path | None = None,
+    ) -> list[Any]:
+        """Return the opened retrieval of each expert, None where it reads none or its corpus is not to be had.
+
+        Args:
+            knowledge: what to search instead, see `MoReProcessor.load_retriever`: one for all experts that retrieve,
+                or one each by their names.
+        """
+        by_name = knowledge if isinstance(knowledge, Mapping) else {}
+        if unknown := sorted(set(by_name) - set(self.names)):
+            raise ValueError(f"knowledge is given for {unknown[0]!r}, the experts are {', '.join(self.names)}")
+        found = []
+        for name, processor in zip(self.names, self.processors, strict=True):
+            given = by_name.get(name, ()) if isinstance(knowledge, Mapping) else knowledge
+            if processor.knowledge_column is None:
+                given = ()
+            found.append(processor.load_retriever(given, cache_dir, f"expert {name}"))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return what `processor_config.json` holds; the experts' own settings lie in their folders."""
         return {"names": self.names, "processor_class": type(self).__name__}
@@ -183,7 +206,7 @@ class MoReMixtureProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Load a saved processor; each expert's is fitted to its encoder in the mixture beside it."""
-        patterns = ("processor_config.json", "config.json", *(f"experts/{one}" for one in PROCESSOR_FILES))
+        patterns = ("processor_config.json", "config.json", *(f"experts/*/{one}" for one in SAVED_FILES))
         folder = downloaded(pretrained_model_name_or_path, patterns, kwargs)
         saved, _ = cls.get_processor_dict(folder, **kwargs)
         names = saved.get("names")

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .configuration_more import MoReConfig
 from .files import manifest_kept
-from .loading import config_of, load_processor
+from .loading import config_of, downloaded, load_processor
+from .open_retrieval import open_retrieval
 from .positions import check_ids, position_limit, sketched
-from .provenance import hub_options
+from .provenance import hub_options, is_own, remember
 from .pushing import ManifestKept
+from .retrieval_settings import ENCODER_FILES, ENCODERS, RetrievalSettings
 from .sub_tokens import ReadText, SubTokens
 from .windows import cut_in_windows, window_around
 from .words import SPLITTERS, split_words, words_around
@@ -30,6 +31,8 @@ Span = Sequence[int]  # start, end of words, end exclusive
 MARKERS = ("<E>", "</E>", "<O>", "</O>")
 #: what a processor, and the configuration beside it, consist of
 PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+#: the same with the encoders of its retrieval that were saved with it
+SAVED_FILES = (*PROCESSOR_FILES, *(f"{folder}/{one}" for folder in ENCODERS.values() for one in ENCODER_FILES))
 _NEEDED = ("processor_config.json", "tokenizer.json")
 #: options of `from_pretrained` that say where a repository is found
 _PLACE = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -49,6 +52,8 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         overflow: `"cut"` cuts knowledge at its end, `"skip"` leaves out entries that do not fit whole.
         splitter: how raw text becomes words: `"twitter17"`, `"twitter15"` or `"whitespace"` (`words.py`).
         markers: whether to add the tokens `<E>`, `</E>`, `<O>`, `</O>` around both entities of a relation.
+        retrieval: how knowledge was retrieved for the training, a `RetrievalSettings` or its dictionary; default:
+            unknown, as where posts came with their knowledge.
 
     Raises:
         ValueError: for a tokenizer or an option that can't be used.
@@ -64,6 +69,7 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         overflow: str = "cut",
         splitter: str = "twitter17",
         markers: bool = False,
+        retrieval: RetrievalSettings | Mapping[str, Any] | None = None,
     ):
         super().__init__(tokenizer)
         if overflow not in ("cut", "skip"):
@@ -87,6 +93,7 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         self.overflow = overflow
         self.splitter = splitter
         self.markers = markers
+        self.retrieval = None if retrieval is None else RetrievalSettings.from_dict(retrieval)
         if markers:
             # special, or an uncased tokenizer would look for them in lower case
             tokenizer.add_tokens(list(MARKERS), special_tokens=True)
@@ -108,19 +115,51 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Load a processor, which is fitted to the encoder of the model beside it, see `fit`."""
-        folder = downloaded(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs)
+        folder = downloaded(pretrained_model_name_or_path, SAVED_FILES, kwargs)
         load = super().from_pretrained
         kwargs |= {"trust_remote_code": False, **hub_options(pretrained_model_name_or_path)}
         processor: Self = load_processor(load, pretrained_model_name_or_path, folder, _NEEDED, **kwargs)
         if (encoder := _encoder_at(folder, kwargs)) is not None:
             processor.fit(encoder, f"the encoder of {pretrained_model_name_or_path}")
+        if processor.retrieval is not None:
+            own = is_own(Path(folder) / "processor_config.json")
+            processor.retrieval = processor.retrieval.loaded_from(folder, own)
         return processor
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer's files and `processor_config.json`."""
+        """Write the tokenizer's files, `processor_config.json` and encoders of the retrieval that lie in folders."""
         with manifest_kept(save_directory):
             written: list[str] = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+            if self.retrieval is not None:
+                self.retrieval.save_encoders(Path(save_directory))
+                remember(Path(save_directory) / "processor_config.json", self.retrieval.encoders)
         return written
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `processor_config.json` holds: of the retrieval the settings, no folder of this machine."""
+        found: dict[str, Any] = super().to_dict()
+        found.pop("retrieval", None)
+        return found if self.retrieval is None else found | {"retrieval": self.retrieval.saved()}
+
+    def load_retriever(
+        self, knowledge: Sequence[str | Path] = (), cache_dir: str | Path | None = None, whose: str = "the model"
+    ) -> Any:
+        """Return the opened retrieval of the training, or None where there was none or its corpus is not to be had.
+
+        A warning says where it is not to be had, and where it is another corpus than that of the training.
+
+        Args:
+            knowledge: what to search instead: files, folders of saved corpora, ids of the Hub.
+            whose: the model or expert, for messages.
+        """
+        if self.retrieval is not None:
+            return open_retrieval(self.retrieval, knowledge, cache_dir, whose)
+        if knowledge and self.knowledge_column is not None:
+            raise ValueError(
+                f"{whose} does not tell how its knowledge was retrieved: give the entries that a retriever of "
+                f"modeling_more.knowledge finds with the posts, as {self.knowledge_column}"
+            )
+        return None
 
     def fit(self, encoder: torch.nn.Module, whose: str = "the encoder") -> None:
         """Lower `max_length` to what an encoder reads, and check that it has embeddings of all sub-tokens.
@@ -200,7 +239,7 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         Returns:
             per post: input_ids (rows of ids), word_rows and word_positions (one a kept word), cut_words (words that no
             row holds), cut_knowledge (sub-tokens of knowledge left out; behind the part of a very long entry that
-            could be read, words).
+            could be read, words), read_knowledge (places of the entries of which something is read).
         """
         if knowledge is not None and len(knowledge) != len(words):
             raise ValueError(f"{len(words)} posts, but knowledge for {len(knowledge)}")
@@ -316,7 +355,8 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
             laid["word_rows"] += [len(laid["input_ids"]) + row for row in window["word_rows"]]
             laid["word_positions"] += window["word_positions"]
             laid["input_ids"] += window["input_ids"]
-        return laid | {"cut_knowledge": sum(len(entry.pieces) + entry.behind for entry in entries)}
+        cut = sum(len(entry.pieces) + entry.behind for entry in entries)
+        return laid | {"cut_knowledge": cut, "read_knowledge": []}
 
     def _lay_out(
         self, words: list[list[int]], wanted: Sequence[int], entries: list[ReadText], truncate: bool = False
@@ -341,14 +381,15 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
 
         all_knowledge = sum(len(entry.pieces) + entry.behind for entry in entries)
         read: list[int] = []
+        places_read: list[int] = []  # of the entries of which something is read
         if len(windows) == 1 and len(places) == len(words):
             # one more separator closes the row
             free = self.max_length - len(rows[0]) - 1
-            for entry, _ in entries:
-                if self.overflow == "cut":
-                    read += entry[: max(0, free - len(read))]
-                elif len(read) + len(entry) <= free:
-                    read += entry
+            for place, (entry, _) in enumerate(entries):
+                part = entry[: max(0, free - len(read))]
+                if part and (self.overflow == "cut" or len(part) == len(entry)):
+                    read += part
+                    places_read.append(place)
             if read:
                 rows[0] += [*read, separator]
         found = [places[word] for word in wanted if word in places]
@@ -358,26 +399,13 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
             "word_positions": [position for _, position in found],
             "cut_words": len(wanted) - len(found),
             "cut_knowledge": all_knowledge - len(read),
+            "read_knowledge": places_read,
         }
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     width = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
-def downloaded(name_or_path: Any, patterns: Sequence[str], options: Mapping[str, Any]) -> Any:
-    """Return the folder of a Hub id's files of these patterns, which is there without network once it was loaded.
-
-    transformers asks the Hub each time for files that a folder lacks, and fails offline where these decide something.
-    """
-    if Path(name_or_path).exists():
-        return name_or_path
-    place = {key: options[key] for key in _PLACE if options.get(key) is not None}
-    try:
-        return snapshot_download(str(name_or_path), allow_patterns=list(patterns), **place)
-    except (OSError, ValueError):
-        return name_or_path  # transformers knows how to say what is wrong with it
 
 
 def _encoder_at(name_or_path: Any, options: Mapping[str, Any]) -> torch.nn.Module | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import file_digest, user_data
+from .files import file_digest, user_data, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,29 @@ def remember(file: Path, names: Iterable[Any] = ()) -> None:
 def is_own(file: Path) -> bool:
     """Return whether this user's runs wrote a file with this content on this machine."""
     return file.is_file() and _record_of(file).is_file()
+
+
+def remember_places(fingerprint: str, sources: Sequence[str | Path]) -> None:
+    """Remember where a corpus lies on this machine, by its fingerprint, which is all that saved models tell of it."""
+    places = [str(Path(one).resolve()) if os.path.lexists(one) else str(one) for one in sources]
+    try:
+        write_json(_places_of(fingerprint), places)
+    except OSError as error:
+        logger.warning("where the corpus lies can't be remembered (%s): name it again where it is used", error)
+
+
+def places_of(fingerprint: str) -> list[str] | None:
+    """Return where this user's runs found the corpus of a fingerprint; None where they did not, or it is gone."""
+    try:
+        places = json.loads(_places_of(fingerprint).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = all(os.path.lexists(one) or not os.path.isabs(one) for one in places)
+    return [str(one) for one in places] if whole else None
+
+
+def _places_of(fingerprint: str) -> Path:
+    return user_data() / "own" / f"corpus-{fingerprint}.json"
 
 
 def _record_of(file: Path) -> Path:

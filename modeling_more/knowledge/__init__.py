@@ -15,6 +15,7 @@ from .corpus_sources import load_knowledge
 from .dense import DenseRetriever, FusedRetriever, SentenceEncoder
 from .entities import EntityRetriever, entity_query
 from .image import ImageEncoder, ImageRetriever
+from .online import OnlineRetrieval
 from .pictures import ImageError, find_image, open_image
 from .text import BM25Retriever
 
@@ -31,6 +32,7 @@ __all__ = [
     "ImageError",
     "ImageRetriever",
     "KnowledgeCorpus",
+    "OnlineRetrieval",
     "SentenceEncoder",
     "TitleRecall",
     "attach_image_knowledge",

@@ -305,7 +305,7 @@ class ImageRetriever(ImageSearcher):
                     continue
                 seen |= {article, (title, value)}
                 entry = {"title": title, "text": value, "score": score, "source": article}
-                entries.append({**entry, "match_start": 0, "match_end": 0})
+                entries.append({**entry, "match_start": 0, "match_end": 0, "image": int(distinct[number])})
             yield entries
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from ..data.columns import check_columns
 from ..naming import check_source, nearest
+from ..retrieval_settings import MILVUS
 from .arguments import RETRIEVERS, Arguments, DataArguments
 from .output_folders import check_output_dir
 
-MILVUS = "milvus:"  # how the address of a Milvus database begins in `--knowledge`
 #: options, the condition on their values, and its wording; NaN is always refused
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("gate_learning_rate kl_temperature", lambda value: value > 0, "above 0"),
@@ -54,15 +54,23 @@ def check_ranges(given: Mapping[str, Any], told: str) -> None:
                 raise ValueError(f"{told}{name} is {value}, it must be {said}")
 
 
-def check_retrieval(args: DataArguments) -> None:
-    """Raise ValueError, in one sentence, if retrieval options do not go together or would be ignored."""
+def check_retrieval(args: DataArguments, predicts: bool = False) -> None:
+    """Raise ValueError, in one sentence, if retrieval options do not go together or would be ignored.
+
+    Args:
+        predicts: whether a saved model predicts, which retrieves as it was trained, from `--knowledge` if given.
+    """
+    own = args.retriever not in RETRIEVERS
+    if own and not Path(file := args.retriever.rpartition(":")[0]).is_file():
+        raise FileNotFoundError(f"--retriever {args.retriever}: there is no file {file}")
     if args.retrieval == "none":
-        for name in ("knowledge", "shuffle_knowledge"):
+        for name in ("shuffle_knowledge",) if predicts else ("knowledge", "shuffle_knowledge"):
             if getattr(args, name):
                 raise ValueError(f"--{name} is given, but no knowledge is retrieved: add --retrieval text or image")
+        if predicts:
+            return
     searching = ("query", "retriever", "title_in_key")
     given = [f"--{name}" for name in searching if getattr(args, name) != getattr(DataArguments, name)]
-    own = args.retriever not in RETRIEVERS
     if own and args.retrieval == "moe":  # it lets an expert search by a class of its own
         given.remove("--retriever")
     if given and (args.retrieval != "text" or not args.knowledge):
@@ -72,8 +80,6 @@ def check_retrieval(args: DataArguments) -> None:
             raise ValueError(f"--query {query} needs --{option} FILE")
         if files and args.query != query and args.retrieval != "moe":  # whose experts search as they did
             raise ValueError(f"--{option} is read with --query {query} only, not with --query {args.query}")
-    if own and not Path(file := args.retriever.rpartition(":")[0]).is_file():
-        raise FileNotFoundError(f"--retriever {args.retriever}: there is no file {file}")
     if args.query == "entities" and args.retriever != "bm25":
         raise ValueError(
             f"--query entities searches titles by their words: use --retriever bm25, not {args.retriever}"
@@ -97,7 +103,7 @@ def check_arguments(args: Arguments) -> None:
         check_columns(data.columns)
         if not (data.train_file or data.validation_file or data.test_file or data.predict_file):
             raise ValueError("--columns is for files of your own: give --train_file, --predict_file or the like")
-    check_retrieval(data)
+    check_retrieval(data, args.posts is None)
     if data.retrieval == "moe" and not mixture.experts:
         raise ValueError("--retrieval moe needs --experts FOLDER_OR_ID …")
     check_source("--model_name_or_path", args.model.model_name_or_path)

@@ -49,7 +49,7 @@ def score_posts(
     encoded = pipeline.preprocess(posts)
     found = _forward(pipeline, encoded, posts, name)
     if pipeline.accelerator.is_main_process:
-        write_jsonl(path, prediction_rows(task, pipeline, posts, found))
+        write_jsonl(path, prediction_rows(task, pipeline, posts, found, encoded))
     results: dict[str, Any] = {}
     if scored := is_labelled(posts, task):
         results |= {f"{name}_{key}": value for key, value in task.score(found, posts, none_relation).items()}
@@ -73,13 +73,15 @@ def _forward(pipeline: MoRePipeline, encoded: list[EncodedPost], posts: Posts, n
         raise SystemExit(f"error: {name}: {places}: the model can't read it: {told}") from error
 
 
-def prediction_rows(task: Task, pipeline: MoRePipeline, posts: Posts, found: Sequence[Prediction]) -> list[Row]:
-    """Return the rows of a predictions file, without `gold` if the labels are hidden."""
+def prediction_rows(
+    task: Task, pipeline: MoRePipeline, posts: Posts, found: Sequence[Prediction], encoded: Sequence[EncodedPost]
+) -> list[Row]:
+    """Return the rows of a predictions file with the knowledge read, without `gold` if the labels are hidden."""
     rows = []
-    for post, prediction in zip(posts, found, strict=True):
+    for post, prediction, read in zip(posts, found, encoded, strict=True):
         row: Row = {key: post[key] for key in ("id", "text", "tokens") if key in post}
         row |= task.prediction(prediction.labels)
         if post[task.label] is not None:
             row["gold"] = post[task.label]
-        rows.append(row | pipeline.postprocess(post, prediction))
+        rows.append(row | pipeline.postprocess(post, prediction) | pipeline.knowledge.shown(post, read))
     return rows

@@ -38,6 +38,7 @@ from .models import load_expert, load_processor
 from .optimization import check_scores, skipped_steps
 from .output_folders import begin_scoring, begin_training
 from .results import begin_results, save_run
+from .retrieval import retrieval_of_run
 from .setup import make_accelerator
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,9 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
     """
     task, args, accelerator = run.task, run.args, run.accelerator
     names: list[str] = run.model.config.expert_names
+    for expert, processor in zip(run.experts, run.processor.processors, strict=True):
+        searched = retrieval_of_run(expert.data(args.data), report.get(expert.name, {}))
+        processor.retrieval = searched or processor.retrieval
     results = begin_results(args, report)
     results["experts"] = {name: expert.source for name, expert in zip(names, run.experts, strict=True)}
     if args.training.do_train:
@@ -126,7 +130,8 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
             posts = run.splits[split]
             found = predict_systems(pipeline, run.features(posts, name))
             if accelerator.is_main_process:
-                rows = prediction_rows(task, pipeline, posts, found[""])
+                encoded = encode_for_experts(posts, run.processor)
+                rows = prediction_rows(task, pipeline, posts, found[""], encoded)
                 for row, averaged in zip(rows, found["average"], strict=True):
                     row["average"] = task.prediction(averaged.labels)
                 write_jsonl(output / "predictions" / f"{name}{suffix}.jsonl", rows)

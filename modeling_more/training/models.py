@@ -18,10 +18,11 @@ from ..data.tasks import Task
 from ..files import MANIFEST
 from ..foreign import check_manifest, read_object, resolve_inside
 from ..loading import config_of
+from ..mixed_experts import find_tower
 from ..modeling_more import MoRePreTrainedModel
 from ..naming import loaded_from, nearest
 from ..processing_more import MoReProcessor
-from ..provenance import HubName, hub_options, is_own
+from ..provenance import hub_options, is_own
 from .arguments import Arguments, ModelArguments
 from .retrieval import knowledge_column
 
@@ -93,8 +94,8 @@ def saved_config(args: ModelArguments) -> Any:
     name = args.model_name_or_path
     with loaded_from("--model_name_or_path", name):
         config = config_of(name, revision=args.model_revision)
-    if getattr(config, "image_model", None) and not is_own(Path(name) / "config.json"):
-        config.image_model = HubName(config.image_model)  # whoever saved the mixture names no folder here
+    if isinstance(config, MoReMixtureConfig):
+        find_tower(config, name, is_own(Path(name) / "config.json"), {"revision": args.model_revision})
     return config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from transformers import AutoProcessor
 from ..data.tasks import Task
 from ..encoding import EXPERT_KNOWLEDGE
 from ..pipelines import MoRePipeline, columns_read
+from ..post_knowledge import PostKnowledge
 from ..posts import KNOWLEDGE_COLUMNS, Posts
+from ..retrieval_settings import RetrievalSettings, shown_names
 from .arguments import Arguments, DataArguments
 from .command_line import one_sentence_errors
 from .experts import add_expert_knowledge
@@ -21,7 +24,7 @@ from .interruption import interrupted
 from .models import SAVED, load_expert, load_processor, model_kind
 from .output_folders import begin_predicting
 from .posts import check_sizes
-from .retrieval import knowledge_column, retrieved
+from .retrieval import knowledge_column, options_of, retrieved, retrieved_with_report
 from .shards import predict_in_shards, predicted_in_shards
 
 logger = logging.getLogger(__name__)
@@ -55,9 +58,11 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
     check_sizes(posts, data, str(data.predict_file))  # before a training that predicts them at its end
     if data.retrieval == "moe":
         add_expert_knowledge(posts, data, args.mixture.experts)
-    elif data.knowledge:
+    elif data.retrieval != "none" and data.knowledge:
         for post, entries in zip(posts, retrieved(data, posts), strict=True):
             post[str(knowledge_column(data.retrieval))] = entries
+    elif processor is not None and data.retrieval == "none":
+        add_knowledge_of_training(posts, data, processor)
     if data.image_dir is not None:
         from ..knowledge.pictures import find_image, require_images
 
@@ -68,6 +73,30 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
         if lacking := sum("image" not in post for post in posts):
             logger.warning("%d of %d posts have no image in %s", lacking, len(posts), data.image_dir)
     return posts
+
+
+def add_knowledge_of_training(posts: Posts, data: DataArguments, processor: Any) -> None:
+    """Retrieve for posts as a saved expert, or each of a mixture, was trained; what posts bring along is kept."""
+    knowledge = PostKnowledge(processor)
+    for place, expert in enumerate(knowledge.processors):
+        settings: RetrievalSettings | None = expert.retrieval
+        told = "the expert" if knowledge.names is None else f"expert {knowledge.names[place]}"
+        lacking = [post for post in posts if knowledge.given(post)[place] is None]
+        if settings is None or not lacking or expert.knowledge_column is None:
+            continue
+        if settings.kind == "image" and data.image_dir is None:
+            logger.warning("%s retrieves by image, but no --image_dir is given: it reads the words alone", told)
+            continue
+        if (own := options_of(settings, data)) is None:
+            logger.warning(
+                "the knowledge of %s, %s (fingerprint %s), is not known here: give --knowledge …; it reads the words "
+                "alone", told, shown_names(settings.corpora), settings.fingerprint[:12],
+            )  # fmt: skip
+            continue
+        logger.info("%s searches %s", told, shown_names(own.knowledge))
+        found, report = retrieved_with_report(replace(own, top_k=expert.top_k), lacking)
+        settings.check_fingerprint(report.get("corpus", settings.fingerprint), own.knowledge, told)
+        knowledge.add(lacking, found, place)
 
 
 def write_predictions(

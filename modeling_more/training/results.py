@@ -21,6 +21,7 @@ from ..naming import without_folder
 from ..pipelines import APART, MoRePipeline
 from ..posts import Posts, Row
 from ..provenance import remember
+from ..retrieval_settings import ENCODERS
 from .arguments import Arguments
 from .command_line import one_sentence_errors
 from .mixture_report import card_parts
@@ -208,6 +209,7 @@ def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
 
 #: what another model may have left in a repository, and does not belong to the one that is uploaded
 OLDER = ["predictions/*", "model*.safetensors", "model.safetensors.index.json", "experts/*", HOLDOUT, MANIFEST]
+OLDER += [f"{folder}/*" for folder in ENCODERS.values()]
 
 
 def privacy(private: bool) -> str:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import asdict, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from ..posts import Posts
+from ..provenance import HubName, remember_places
+from ..retrieval_settings import ENCODERS, RetrievalSettings
 from .arguments import RETRIEVERS, DataArguments
-from .checks import MILVUS, check_retrieval
-
-if TYPE_CHECKING:
-    from ..knowledge.attach import TextRetriever
+from .checks import check_retrieval
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +26,62 @@ Query = Callable[[dict[str, Any]], str]
 def knowledge_column(retrieval: str) -> str | None:
     """Return the column that a kind of retrieval fills and its expert reads, or None for `none`."""
     return None if retrieval == "none" else f"knowledge_{retrieval}"
+
+
+def wanted(args: DataArguments, fingerprint: str = "") -> RetrievalSettings:
+    """Return the settings of the retrieval that the options ask for; `fingerprint` is that of the corpus searched."""
+    dense = args.retrieval == "text" and args.retriever in ("dense", "both")
+    own = args.retriever if args.retriever in RETRIEVERS else Path(args.retriever).name
+    return RetrievalSettings(
+        kind=args.retrieval,
+        corpora=list(args.knowledge),
+        fingerprint=fingerprint,
+        retriever=own,
+        query=args.query,
+        title_in_key=args.title_in_key,
+        text_model=args.text_model if dense else None,
+        image_model=args.image_model if args.retrieval == "image" else None,
+    )
+
+
+def retrieval_of_run(args: DataArguments, report: Mapping[str, Any]) -> RetrievalSettings | None:
+    """Return the settings of a run's retrieval, which its model keeps; None if posts came with their knowledge.
+
+    Where the corpus lies on this machine is remembered: the model tells its fingerprint alone.
+
+    Args:
+        report: what `add_knowledge` returned.
+    """
+    if "corpus" not in report:
+        return None
+    settings = wanted(args, report["corpus"])
+    if not any(isinstance(one, HubName) for one in args.knowledge):  # else somebody else says where it lies
+        remember_places(settings.fingerprint, args.knowledge)
+    return settings
+
+
+def options_of(settings: RetrievalSettings, data: DataArguments) -> DataArguments | None:
+    """Return the options that retrieve as a saved model was trained; None where its corpus is not known here.
+
+    Args:
+        data: options of this run; those of the retrieval that it gives come first.
+    """
+    sources = settings.sources(data.knowledge)
+    if sources is None:
+        return None
+    encoders = {name: getattr(settings, name) for name in ENCODERS if getattr(settings, name) is not None}
+    given = {name: getattr(data, name) for name in encoders if getattr(data, name) != getattr(DataArguments, name)}
+    searched = {name: getattr(settings, name) for name in ("retriever", "query", "title_in_key")}
+    if settings.query == "caption" and data.captions is None or settings.query == "entities" and not data.entities:
+        raise ValueError(
+            f"the expert searched by {settings.query}: give those of these posts by "
+            + ("--captions FILE" if settings.query == "caption" else "--entities FILE …")
+        )
+    if (own := searched["retriever"]) not in RETRIEVERS:
+        if Path(data.retriever).name != own:
+            raise ValueError(f"the expert searched by code of its own: give --retriever {own}, with the file's place")
+        searched["retriever"] = data.retriever
+    return replace(data, retrieval=settings.kind, knowledge=sources, **searched, **encoders | given)
 
 
 def add_knowledge(args: DataArguments, splits: Splits) -> tuple[Splits, dict[str, Any]]:
@@ -59,6 +114,7 @@ def check_column(args: DataArguments, split: str, columns: Iterable[str]) -> Non
 def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
     from ..knowledge import attach_text_knowledge  # here, because it takes seconds that other runs save
     from ..knowledge.attach import post_text
+    from ..knowledge.online import corpus_fingerprint, open_text_retriever
 
     query: Query = post_text
     found: dict[str, int] = {}
@@ -66,39 +122,11 @@ def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, 
         query, found = _caption_query(str(args.captions), splits)
     elif args.query == "entities":
         query, found = _entity_query(args.entities, splits)
-    attached, report = attach_text_knowledge(
-        DatasetDict(splits), _text_retriever(args), args.top_k, column, args.cache_dir, query
-    )
-    return dict(attached), {"retriever": args.retriever, "query": args.query, **found, **asdict(report)}
-
-
-def _text_retriever(args: DataArguments) -> TextRetriever:
-    from ..knowledge import load_knowledge
-
-    if args.knowledge[0].startswith(MILVUS):
-        from ..knowledge.milvus import MilvusTextRetriever
-
-        return MilvusTextRetriever(args.knowledge[0])
-    corpus = load_knowledge(args.knowledge, args.cache_dir, args.title_in_key)
-    if args.title_in_key and not corpus.info.title_in_key:
-        raise ValueError(
-            f"--title_in_key: {', '.join(args.knowledge)} was saved with keys without the title; build it from files"
-        )
-    if args.query == "entities":
-        from ..knowledge.entities import EntityRetriever
-
-        return EntityRetriever.from_corpus(corpus)
-    if args.retriever not in RETRIEVERS:
-        found: TextRetriever = _own_class(args.retriever).from_corpus(corpus)
-        return found
-    from ..knowledge import BM25Retriever
-
-    if args.retriever == "bm25":
-        return BM25Retriever.from_corpus(corpus)
-    from ..knowledge.dense import DenseRetriever, FusedRetriever
-
-    dense = DenseRetriever.from_corpus(corpus, args.text_model)
-    return dense if args.retriever == "dense" else FusedRetriever([BM25Retriever.from_corpus(corpus), dense])
+    own_class = None if args.retriever in RETRIEVERS else _own_class(args.retriever)
+    retriever = open_text_retriever(wanted(args), args.knowledge, args.cache_dir, own_class)
+    attached, report = attach_text_knowledge(DatasetDict(splits), retriever, args.top_k, column, args.cache_dir, query)
+    told = {"corpus": corpus_fingerprint(retriever), "retriever": args.retriever, "query": args.query}
+    return dict(attached), {**told, **found, **asdict(report)}
 
 
 def _own_class(told: str) -> Any:
@@ -114,25 +142,18 @@ def _own_class(told: str) -> Any:
 
 
 def _by_image(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, dict[str, Any]]:
-    from ..knowledge import ImageEncoder, ImageRetriever, attach_image_knowledge, load_knowledge
-    from ..knowledge.attach import ImageSearch
+    from ..knowledge import attach_image_knowledge
+    from ..knowledge.online import corpus_fingerprint, open_image_retriever
     from ..knowledge.pictures import require_images
 
     if args.image_dir is not None:  # before the corpus is embedded, which takes long
         ids = {split: list(data["image_id"]) for split, data in splits.items() if "image_id" in data.column_names}
         require_images(args.image_dir, ids)
-    encoder = ImageEncoder(args.image_model)
-    retriever: ImageSearch
-    if args.knowledge[0].startswith(MILVUS):
-        from ..knowledge.milvus import MilvusImageRetriever
-
-        retriever = MilvusImageRetriever(args.knowledge[0], encoder)
-    else:
-        retriever = ImageRetriever.from_corpus(load_knowledge(args.knowledge, args.cache_dir), encoder)
+    retriever = open_image_retriever(wanted(args), args.knowledge, args.cache_dir)
     attached, report = attach_image_knowledge(
         DatasetDict(splits), retriever, args.top_k, column, args.image_dir, args.cache_dir
     )
-    return dict(attached), asdict(report)
+    return dict(attached), {"corpus": corpus_fingerprint(retriever), **asdict(report)}
 
 
 def _caption_query(file: str, splits: Splits) -> tuple[Query, dict[str, int]]:
@@ -201,9 +222,14 @@ def searchable(posts: Posts, columns: Container[str] | None = None) -> Dataset:
 
 def retrieved(data: DataArguments, posts: Posts) -> list[Any]:
     """Return the knowledge that `--retrieval` finds for posts without labels; a post without words gets none."""
+    return retrieved_with_report(data, posts)[0]
+
+
+def retrieved_with_report(data: DataArguments, posts: Posts) -> tuple[list[Any], dict[str, Any]]:
+    """Return the same with the report of `add_knowledge`, which is empty where no post has words."""
     filled = [post for post in posts if post["tokens"]]
     if not filled:
-        return [[] for _ in posts]
-    attached, _ = add_knowledge(data, {"predict": searchable(filled)})
+        return [[] for _ in posts], {}
+    attached, report = add_knowledge(data, {"predict": searchable(filled)})
     found = iter(attached["predict"][str(knowledge_column(data.retrieval))])
-    return [next(found) if post["tokens"] else [] for post in posts]
+    return [next(found) if post["tokens"] else [] for post in posts], report

@@ -274,8 +274,11 @@ def test_seeds_and_predictions_of_a_mixture(experts, tmp_path, caplog):
     with pytest.raises(SystemExit, match="--experts names 1 experts, the mixture has 2"):
         run_ner.main([*again, str(tmp_path / "x"), "--retrieval", "moe", "--experts", experts["text"],
                       "--cache_dir", experts["cache"]])  # fmt: skip
+    # by itself it retrieves as its experts did
     run_ner.main([*again, str(tmp_path / "bare")])
-    assert "no post has knowledge_text" in caplog.text
+    bare = [json.loads(line) for line in (tmp_path / "bare" / "predictions" / "predict.jsonl").open()]
+    assert bare == alone and any(row["knowledge"]["text"] for row in bare)
+    assert "no post has knowledge_text" not in caplog.text
 
 
 def test_a_saved_mixture_is_scored_as_it_is(experts, tmp_path):

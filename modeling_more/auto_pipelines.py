@@ -1,0 +1,245 @@
+"""Use a saved expert or mixture in one line, by transformers' pipelines `more-ner` and `more-re`.
+
+import modeling_more
+from transformers import pipeline
+
+pipe = pipeline("more-ner", model="ORG/NAME")
+pipe("Rivera joins Northfield United")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, Pipeline, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .pipelines import EntityPipeline, MoRePipeline, RelationPipeline
+from .posts import KNOWLEDGE_COLUMNS
+
+BATCH_SIZE = 16
+AT_ONCE = 512  # posts of a list that are searched and read at once
+_CALL = {"retrieve", "knowledge", "top_k", "threshold", "batch_size"}  # options of the pipeline and of each call
+_OPTIONS = _CALL | {"cache_dir", "image_encoder", "max_words", "max_pairs"}
+_PAIR = {"head", "h", "tail", "t", "entities"}  # of these a post for relations has some
+
+Post = str | Mapping[str, Any]
+Result = dict[str, Any]
+
+
+class PostPipeline(Pipeline):
+    """A pipeline of transformers over posts, which searches their knowledge as the model's was for its training.
+
+    A post is a text, or a dictionary {text or tokens, image?, id?, knowledge_text?, knowledge_image?, caption?}: an
+    image is a path, a PIL image or its bytes; knowledge that is given is read instead of being searched: a list of
+    entries {title, text} or of texts. A list of posts gives a list, any other iterable (a generator, a column of a
+    data set) an iterator that reads `batch_size` posts at once.
+
+    Args:
+        knowledge: what to search instead of the corpus of the training: files, folders of saved corpora, ids of the
+            Hub; of a mixture one for all experts, or a dictionary by their names.
+        retrieve: whether to search knowledge; if not, posts are read alone or with what they bring.
+        top_k: entries searched and read; default: as many as in training.
+        threshold: leaves out entities or relations of a lower probability.
+        batch_size: posts of a batch.
+        cache_dir: the folder of corpora and indices.
+        image_encoder, max_words, max_pairs: see `MoRePipeline`.
+    """
+
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_video_processor: Any = False
+    reader_class: type[MoRePipeline]
+    processor: Any
+
+    def __init__(self, model: Any, processor: Any = None, **kwargs: Any) -> None:
+        if processor is None:
+            raise ValueError("give the processor that was saved with the model as processor=…")
+        own = {name: kwargs.pop(name) for name in _OPTIONS & kwargs.keys()}
+        self._options = {name: own.pop(name) for name in _CALL & own.keys()}
+        self._cache_dir = own.pop("cache_dir", None)
+        self._retrievals: dict[str, list[Any]] = {}  # opened, by what was given to be searched
+        super().__init__(model=model, processor=processor, **kwargs)
+        self._checked({})
+        if processor.markers != (self.reader_class is RelationPipeline):
+            found, wanted = ("relations", "more-re") if processor.markers else ("entities", "more-ner")
+            raise ValueError(f"this model finds {found}: use the pipeline {wanted}")
+        self.reader = self.reader_class(self.model, processor, **own)
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Return the entities or relations of a post, or of several, with the knowledge that was read beside them.
+
+        Args:
+            inputs: a post, or several, see the class.
+            options: `retrieve`, `knowledge`, `top_k`, `threshold` and `batch_size` of this call.
+
+        Returns:
+            what `predict` returns for a post; a list or an iterator of it for several.
+
+        Raises:
+            ValueError: a post is invalid, which names it by its position; an option is unknown or out of its range.
+        """
+        chosen = self._checked(options)
+        if isinstance(inputs, str | Mapping):
+            return self._run([inputs], 0, chosen)[0]
+        if isinstance(inputs, list | tuple):
+            return [one for part, first in _parts(inputs, AT_ONCE) for one in self._run(part, first, chosen)]
+        parts = _parts(inputs, chosen["batch_size"])
+        return (one for part, first in parts for one in self._run(part, first, chosen))
+
+    # transformers' signatures speak of tensors; its calls hand on whatever the step before returned
+    def preprocess(self, input_: Any, **options: Any) -> Any:
+        """Return posts as dictionaries, and knowledge that they bring as entries."""
+        return {"posts": [_as_post(post) for post in input_]}
+
+    def _forward(self, input_tensors: Any, **options: Any) -> Any:
+        self.reader.batch_size = options["batch_size"]
+        self.reader.knowledge.retrievals = self._opened(options)
+        with _reading(self.reader.knowledge.processors, options["top_k"]):
+            return {"results": self.reader(input_tensors["posts"], options["first"])}
+
+    def postprocess(self, model_outputs: Any, **options: Any) -> Any:
+        """Return the results without the entities or relations below the threshold."""
+        key, least = self.reader.key, options["threshold"]
+        return [{**one, key: [it for it in one[key] if it["score"] >= least]} for one in model_outputs["results"]]
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write the model and its processor, from which `pipeline` is loaded again."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> Any:
+        self._checked(kwargs)
+        return {}, {}, {}
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a call, those of the pipeline where the call gives none."""
+        if unknown := sorted(options.keys() - _CALL):
+            raise ValueError(f"{unknown[0]!r} is no option of this pipeline: there are {', '.join(sorted(_OPTIONS))}")
+        found: dict[str, Any] = {"retrieve": True, "knowledge": (), "top_k": None, "threshold": 0.0}
+        found |= self._options | options
+        found["batch_size"] = found.get("batch_size") or BATCH_SIZE
+        for name, optional in (("batch_size", False), ("top_k", True)):
+            if not (optional and found[name] is None) and (type(found[name]) is not int or found[name] < 1):
+                raise ValueError(f"{name} is {found[name]!r:.80}, it must be a whole number from 1 on")
+        if not isinstance(found["threshold"], int | float) or not 0 <= found["threshold"] <= 1:
+            raise ValueError(f"threshold is {found['threshold']!r:.80}, it must lie between 0 and 1")
+        return found
+
+    def _run(self, posts: Sequence[Post], first: int, options: dict[str, Any]) -> list[Result]:
+        """Return the results of some posts, the first of which has this number in errors."""
+        found: list[Result] = self.run_single(posts, {}, {**options, "first": first}, options)
+        return found
+
+    def _opened(self, options: Mapping[str, Any]) -> list[Any]:
+        """Return the retrieval of each expert, opened where it is used first."""
+        if not options["retrieve"]:
+            return [None] * len(self.reader.knowledge.processors)
+        knowledge = options["knowledge"]
+        knowledge = [knowledge] if isinstance(knowledge, str | Path) else knowledge
+        key = repr(knowledge)
+        if key not in self._retrievals:
+            several = getattr(self.processor, "load_retrievers", None)
+            load = several or (lambda *given: [self.processor.load_retriever(*given)])
+            self._retrievals[key] = load(knowledge, self._cache_dir)
+        return self._retrievals[key]
+
+
+class MoReNerPipeline(PostPipeline):
+    """The pipeline `more-ner`, which finds the entities of posts."""
+
+    reader_class = EntityPipeline
+
+
+class MoReRePipeline(PostPipeline):
+    """The pipeline `more-re`, which classifies the relations between two entities of a post.
+
+    A post gives `head` and `tail`, or `entities`, of which all ordered pairs are classified: spans in words of
+    `tokens` or characters of `text`, or entities as `more-ner` returns them. Where it gives none, `entity_model` finds
+    them; pairs without a relation are then left out.
+
+    Args:
+        entity_model: a pipeline `more-ner`, or the folder or id of a model for one.
+        none_relation: the relation of pairs that have none.
+    """
+
+    reader_class = RelationPipeline
+
+    def __init__(
+        self, model: Any, processor: Any = None, entity_model: Any = None, none_relation: str = "None", **kwargs: Any
+    ) -> None:
+        super().__init__(model, processor, **kwargs)
+        self.none_relation = none_relation
+        self.entity_pipeline = entity_model
+        if isinstance(entity_model, str | Path):
+            load: Any = pipeline
+            # whoever let this code come from the Hub lets that of the other model, too
+            more = {"trust_remote_code": True} if __name__.startswith("transformers_modules") else {}
+            self.entity_pipeline = load("more-ner", model=str(entity_model), device=self.device, **more)
+
+    def _forward(self, input_tensors: Any, **options: Any) -> Any:
+        posts = list(input_tensors["posts"])
+        pairless = [row for row, post in enumerate(posts) if isinstance(post, dict) and not post.keys() & _PAIR]
+        found: list[Result] = []
+        if pairless and self.entity_pipeline is not None:
+            shared = {name: options[name] for name in ("retrieve", "batch_size")}
+            found = self.entity_pipeline([posts[row] for row in pairless], **shared)
+            for row, one in zip(pairless, found, strict=True):
+                posts[row] = {**posts[row], "entities": one["entities"]}
+        results = super()._forward({"posts": posts}, **options)["results"]
+        for row, one in zip(pairless, found, strict=False):
+            kept = [pair for pair in results[row]["relations"] if pair["relation"] != self.none_relation]
+            results[row] = {**results[row], "entities": one["entities"], "relations": kept}
+        return {"results": results}
+
+
+def _as_post(post: Any) -> Any:
+    if isinstance(post, str):
+        return {"text": post}
+    if not isinstance(post, Mapping):
+        return post  # refused by the reader, with its position
+    found = dict(post)
+    for column in KNOWLEDGE_COLUMNS:
+        given = found.get(column)
+        given = [given] if isinstance(given, str) else given
+        if isinstance(given, list | tuple):
+            found[column] = [{"text": one} if isinstance(one, str) else one for one in given]
+    return found
+
+
+def _parts(posts: Iterable[Post], size: int) -> Iterator[tuple[list[Post], int]]:
+    """Yield the posts in parts, each with the number of its first post."""
+    rest, first = iter(posts), 0
+    while part := list(islice(rest, size)):
+        yield part, first
+        first += len(part)
+
+
+@contextmanager
+def _reading(processors: Sequence[Any], top_k: int | None) -> Iterator[None]:
+    """Let processors read so many entries while the block runs; None leaves them as they are."""
+    before = [processor.top_k for processor in processors]
+    try:
+        for processor in processors:
+            processor.top_k = top_k or processor.top_k
+        yield
+    finally:
+        for processor, own in zip(processors, before, strict=True):
+            processor.top_k = own
+
+
+TASKS: dict[str, tuple[type[PostPipeline], Any]] = {
+    "more-ner": (MoReNerPipeline, AutoModelForTokenClassification),
+    "more-re": (MoReRePipeline, AutoModelForSequenceClassification),
+}
+for _task, (_class, _model) in TASKS.items():
+    # the package's own goes before what came as code of the Hub
+    if _task not in PIPELINE_REGISTRY.supported_tasks or not __name__.startswith("transformers_modules"):
+        PIPELINE_REGISTRY.supported_tasks.pop(_task, None)
+        PIPELINE_REGISTRY.register_pipeline(_task, pipeline_class=_class, pt_model=_model, type="text")

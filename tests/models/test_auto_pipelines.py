@@ -1,0 +1,308 @@
+"""The pipelines more-ner and more-re: retrieval that travels with the model, evidence, what they refuse."""
+
+import io
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import AutoProcessor, pipeline
+
+import ner_runs
+import re_runs
+import run_ner
+import run_re
+from image_knowledge import write_corpus
+from modeling_more.provenance import HubName, places_of
+from modeling_more.retrieval_settings import RetrievalSettings
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny_encoder, towers):
+    """Folders of trained models: entities by text, by image, both mixed, relations by text; and their files."""
+    root = tmp_path_factory.mktemp("saved")
+    posts = ner_runs.posts(33)
+    corpus = write_corpus(root / "pictures")
+    pictures = sorted(path for path in corpus.parent.rglob("*") if path.suffix in (".png", ".jpg"))
+    images = root / "images"
+    images.mkdir()
+    for number, post in enumerate(posts):
+        post["image_id"] = f"{number}.png"
+        Image.open(pictures[number % len(pictures)]).convert("RGB").save(images / f"{number}.png")
+    files = {name: str(root / name) for name in ("text", "image", "mixture", "relations")}
+    files |= {"cache": str(root / "cache"), "encoder": tiny_encoder("bert"), "images": str(images)}
+    for name, rows in (("train", posts[:18]), ("dev", posts[18:24]), ("test", posts[24:])):
+        rows = [{"id": p["id"], "tokens": p["tokens"], "ner_tags": p["tags"], "image_id": p["image_id"]} for p in rows]
+        files[name] = str(ner_runs.write_jsonl(root / f"{name}.jsonl", rows))
+    files["wiki"] = str(ner_runs.write_jsonl(root / "wiki.jsonl", ner_runs.KNOWLEDGE))
+    files["pictures"] = str(corpus)
+    # a tower of nobody else's, which the model must carry along
+    files["tower"] = str(shutil.copytree(towers["clip"], root / "private tower"))
+    more = {
+        "text": ["--knowledge", files["wiki"], "--top_k", "2"],
+        "image": ["--knowledge", files["pictures"], "--top_k", "2", "--image_dir", files["images"],
+                  "--image_model", files["tower"]],
+    }  # fmt: skip
+    for name, given in more.items():
+        run = {**files, "out": files[name]}
+        given += ["--holdout_fraction", "0.4", "--num_train_epochs", "6"]
+        run_ner.main(ner_runs.options(run, files["encoder"], *given, retrieval=name))
+    mixed = ["--train_file", files["train"], "--validation_file", files["dev"], "--test_file", files["test"]]
+    mixed += ["--retrieval", "moe", "--experts", files["text"], files["image"], "--image_dir", files["images"]]
+    mixed += ["--gate_epochs", "1", "--cache_dir", files["cache"], "--use_cpu", "--output_dir", files["mixture"]]
+    run_ner.main(mixed)
+    related = {**re_runs.write_files(root), "out": files["relations"], "cache": files["cache"]}
+    given = ["--knowledge", files["wiki"], "--top_k", "1", *ner_runs.QUICK]
+    run_re.main(re_runs.options(related, files["encoder"], *given, retrieval="text"))
+    return files
+
+
+@pytest.fixture
+def other_machine(tmp_path, monkeypatch):
+    """The cache of somebody else."""
+    monkeypatch.setenv("MORE_CACHE", str(tmp_path / "theirs"))
+
+
+def settings_in(folder):
+    return json.loads(Path(folder, "processor_config.json").read_text()).get("retrieval")
+
+
+def test_one_line_gives_entities_with_their_evidence(saved):
+    pipe = pipeline("more-ner", model=saved["text"])
+    found = pipe("Ada Lovelace met in Lindau today!")
+    assert found["text"] == "Ada Lovelace met in Lindau today!" and found["entities"]
+    for entity in found["entities"]:
+        assert found["text"][entity["char_start"] : entity["char_end"]] == entity["text"]
+        assert 0 < entity["score"] <= 1
+    assert 1 <= len(found["knowledge"]) <= 2
+    best = found["knowledge"][0]
+    assert best.keys() == {"title", "sentence", "score", "source"} and best["score"] > 0
+    article = next(row for row in ner_runs.KNOWLEDGE if row["title"] == best["title"])
+    assert best["sentence"] in article["text"] and best["source"] == article["id"]
+    assert found["knowledge"][0]["score"] >= found["knowledge"][-1]["score"]
+    assert len(pipe("Ada Lovelace met in Lindau today!", top_k=1)["knowledge"]) == 1
+    assert len(pipe("Ada Lovelace met in Lindau today!")["knowledge"]) == len(found["knowledge"])
+    alone = pipe("Ada Lovelace met in Lindau today!", retrieve=False)
+    assert alone["knowledge"] == [] and alone["entities"] != found["entities"]
+    assert pipe("Ada met", threshold=1.0)["entities"] == []
+
+
+def rounded(results):
+    """The same with numbers of four places: another padding changes the last ones."""
+    return json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4))
+
+
+def test_all_kinds_of_posts(saved):
+    pipe = pipeline("more-ner", model=saved["text"], batch_size=4)
+    texts = ["Ada met in Oslo!", "Rivera met in Lindau today today!", "Charles Babbage met in London!"]
+    one_by_one = [pipe(text) for text in texts]
+    assert rounded(pipe(texts)) == rounded(one_by_one)
+    assert rounded(list(pipe(text for text in texts))) == rounded(one_by_one)
+    assert rounded(list(pipe(Dataset.from_dict({"text": texts})["text"]))) == rounded(one_by_one)
+    assert rounded(list(pipe({"text": text} for text in texts))) == rounded(one_by_one)
+    assert pipe([]) == []
+    tokens = pipe({"tokens": ["Ada", "met", "in", "Oslo", "!"], "id": "7"})
+    assert tokens["id"] == "7" and [e["type"] for e in tokens["entities"]] == [
+        e["type"] for e in one_by_one[0]["entities"]
+    ]
+    # knowledge that a post brings is read instead
+    given = pipe({"text": texts[0], "knowledge_text": "Oslo is a place ."})
+    assert [one["sentence"] for one in given["knowledge"]] == ["Oslo is a place ."]
+    assert pipe({"text": texts[0], "knowledge_text": []})["knowledge"] == []
+    nothing = pipe(" ")
+    assert nothing["entities"] == [] and nothing["knowledge"] == []
+    long = pipe("Ada met in Oslo today ! " * 300)  # in windows, which leave no room for knowledge
+    assert len(long["tokens"]) == 1800 and long["knowledge"] == []
+
+
+def test_images_find_knowledge_too(saved):
+    pipe = pipeline("more-ner", model=saved["image"])
+    file = Path(saved["images"]) / "3.png"
+    text = "Ada met in Oslo!"
+    found = pipe({"text": text, "image": str(file)})
+    assert len(found["knowledge"]) == 2 and {"image", "title", "score"} <= found["knowledge"][0].keys()
+    for image in (Image.open(file), file.read_bytes()):
+        assert pipe({"text": text, "image": image})["knowledge"] == found["knowledge"]
+    retrieval = pipe.reader.knowledge.retrievals[0]
+    row = retrieval.retriever.corpus.images[found["knowledge"][0]["image"]]
+    assert row["title"] == found["knowledge"][0]["title"]
+    assert pipe(text)["knowledge"] == []
+    broken = io.BytesIO(file.read_bytes()[:60]).getvalue()
+    assert pipe({"text": text, "image": broken})["knowledge"] == []
+
+
+def test_a_mixture_shows_weights_opinions_and_evidence_of_each(saved, caplog):
+    pipe = pipeline("more-ner", model=saved["mixture"])
+    found = pipe({"text": "Ada Lovelace met in Lindau!", "image": str(Path(saved["images"]) / "1.png")})
+    assert found["expert_weights"].keys() == found["experts"].keys() == found["knowledge"].keys() == {"text", "image"}
+    assert sum(found["expert_weights"].values()) == pytest.approx(1, abs=1e-5)
+    assert all(len(entries) == 2 for entries in found["knowledge"].values())
+    without = pipe("Ada Lovelace met in Lindau!")
+    assert without["knowledge"]["image"] == [] and without["knowledge"]["text"] == found["knowledge"]["text"]
+    with pytest.raises(ValueError, match="knowledge is given for 'picture', the experts are text, image"):
+        pipe("Ada", knowledge={"picture": [saved["wiki"]]})
+
+
+def test_relations_of_given_and_of_found_entities(saved):
+    pipe = pipeline("more-re", model=saved["relations"])
+    text = "Ada Lovelace met Rivera in Oslo !"
+    one = pipe({"text": text, "head": [0, 12], "tail": [17, 23]})
+    assert len(one["relations"]) == 1 and one["relations"][0]["head_text"] == "Ada Lovelace" and one["knowledge"]
+    all_pairs = pipe({"text": text, "entities": [[0, 12], [17, 23], [27, 31]]})
+    assert len(all_pairs["relations"]) == 6
+    with pytest.raises(ValueError, match="post 0"):
+        pipe(text)
+    triples = pipeline("more-re", model=saved["relations"], entity_model=saved["text"], none_relation="no such")
+    found = triples([text, "Oslo"])
+    number = len(found[0]["entities"])
+    assert len(found[0]["relations"]) == number * (number - 1)
+    entities = pipeline("more-ner", model=saved["text"])
+    again = pipeline("more-re", model=saved["relations"], entity_model=entities)(text)
+    assert "None" not in [pair["relation"] for pair in again["relations"]]
+    assert [e["text"] for e in again["entities"]] == [e["text"] for e in entities(text)["entities"]]
+
+
+def test_pipeline_and_predict_mode_agree(saved, tmp_path):
+    """The same scores within 1e-6 with batches of 1 and of 64, for posts whose knowledge each of them searches."""
+    posts = [{"id": str(n), "text": " ".join(p["tokens"]), "image": p["id"]} for n, p in enumerate(ner_runs.posts(20))]
+    for number, post in enumerate(posts):
+        post["image"] = f"{number}.png"
+    file = ner_runs.write_jsonl(tmp_path / "posts.jsonl", posts)
+    for name in ("text", "mixture"):
+        out = tmp_path / name
+        run_ner.main(["--model_name_or_path", saved[name], "--do_predict", "--predict_file", str(file), "--use_cpu",
+                      "--output_dir", str(out), "--image_dir", saved["images"]])  # fmt: skip
+        rows = [json.loads(line) for line in (out / "predictions" / "predict.jsonl").open()]
+        given = [{**post, "image": str(Path(saved["images"]) / post["image"])} for post in posts]
+        for size in (1, 64):
+            found = pipeline("more-ner", model=saved[name], batch_size=size)(given)
+            for row, one in zip(rows, found, strict=True):
+                assert [e["text"] for e in row["entities"]] == [e["text"] for e in one["entities"]]
+                for mine, theirs in zip(row["entities"], one["entities"], strict=True):
+                    assert mine["score"] == pytest.approx(theirs["score"], abs=1e-6)
+                shown = one["knowledge"] if name == "text" else one["knowledge"]["text"]
+                told = row["knowledge"] if name == "text" else row["knowledge"]["text"]
+                assert [e["title"] for e in shown] == [e["title"] for e in told]
+
+
+def test_what_is_saved_names_no_folder_of_the_machine(saved, tmp_path):
+    assert settings_in(saved["text"]) == {
+        "kind": "text", "corpora": ["wiki.jsonl"], "fingerprint": settings_in(saved["text"])["fingerprint"],
+        "retriever": "bm25", "query": "words", "title_in_key": False,
+    }  # fmt: skip
+    assert settings_in(saved["image"])["image_model"] == "image_tower"
+    home = Path(saved["text"]).parent
+    for name in ("text", "image", "mixture", "relations"):
+        described = json.loads(Path(saved[name], "manifest.json").read_text())["files"]
+        assert name != "mixture" or {
+            "image_tower/model.safetensors",
+            "experts/image/image_tower/model.safetensors",
+        } <= (described.keys())
+        for file in described:
+            content = Path(saved[name], file).read_bytes()
+            for folder in (home, Path(saved["encoder"]).parent, Path(saved["tower"])):
+                assert str(folder).encode() not in content, file
+    # saved again elsewhere the tower goes along
+    processor = AutoProcessor.from_pretrained(saved["image"])
+    processor.save_pretrained(tmp_path / "copy")
+    assert settings_in(tmp_path / "copy") == settings_in(saved["image"])
+    assert (tmp_path / "copy" / "image_tower" / "model.safetensors").is_file()
+
+
+def test_on_another_machine(saved, tmp_path, other_machine, caplog):
+    """A corpus that is not there is told once, and may be given; a tower beside the model is used."""
+    moved = shutil.copytree(saved["text"], tmp_path / "moved")
+    pipe = pipeline("more-ner", model=str(moved))
+    with caplog.at_level(logging.WARNING):
+        assert pipe("Ada met in Oslo!")["knowledge"] == []
+        pipe("Ada met in Oslo!")
+    told = [one for one in caplog.messages if "wiki.jsonl" in one]
+    assert len(told) == 1 and "is not known here: give it as knowledge" in told[0]
+    caplog.clear()
+    assert pipe("Ada met in Oslo!", knowledge=saved["wiki"])["knowledge"]
+    assert not any("another corpus" in one for one in caplog.messages)
+    other = ner_runs.write_jsonl(tmp_path / "other.jsonl", ner_runs.KNOWLEDGE[:6])
+    assert pipe("Ada met in Oslo!", knowledge=[str(other)])["knowledge"]
+    fingerprint = settings_in(moved)["fingerprint"]
+    assert any(fingerprint in one and "another corpus" in one for one in caplog.messages)
+    with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
+        pipe("Ada", knowledge="nothing.jsonl")
+    image = pipeline(
+        "more-ner", model=shutil.copytree(saved["image"], tmp_path / "image"), knowledge=saved["pictures"]
+    )
+    assert image({"text": "Ada", "image": str(Path(saved["images"]) / "0.png")})["knowledge"]
+
+
+def test_strangers_settings_open_nothing_here(saved, tmp_path, other_machine):
+    """Encoders and corpora that a stranger's file names are names at the Hub, whatever lies here."""
+    private = shutil.copytree(saved["tower"], tmp_path / "image_tower")
+    folder = shutil.copytree(saved["image"], tmp_path / "theirs")
+    shutil.rmtree(folder / "image_tower")
+    config = json.loads((folder / "processor_config.json").read_text())
+    for named in (str(private), "image_tower"):
+        config["retrieval"] |= {"image_model": named, "corpora": [saved["pictures"]]}
+        (folder / "processor_config.json").write_text(json.dumps(config))
+        (folder / "manifest.json").unlink(missing_ok=True)
+        processor = AutoProcessor.from_pretrained(folder)
+        assert isinstance(processor.retrieval.image_model, HubName)
+        assert processor.retrieval.sources() is None
+        # the second one is a plausible name at the Hub, which has nothing there
+        with pytest.raises((ValueError, FileNotFoundError), match="is not opened: a downloaded|can't be loaded"):
+            processor.load_retriever([saved["pictures"]])
+    assert places_of(config["retrieval"]["fingerprint"]) is None
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"kind": "video"}, "kind of the retrieval is 'video', it must be one of text, image"),
+        ({"corpora": "wiki"}, "they must be a list of names"),
+        ({"corpora": [3]}, "they must be a list of names"),
+        ({"fingerprint": "../../x"}, "it must be that of a corpus"),
+        ({"fingerprint": None}, "it must be that of a corpus"),
+        ({"query": 1}, "it must be one of words, caption, entities"),
+        ({"title_in_key": "yes"}, "it must be true or false"),
+        ({"image_model": {}}, "it must be the name of an encoder"),
+        ({"retriever": ""}, "it must be one of bm25, dense, both"),
+    ],
+)
+def test_damaged_settings_are_one_sentence(change, told):
+    whole = {"kind": "text", "corpora": ["a"], "fingerprint": "f"}
+    assert RetrievalSettings.from_dict(whole).saved() | change != RetrievalSettings.from_dict(whole).saved()
+    with pytest.raises(ValueError, match=told):
+        RetrievalSettings.from_dict(whole | change)
+
+
+def test_wrong_calls_are_one_sentence(saved):
+    pipe = pipeline("more-ner", model=saved["text"])
+    for options, told in (
+        ({"top_k": 0}, "top_k is 0, it must be a whole number from 1 on"),
+        ({"threshold": 2}, "threshold is 2, it must lie between 0 and 1"),
+        ({"batch_size": "4"}, "batch_size is '4'"),
+        ({"tresh": 1}, "'tresh' is no option of this pipeline: there are batch_size"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            pipe("Ada", **options)
+        with pytest.raises(ValueError, match=told):
+            pipeline("more-ner", model=saved["text"], **options)
+    with pytest.raises(ValueError, match="post 1 is a int"):
+        pipe(["Ada", 3])
+    with pytest.raises(ValueError, match="post 513 has neither text nor tokens"):
+        pipe([*["Ada"] * 513, {"image": "x.png"}])
+    with pytest.raises(ValueError, match="this model finds relations: use the pipeline more-re"):
+        model = pipeline("more-re", model=saved["relations"])
+        type(pipe)(model=model.model, processor=model.processor)
+    with pytest.raises(ValueError, match="give the processor"):
+        type(pipe)(model=pipe.model)
+
+
+def test_a_pipeline_is_saved_whole(saved, tmp_path):
+    pipe = pipeline("more-ner", model=saved["mixture"])
+    pipe.save_pretrained(tmp_path / "again")
+    text = "Ada met in Oslo!"
+    assert pipeline("more-ner", model=str(tmp_path / "again"))(text) == pipe(text)
+    assert torch.equal(pipe.model.gate.output.weight, pipe.model.gate.output.weight)
