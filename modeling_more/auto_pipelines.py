@@ -99,10 +99,24 @@ class PostPipeline(Pipeline):
         return {"posts": [_as_post(post) for post in input_]}
 
     def _forward(self, input_tensors: Any, **options: Any) -> Any:
-        self.reader.batch_size = options["batch_size"]
-        self.reader.knowledge.retrievals = self._opened(options)
-        with _reading(self.reader.knowledge.processors, options["top_k"]):
-            return {"results": self.reader(input_tensors["posts"], options["first"])}
+        with self.reading(**{name: options[name] for name in _CALL}) as reader:
+            return {"results": reader(input_tensors["posts"], options["first"])}
+
+    @contextmanager
+    def reading(self, **options: Any) -> Iterator[MoRePipeline]:
+        """Give the block the pipeline that reads posts {text or tokens, …}, set by the options of a call."""
+        chosen, reader = self._checked(options), self.reader
+        reader.batch_size = chosen["batch_size"]
+        reader.knowledge.retrievals = self._opened(chosen)
+        processors = reader.knowledge.processors
+        before = [processor.top_k for processor in processors]
+        try:
+            for processor in processors:
+                processor.top_k = chosen["top_k"] or processor.top_k
+            yield reader
+        finally:
+            for processor, own in zip(processors, before, strict=True):
+                processor.top_k = own
 
     def postprocess(self, model_outputs: Any, **options: Any) -> Any:
         """Return the results without the entities or relations below the threshold."""
@@ -219,19 +233,6 @@ def _parts(posts: Iterable[Post], size: int) -> Iterator[tuple[list[Post], int]]
     while part := list(islice(rest, size)):
         yield part, first
         first += len(part)
-
-
-@contextmanager
-def _reading(processors: Sequence[Any], top_k: int | None) -> Iterator[None]:
-    """Let processors read so many entries while the block runs; None leaves them as they are."""
-    before = [processor.top_k for processor in processors]
-    try:
-        for processor in processors:
-            processor.top_k = top_k or processor.top_k
-        yield
-    finally:
-        for processor, own in zip(processors, before, strict=True):
-            processor.top_k = own
 
 
 TASKS: dict[str, tuple[type[PostPipeline], Any]] = {

@@ -64,15 +64,24 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
     elif processor is not None and data.retrieval == "none":
         add_knowledge_of_training(posts, data, processor)
     if data.image_dir is not None:
-        from ..knowledge.pictures import find_image, require_images
-
-        require_images(data.image_dir, {"predict": [post["image_id"] for post in posts]})
-        for post in posts:
-            if post["image_id"] and (file := find_image(data.image_dir, post["image_id"])):
-                post["image"] = file
-        if lacking := sum("image" not in post for post in posts):
-            logger.warning("%d of %d posts have no image in %s", lacking, len(posts), data.image_dir)
+        add_images(posts, data.image_dir)
     return posts
+
+
+def add_images(posts: Posts, image_dir: str) -> None:
+    """Add to posts the files of their images, found by their ids; how many have none is logged.
+
+    Raises:
+        ValueError: none has one.
+    """
+    from ..knowledge.pictures import find_image, require_images
+
+    require_images(image_dir, {"predict": [post["image_id"] for post in posts]})
+    for post in posts:
+        if post["image_id"] and (file := find_image(image_dir, post["image_id"])):
+            post["image"] = file
+    if lacking := sum("image" not in post for post in posts):
+        logger.warning("%d of %d posts have no image in %s", lacking, len(posts), image_dir)
 
 
 def add_knowledge_of_training(posts: Posts, data: DataArguments, processor: Any) -> None:

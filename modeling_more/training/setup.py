@@ -57,6 +57,11 @@ def start_logging(accelerator: Accelerator) -> None:
     """Log to the screen: all messages of the main process, errors of the others, and little from libraries."""
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Let libraries say little, of which those who run a program need nothing."""
     for chatty in ("httpx", "httpx2", "accelerate", "faiss"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from tqdm.auto import tqdm
 
 from ..files import new_file, write_jsonl
 from ..foreign import parse_json
@@ -26,11 +27,14 @@ SHARD = 512  # posts of a shard
 VERSION = 1  # of how posts are predicted: shards of another one are computed anew
 
 
-def predict_in_shards(path: Path, pipeline: MoRePipeline, posts: Posts) -> None:
+def predict_in_shards(path: Path, pipeline: MoRePipeline, posts: Posts, progress: bool = False) -> None:
     """Write the predictions for these posts to `path`, JSON Lines, which appears whole.
 
     Until then they lie beside it in shards, under names that tell of the model and the posts: a run that is started
     again with the same ones goes on from them. All processes take part, the main one writes.
+
+    Args:
+        progress: whether to show a bar over all posts.
 
     Raises:
         ValueError: a post is invalid, which is told before anything is computed, or it can't be computed; shards stay.
@@ -53,11 +57,13 @@ def predict_in_shards(path: Path, pipeline: MoRePipeline, posts: Posts) -> None:
             done = sum(len(part) for part, one in zip(parts.values(), kept, strict=True) if one)
             logger.info("%d of %d posts are predicted already: going on from there", done, len(posts))
     accelerator.wait_for_everyone()
-    for (shard, part), done, begin in zip(parts.items(), kept, first, strict=True):
-        if not done:
-            found = pipeline(part, begin)
-            if accelerator.is_main_process:
-                write_jsonl(shard, found)
+    with tqdm(total=len(posts), desc="posts", unit="posts", disable=not progress) as bar:
+        for (shard, part), done, begin in zip(parts.items(), kept, first, strict=True):
+            if not done:
+                found = pipeline(part, begin)
+                if accelerator.is_main_process:
+                    write_jsonl(shard, found)
+            bar.update(len(part))
     if accelerator.is_main_process:
         with new_file(path) as beside, open(beside, "wb") as whole:
             for shard in parts:
@@ -96,6 +102,7 @@ def _digest_of(pipeline: MoRePipeline) -> str:
     about = [
         VERSION, type(pipeline).__name__, pipeline.accelerator.mixed_precision, weights_digest(pipeline.core),
         pipeline.core.config.to_json_string(),
+        [one and one.retriever.fingerprint for one in pipeline.knowledge.retrievals],
         [[getattr(one, name) for name in read] + [one.tokenizer.backend_tokenizer.to_str()] for one in processors],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
