@@ -18,6 +18,7 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .open_retrieval import by_expert
 from .pipelines import EntityPipeline, MoRePipeline, RelationPipeline
 from .posts import KNOWLEDGE_COLUMNS
 
@@ -64,7 +65,7 @@ class PostPipeline(Pipeline):
         own = {name: kwargs.pop(name) for name in _OPTIONS & kwargs.keys()}
         self._options = {name: own.pop(name) for name in _CALL & own.keys()}
         self._cache_dir = own.pop("cache_dir", None)
-        self._retrievals: dict[str, list[Any]] = {}  # opened, by what was given to be searched
+        self._retrievals: dict[tuple[str, ...], Any] = {}  # opened, by expert and what was given to be searched
         super().__init__(model=model, processor=processor, **kwargs)
         self._checked({})
         if processor.markers != (self.reader_class is RelationPipeline):
@@ -153,16 +154,21 @@ class PostPipeline(Pipeline):
 
     def _opened(self, options: Mapping[str, Any]) -> list[Any]:
         """Return the retrieval of each expert, opened where it is used first."""
+        experts = self.reader.knowledge
         if not options["retrieve"]:
-            return [None] * len(self.reader.knowledge.processors)
-        knowledge = options["knowledge"]
-        knowledge = [knowledge] if isinstance(knowledge, str | Path) else knowledge
-        key = repr(knowledge)
-        if key not in self._retrievals:
-            several = getattr(self.processor, "load_retrievers", None)
-            load = several or (lambda *given: [self.processor.load_retriever(*given)])
-            self._retrievals[key] = load(knowledge, self._cache_dir)
-        return self._retrievals[key]
+            return [None] * len(experts.processors)
+        names = experts.names or [""]
+        found = []
+        for name, processor, one in zip(
+            names, experts.processors, by_expert(options["knowledge"], names), strict=True
+        ):
+            given = [one] if isinstance(one, str | Path) else list(one)
+            key = name, *map(str, given)
+            if key not in self._retrievals:
+                whose = f"expert {name}" if name else "the model"
+                self._retrievals[key] = processor.load_retriever(given, self._cache_dir, whose)
+            found.append(self._retrievals[key])
+        return found
 
 
 class MoReNerPipeline(PostPipeline):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,19 @@ from .retrieval_settings import RetrievalSettings, shown_names
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install modeling-more"
+
+
+def by_expert(knowledge: Any, names: Sequence[str]) -> list[Any]:
+    """Return what is to be searched for each expert, of one value for all or of a mapping by their names.
+
+    Raises:
+        ValueError: the mapping names another one.
+    """
+    if not isinstance(knowledge, Mapping):
+        return [knowledge] * len(names)
+    if unknown := sorted(map(str, knowledge.keys() - set(names))):
+        raise ValueError(f"knowledge is given for {unknown[0]!r}, the experts are {', '.join(names)}")
+    return [knowledge.get(name, ()) for name in names]
 
 
 def open_retrieval(

@@ -14,6 +14,7 @@ from .configuration_mixture import MoReMixtureConfig, check_names
 from .configuration_more import MoReConfig
 from .files import manifest_kept
 from .loading import downloaded
+from .open_retrieval import by_expert
 from .positions import sketched
 from .processing_more import SAVED_FILES, Entry, MoReProcessor, Span
 from .pushing import keep_manifest
@@ -153,16 +154,11 @@ class MoReMixtureProcessor(ProcessorMixin):
             knowledge: what to search instead, see `MoReProcessor.load_retriever`: one for all experts that retrieve,
                 or one each by their names.
         """
-        by_name = knowledge if isinstance(knowledge, Mapping) else {}
-        if unknown := sorted(set(by_name) - set(self.names)):
-            raise ValueError(f"knowledge is given for {unknown[0]!r}, the experts are {', '.join(self.names)}")
-        found = []
-        for name, processor in zip(self.names, self.processors, strict=True):
-            given = by_name.get(name, ()) if isinstance(knowledge, Mapping) else knowledge
-            if processor.knowledge_column is None:
-                given = ()
-            found.append(processor.load_retriever(given, cache_dir, f"expert {name}"))
-        return found
+        given = by_expert(knowledge, self.names)
+        return [
+            processor.load_retriever(one, cache_dir, f"expert {name}")
+            for name, processor, one in zip(self.names, self.processors, given, strict=True)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `processor_config.json` holds; the experts' own settings lie in their folders."""

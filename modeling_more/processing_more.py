@@ -152,9 +152,11 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
             knowledge: what to search instead: files, folders of saved corpora, ids of the Hub.
             whose: the model or expert, for messages.
         """
+        if self.knowledge_column is None:
+            return None
         if self.retrieval is not None:
             return open_retrieval(self.retrieval, knowledge, cache_dir, whose)
-        if knowledge and self.knowledge_column is not None:
+        if knowledge:
             raise ValueError(
                 f"{whose} does not tell how its knowledge was retrieved: give the entries that a retriever of "
                 f"modeling_more.knowledge finds with the posts, as {self.knowledge_column}"

@@ -3,7 +3,10 @@
 import io
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -306,3 +309,52 @@ def test_a_pipeline_is_saved_whole(saved, tmp_path):
     text = "Ada met in Oslo!"
     assert pipeline("more-ner", model=str(tmp_path / "again"))(text) == pipe(text)
     assert torch.equal(pipe.model.gate.output.weight, pipe.model.gate.output.weight)
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from modeling_more.knowledge import KnowledgeCorpus
+from modeling_more.training.results import push
+
+model, wiki = sys.argv[1:]
+push(Path(model), "org/mixture", False)
+KnowledgeCorpus.from_files(wiki).push_to_hub("org/wiki", license="cc0-1.0")
+"""
+THREE_LINES = """
+import modeling_more
+from transformers import pipeline
+pipe = pipeline("more-ner", model="org/mixture")
+found = pipe("Ada Lovelace met in Lindau!")
+import json
+print(json.dumps([found, pipe("Ada Lovelace met in Lindau!", knowledge={"text": "org/wiki"})]))
+"""
+
+
+def test_three_lines_from_the_hub(saved, hub, tmp_path):
+    """What was pushed names no folder of this machine and works in an empty folder of another one."""
+
+    def run(code, *arguments, **env):
+        env = {**os.environ, **hub.env, "OMP_NUM_THREADS": "1", **env}
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    run(PUSH, saved["mixture"], saved["wiki"])
+    uploaded = hub.files("org/mixture")
+    assert {"image_tower/model.safetensors", "experts/image/image_tower/model.safetensors"} <= uploaded.keys()
+    for name, content in uploaded.items():
+        for folder in (
+            Path(saved["text"]).parent,
+            Path(saved["encoder"]).parent,
+            os.environ["MORE_CACHE"],
+            Path.home(),
+        ):
+            assert str(folder).encode() not in content, name
+    elsewhere = {"HF_HOME": str(tmp_path / "theirs"), "MORE_CACHE": str(tmp_path / "more"), "HF_TOKEN": ""}
+    done = run(THREE_LINES, **elsewhere)
+    alone, found = json.loads(done.stdout)
+    assert alone["knowledge"] == {"text": [], "image": []} and alone["expert_weights"].keys() == {"text", "image"}
+    assert done.stderr.count("is not known here") == 2  # once for each of the experts
+    assert len(found["knowledge"]["text"]) == 2 and found["knowledge"]["image"] == []
