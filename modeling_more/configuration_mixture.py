@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
-
-from .loading import CONFIG, check_config, readable
+from .remote_code import ConfigWithCode, register_config
 from .retrieval_settings import ENCODERS
 
 GATES = ("post", "word")
@@ -17,7 +15,7 @@ DECODINGS = ("viterbi", "word")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class MoReMixtureConfig(PreTrainedConfig):
+class MoReMixtureConfig(ConfigWithCode):
     """The configuration of several experts, each a whole MoRe model, and of a gate that weighs them.
 
     Args:
@@ -47,6 +45,7 @@ class MoReMixtureConfig(PreTrainedConfig):
     """
 
     model_type = "more-mixture"
+    modeling = "modeling_mixture"
 
     experts: list[dict] | None = None
     expert_names: list[str] | None = None
@@ -95,13 +94,6 @@ class MoReMixtureConfig(PreTrainedConfig):
         if labels and [own[index] for index in sorted(own)] != labels[0]:
             raise ValueError("id2label of the mixture is not that of its experts")
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Return a configuration made of what a `config.json` holds, see `check_config`."""
-        check_config(config_dict)
-        with readable(CONFIG):
-            return super().from_dict(config_dict, **kwargs)
-
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what `config.json` holds: of an image tower in a folder the name that it has beside the mixture."""
         found: dict[str, Any] = super().to_diff_dict()
@@ -136,4 +128,4 @@ def check_labels(labels: Sequence[str], wanted: Sequence[str], name: str, first:
         raise ValueError(f"the label sets of experts {first} and {name} differ: {'; '.join(parts)}")
 
 
-AutoConfig.register(MoReMixtureConfig.model_type, MoReMixtureConfig)
+register_config(MoReMixtureConfig)

@@ -7,13 +7,13 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .loading import CONFIG, check_config, readable
+from .remote_code import ConfigWithCode, register_config
 
 HEADS = ("crf", "softmax")
 TWO_VIEWS = ("off", "crf_kl", "kl")
 
 
-class MoReConfig(PreTrainedConfig):
+class MoReConfig(ConfigWithCode):
     """The configuration of one expert: an encoder that reads `[words ; separator ; knowledge]`, and a task head.
 
     Args:
@@ -36,6 +36,7 @@ class MoReConfig(PreTrainedConfig):
     """
 
     model_type = "more"
+    modeling = "modeling_more"
     sub_configs_defaults = {"encoder_config": SubConfigSpec(AutoConfig, model_type="xlm-roberta")}
 
     encoder_config: dict | PreTrainedConfig | None = None
@@ -66,13 +67,6 @@ class MoReConfig(PreTrainedConfig):
         if self.id2label:
             self.label2id = {str(label): int(index) for index, label in self.id2label.items()}
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Return a configuration made of what a `config.json` holds, see `check_config`."""
-        check_config(config_dict)
-        with readable(CONFIG):
-            return super().from_dict(config_dict, **kwargs)
-
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what `config.json` holds, without the folders that model and encoder were loaded from."""
         found: dict[str, Any] = super().to_diff_dict()
@@ -81,4 +75,4 @@ class MoReConfig(PreTrainedConfig):
         return found
 
 
-AutoConfig.register(MoReConfig.model_type, MoReConfig)
+register_config(MoReConfig)

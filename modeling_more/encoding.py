@@ -13,9 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -24,6 +21,12 @@ from .data_collator import TEXT_ONLY
 from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
 from .tagging import bio_to_bioes
+
+try:
+    from accelerate import Accelerator
+    from accelerate.data_loader import prepare_data_loader
+except ImportError:  # this code came with a model, to where only transformers and torch are: one process needs no more
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,25 @@ _READ = [f"{view}{name}" for name in ("input_ids", "word_rows", "word_positions"
 Post = Mapping[str, Any]
 EncodedPost = dict[str, Any]
 Result = TypeVar("Result")
+
+
+class OneProcess:
+    """Stands in for an Accelerator where the calling process does the work alone, on one device."""
+
+    num_processes, process_index, is_main_process = 1, 0, True
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def unwrap_model(self, model: Any) -> Any:
+        """Return the model itself, of one that was compiled or wrapped to be trained by several processes."""
+        while (inner := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
+            model = inner
+        return model
+
+    def gather_for_metrics(self, results: Any, use_gather_object: bool = False) -> Any:
+        """Return the results: there are no others."""
+        return results
 
 
 def encode_posts(
@@ -114,7 +136,7 @@ def rows_digest(*splits: Sequence[EncodedPost]) -> str:
 def evaluation_loader(
     encoded: Sequence[EncodedPost],
     collate: Callable[[Sequence[Any]], dict[str, Any]],
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
     batch_size: int,
 ) -> DataLoader[Any]:
     """Return a loader of batches of similarly long encoded posts, the longest first, with the `index` of each.
@@ -135,9 +157,12 @@ def evaluation_loader(
     processes = accelerator.num_processes
     batches += [batches[number % len(batches)] for number in range(-len(batches) % processes)]
     own = batches[accelerator.process_index :: processes]
+    loader: DataLoader[Any] = DataLoader(encoded, batch_sampler=own, collate_fn=collate)  # type: ignore[arg-type]
+    if isinstance(accelerator, OneProcess):
+        return loader
     # not accelerator.prepare, with which checkpoints would keep a sampler for every evaluation
     return prepare_data_loader(
-        DataLoader(encoded, batch_sampler=own, collate_fn=collate),  # type: ignore[arg-type]
+        loader,
         accelerator.device,
         num_processes=1,  # dealt out already
         process_index=0,
@@ -149,7 +174,7 @@ def map_batches(
     encoded: Sequence[EncodedPost],
     collate: Callable[[Sequence[Any]], dict[str, Any]],
     compute: Callable[[dict[str, Any]], list[Result]],
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
     batch_size: int,
     description: str,
 ) -> list[Result]:
@@ -165,14 +190,15 @@ def map_batches(
     by_index = {post["index"]: post for post in encoded}
     loader = evaluation_loader(encoded, collate, accelerator, batch_size)
     hidden = len(loader) < 2 or not accelerator.is_main_process
-    for batch in tqdm(loader, desc=description, disable=hidden, leave=False):
+    for loaded in tqdm(loader, desc=description, disable=hidden, leave=False):
+        batch = to_device(loaded, accelerator.device)
         index = batch.pop("index").tolist()
         try:
             with torch.no_grad():
                 results = compute(batch)
         except (ValueError, RuntimeError) as error:  # of torch, memory that does not suffice among them
             for number in index:
-                alone = send_to_device(collate([by_index[number]]), accelerator.device)
+                alone = to_device(collate([by_index[number]]), accelerator.device)
                 alone.pop("index")
                 if _fails(compute, alone):
                     raise BatchError([number], error) from error
@@ -180,6 +206,15 @@ def map_batches(
         rows = list(zip(index, results, strict=True))
         found |= dict(accelerator.gather_for_metrics(rows, use_gather_object=True))
     return [found[post["index"]] for post in encoded]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with the tensors in its lists and dictionaries on a device."""
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [to_device(value, device) for value in batch]
+    return batch.to(device) if isinstance(batch, Tensor) else batch
 
 
 def _fails(compute: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> bool:
@@ -220,11 +255,18 @@ def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tens
     given = [row for row, post in enumerate(posts) if post.get("image") is not None]
     if not given:
         return vectors, usable
-    from modeling_more.knowledge.pictures import ImageError, open_image
-
-    if encoder is None:
+    try:
         from modeling_more.knowledge.image import ImageEncoder
-
+        from modeling_more.knowledge.pictures import ImageError, open_image
+    except ModuleNotFoundError as error:
+        if error.name != "modeling_more":
+            raise
+        raise ModuleNotFoundError(
+            f"post {posts[given[0]].get('id', given[0])} has an image, which the code that came with this model can't "
+            "see: pip install modeling-more, or leave the images out",
+            name=error.name,
+        ) from None
+    if encoder is None:
         if config.image_model is None:
             raise ValueError("the mixture does not tell by which tower its gate sees images: give an image_encoder")
         encoder = ImageEncoder(config.image_model)

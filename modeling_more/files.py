@@ -351,6 +351,11 @@ def apply_umask(folder: Path) -> None:
             path.chmod(mode)
 
 
+def code_names() -> list[str]:
+    """Return the names of the files of code that may lie beside a saved model: those of this folder."""
+    return sorted(path.name for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
+
+
 def user_cache(cache_dir: str | Path | None = None) -> Path:
     """Return the cache that was given, else $MORE_CACHE, else the folder "more" in the cache of Hugging Face."""
     from huggingface_hub import constants  # here: without it the options of a run are checked at once

@@ -37,6 +37,8 @@ _READ_BY_PROCESSORS = (
     "added_tokens.json",
     CONFIG,
 )
+#: our configurations by their `model_type`: transformers does not know those of code that came with a model
+OWN_CONFIGS: dict[str, Any] = {}
 _SHARDS_OF_RANKS = re.compile(r"shard-\d{5}-model-.*\.safetensors|\.metadata")  # read by torch.distributed
 _CHOSEN_BY = "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"
 
@@ -45,9 +47,13 @@ def config_of(name: Any, **place: Any) -> Any:
     """Return the checked configuration of a saved model or encoder; `place` is that of `from_pretrained`."""
     place |= hub_options(name)
     place = {key: value for key, value in place.items() if key in PLACE}
+    kind: Any = None
     if (file := _file(name, CONFIG, place)) is not None:
-        check_config(read_object(file), str(file))
+        check_config(found := read_object(file), str(file))
+        kind = found.get("model_type")
     with readable(name):
+        if isinstance(kind, str) and kind in OWN_CONFIGS:
+            return OWN_CONFIGS[kind].from_pretrained(name, **place)
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **place)
 
 

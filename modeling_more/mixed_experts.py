@@ -54,6 +54,8 @@ def plain_config(config: Any) -> dict[str, Any]:
     plain: dict[str, Any] = config.to_dict()
     for part in (plain, plain["encoder_config"]):
         part.pop("_name_or_path", None)
+    for name in ("auto_map", "custom_pipelines"):  # the code that came with it, if it did
+        plain.pop(name, None)
     return plain
 
 

@@ -9,11 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
@@ -33,9 +29,11 @@ from .mixed_experts import (
     vocabulary_sizes,
     weights_digest,
 )
+from .model_inputs import lacking, refuse
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from .provenance import remember
 from .pushing import ManifestKept
+from .remote_code import named_class, register_models
 from .retrieval_settings import ENCODERS, save_encoder
 from .tagging import allowed_transitions
 
@@ -71,6 +69,7 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
     experts: Any  # a ModuleList of `expert_class`
     config_class = MoReMixtureConfig
     expert_class: ClassVar[Any]
+    accepts_loss_kwargs = False  # see `MoRePreTrainedModel`
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -187,6 +186,8 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
             ValueError: when it has changed in kind since (where its weights alone have, a warning says so), or is a
                 folder that somebody else's mixture names; weights are not those of the model, see `load_whole`.
         """
+        if (named := named_class(cls, kwargs.get("config"))) is not cls:
+            return named.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         options = {key: kwargs[key] for key in _SHARED_OPTIONS if key in kwargs}
         loaded = load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -258,6 +259,7 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
         expert_logits: Tensor | None = None,
         text_features: Tensor | None = None,
         expert_log_probs: Tensor | None = None,
+        **others: Any,
     ) -> MoReMixtureOutput:
         """Return the mixture's log-probabilities and, with labels, the loss; MoReMixtureProcessor makes the inputs.
 
@@ -277,13 +279,14 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
         """
         if expert_logits is None:
             if experts is None:
-                raise ValueError("the mixture needs experts (the inputs of each) or expert_logits (what they said)")
+                raise lacking(self, "experts (the inputs of each) or expert_logits", "MoReMixtureProcessor")
             expert_logits = self.expert_outputs(experts)
             word_mask = experts[0].get("word_mask") if word_mask is None else word_mask
         if text_features is None:
             if text_only is None:
                 raise ValueError("the gate needs text_only (the first expert's inputs) or text_features")
             text_features = self.text_features(text_only)
+        refuse(others)
         if expert_logits.shape[1] != len(self.config.experts):
             raise ValueError(f"expert_logits hold {expert_logits.shape[1]} experts, not {len(self.config.experts)}")
         if text_features.dim() != (3 if self.config.gate == "word" else 2):
@@ -444,5 +447,4 @@ class MoReMixtureForRelationExtraction(MoReMixturePreTrainedModel):
         return logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
-AutoModelForTokenClassification.register(MoReMixtureConfig, MoReMixtureForTokenClassification)
-AutoModelForSequenceClassification.register(MoReMixtureConfig, MoReMixtureForRelationExtraction)
+register_models(MoReMixtureConfig, MoReMixtureForTokenClassification, MoReMixtureForRelationExtraction)

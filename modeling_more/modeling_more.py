@@ -9,22 +9,18 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    MODEL_MAPPING,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_more import MoReConfig
 from .crf import LinearChainCRF
 from .files import manifest_kept
-from .loading import config_of, load_whole
+from .loading import OWN_CONFIGS, config_of, load_whole
+from .model_inputs import lacking, refuse
 from .positions import position_limit, rows_at_once
 from .pushing import ManifestKept
+from .remote_code import named_class, register_models
 from .tagging import allowed_transitions
 
 
@@ -55,6 +51,7 @@ class MoRePreTrainedModel(ManifestKept, PreTrainedModel):
     base_model_prefix = "encoder"
     classifier: nn.Linear
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is the mean over a batch, which Trainer is not to scale again
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -114,6 +111,8 @@ class MoRePreTrainedModel(ManifestKept, PreTrainedModel):
         Raises:
             ValueError: weights are missing, of another shape, surplus or not finite, or a file asks for more.
         """
+        if (named := named_class(cls, kwargs.get("config"))) is not cls:
+            return named.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         return load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     def encode(
@@ -202,6 +201,7 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         text_only_attention_mask: Tensor | None = None,
         text_only_word_positions: Tensor | None = None,
         text_only_word_rows: Tensor | None = None,
+        **others: Any,
     ) -> MoReTokenClassifierOutput:
         """Return emissions of every word and, with labels, the loss.
 
@@ -212,12 +212,14 @@ class MoReForTokenClassification(MoRePreTrainedModel):
             word_rows: [B, N] row of each word; default: post b is row b.
             labels: [B, N] label ids; values under `word_mask` False are ignored.
             text_only_…: the same posts without knowledge (view o); a model with two views adds its terms to the loss.
+            others: None, as wrappers of a model pass arguments that they do not use.
 
         Raises:
             ValueError: when word positions, the mask or, in training, the second view is missing.
         """
         if word_positions is None or word_mask is None:
-            raise ValueError("word_positions and word_mask are needed: MoReProcessor makes them with the input ids")
+            raise lacking(self, "word_positions and word_mask", "MoReProcessor")
+        refuse(others)
         logits = self._emissions(input_ids, attention_mask, word_positions, word_rows)
         output = MoReTokenClassifierOutput(logits=logits)
         if text_only_input_ids is not None:
@@ -357,6 +359,7 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
         text_only_word_positions: Tensor | None = None,
         text_only_word_rows: Tensor | None = None,
         mean_class_weight: float | None = None,
+        **others: Any,
     ) -> MoReRelationOutput:
         """Return logits of every relation and, with labels, the loss.
 
@@ -368,12 +371,14 @@ class MoReForRelationExtraction(MoRePreTrainedModel):
             labels: [B] relation ids.
             text_only_…: the same posts without knowledge (view o); a model with two views adds its terms to the loss.
             mean_class_weight: mean of `config.class_weights` over all training pairs; default: over the batch.
+            others: None, as wrappers of a model pass arguments that they do not use.
 
         Raises:
             ValueError: when the positions or, in training, the second view is missing.
         """
         if word_positions is None:
-            raise ValueError("word_positions are needed: MoReProcessor makes them from pairs")
+            raise lacking(self, "word_positions", "MoReProcessor, from pairs,")
+        refuse(others)
         logits = self._classify(self.encode(input_ids, attention_mask, word_positions, word_rows))
         output = MoReRelationOutput(logits=logits)
         if text_only_input_ids is not None:
@@ -424,7 +429,7 @@ def softened_kl(log_target: Tensor, log_q: Tensor, temperature: float) -> Tensor
 
 def _no_pooler(encoder_config: Any) -> dict[str, bool]:
     """Return `add_pooling_layer=False` for encoders that take it: the pooler is never used and breaks DDP."""
-    if type(encoder_config) not in MODEL_MAPPING:
+    if type(encoder_config) not in MODEL_MAPPING or encoder_config.model_type in OWN_CONFIGS:
         raise ValueError(f"a {encoder_config.model_type} is no plain encoder: load a saved expert by from_pretrained")
     model_class: Any = MODEL_MAPPING[type(encoder_config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
@@ -439,5 +444,4 @@ def _log_softmax(scores: Tensor) -> Tensor:
     return _float32(scores).log_softmax(-1)
 
 
-AutoModelForTokenClassification.register(MoReConfig, MoReForTokenClassification)
-AutoModelForSequenceClassification.register(MoReConfig, MoReForRelationExtraction)
+register_models(MoReConfig, MoReForTokenClassification, MoReForRelationExtraction)

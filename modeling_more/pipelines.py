@@ -9,7 +9,6 @@ from itertools import permutations
 from numbers import Integral
 from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor
 
 from .data_collator import TEXT_ONLY, MixtureCollator, MoReDataCollator
@@ -17,6 +16,7 @@ from .encoding import (
     EXPERT_KNOWLEDGE,
     BatchError,
     EncodedPost,
+    OneProcess,
     embed_images,
     encode_for_experts,
     encode_posts,
@@ -40,6 +40,11 @@ from .processing_mixture import MoReMixtureProcessor
 from .processing_more import MoReProcessor
 from .tagging import tags_to_spans, valid_tags
 from .words import has_more_words
+
+try:
+    from accelerate import Accelerator
+except ImportError:  # see encoding: one process needs none
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +91,12 @@ class MoRePipeline(ABC):
         self.model = model
         self.processor: Any = processor
         # the model stays where the caller put it
-        self.accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+        self.accelerator: Any = accelerator or OneProcess(next(model.parameters()).device)
         self.core: Any = self.accelerator.unwrap_model(model)
         self.batch_size = batch_size
         self.image_encoder = image_encoder
         self.max_words, self.max_pairs = max_words, max_pairs
-        self.mixed = isinstance(processor, MoReMixtureProcessor)
+        self.mixed = hasattr(processor, "processors")  # its class may be of code that came with the model
         self.knowledge = PostKnowledge(processor, retrievals)
 
     def __call__(self, posts: Iterable[Post], first: int = 0) -> Results:

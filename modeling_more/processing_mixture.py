@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import HfApi
-from transformers import AutoConfig, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_mixture import MoReMixtureConfig, check_names
 from .configuration_more import MoReConfig
 from .files import manifest_kept
-from .loading import downloaded
+from .loading import config_of, downloaded
 from .open_retrieval import by_expert
 from .positions import sketched
 from .processing_more import SAVED_FILES, Entry, MoReProcessor, Span
 from .pushing import keep_manifest
+from .remote_code import bearer, register_processor, without_code
 from .words import split_words
 
 #: of an encoded post: the rows of each expert, and the words alone that the gate reads
@@ -162,14 +163,21 @@ class MoReMixtureProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `processor_config.json` holds; the experts' own settings lie in their folders."""
-        return {"names": self.names, "processor_class": type(self).__name__}
+        told = {"names": self.names, "processor_class": type(self).__name__}
+        return told | ({"auto_map": self.auto_map} if hasattr(self, "auto_map") else {})
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write `experts/<name>/`, a whole `MoReProcessor` each, and `processor_config.json`."""
+        """Write `experts/<name>/`, a whole `MoReProcessor` each, `processor_config.json`, code, and a tokenizer.
+
+        The tokenizer of the first expert lies beside too: `AutoTokenizer` looks nowhere else.
+        """
+        saved = bearer(self, "AutoProcessor", save_directory)
         with manifest_kept(save_directory):
-            for name, processor in zip(self.names, self.processors, strict=True):
-                processor.save_pretrained(Path(save_directory) / "experts" / name)
-            written: list[str] = super().save_pretrained(save_directory)
+            with without_code():
+                for name, processor in zip(self.names, self.processors, strict=True):
+                    processor.save_pretrained(Path(save_directory) / "experts" / name)
+            written: list[str] = super(MoReMixtureProcessor, saved).save_pretrained(save_directory)
+            written += self.processors[0].tokenizer.save_pretrained(save_directory)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return written
@@ -211,7 +219,7 @@ class MoReMixtureProcessor(ProcessorMixin):
         check_names(names, len(names))  # they become paths
         processors = [MoReProcessor.from_pretrained(Path(folder) / "experts" / name) for name in names]
         try:
-            config: Any = AutoConfig.from_pretrained(folder)
+            config: Any = config_of(folder)
         except (OSError, ValueError):  # a processor by itself
             return cls(processors, names)
         experts = dict(zip(getattr(config, "expert_names", ()), getattr(config, "experts", ()), strict=True))
@@ -221,4 +229,4 @@ class MoReMixtureProcessor(ProcessorMixin):
         return cls(processors, names)
 
 
-AutoProcessor.register(MoReMixtureConfig, MoReMixtureProcessor)
+register_processor(MoReMixtureConfig, MoReMixtureProcessor)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .configuration_more import MoReConfig
 from .files import manifest_kept
@@ -18,6 +18,7 @@ from .open_retrieval import open_retrieval
 from .positions import check_ids, position_limit, sketched
 from .provenance import hub_options, is_own, remember
 from .pushing import ManifestKept
+from .remote_code import bearer, register_processor
 from .retrieval_settings import ENCODER_FILES, ENCODERS, RetrievalSettings
 from .sub_tokens import ReadText, SubTokens
 from .windows import cut_in_windows, window_around
@@ -105,7 +106,7 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         """Return a processor for a plain encoder checkpoint; `max_length` is lowered to what that allows."""
         load = {**(tokenizer_options or {}), "trust_remote_code": False, **hub_options(name_or_path)}
         tokenizer = load_processor(AutoTokenizer.from_pretrained, name_or_path, name_or_path, **load)
-        encoder, whose = _encoder_at(name_or_path, load), f"the encoder {name_or_path}"
+        encoder, whose = _encoder_of(_config_at(name_or_path, load), name_or_path), f"the encoder {name_or_path}"
         if encoder is not None:  # before markers are added, for which its embeddings will grow
             check_ids(SubTokens(tokenizer).largest_id, encoder, whose)
         processor = cls(tokenizer, **options)
@@ -118,8 +119,10 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         folder = downloaded(pretrained_model_name_or_path, SAVED_FILES, kwargs)
         load = super().from_pretrained
         kwargs |= {"trust_remote_code": False, **hub_options(pretrained_model_name_or_path)}
+        if (config := _config_at(folder, kwargs)) is not None:
+            kwargs["config"] = config  # transformers does not know it where this code came with a model
         processor: Self = load_processor(load, pretrained_model_name_or_path, folder, _NEEDED, **kwargs)
-        if (encoder := _encoder_at(folder, kwargs)) is not None:
+        if (encoder := _encoder_of(config, folder)) is not None:
             processor.fit(encoder, f"the encoder of {pretrained_model_name_or_path}")
         if processor.retrieval is not None:
             own = is_own(Path(folder) / "processor_config.json")
@@ -127,9 +130,10 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer's files, `processor_config.json` and encoders of the retrieval that lie in folders."""
+        """Write the tokenizer, `processor_config.json`, encoders of the retrieval that lie in folders, and the code."""
+        saved = bearer(self, "AutoProcessor", save_directory)
         with manifest_kept(save_directory):
-            written: list[str] = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+            written: list[str] = super(MoReProcessor, saved).save_pretrained(save_directory, push_to_hub, **kwargs)
             if self.retrieval is not None:
                 self.retrieval.save_encoders(Path(save_directory))
                 remember(Path(save_directory) / "processor_config.json", self.retrieval.encoders)
@@ -410,14 +414,18 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-def _encoder_at(name_or_path: Any, options: Mapping[str, Any]) -> torch.nn.Module | None:
-    """Return the encoder, or that of the expert, that lies there, without weights; None where none does."""
+def _config_at(name_or_path: Any, options: Mapping[str, Any]) -> Any:
+    """Return the configuration of the encoder or expert that lies there; None where none does."""
     place = {key: options[key] for key in (*_PLACE, "subfolder") if key in options}
     try:
-        config = config_of(name_or_path, **place)
+        return config_of(name_or_path, **place)
     except (OSError, ValueError):  # a tokenizer or processor by itself
         return None
-    return sketched(getattr(config, "encoder_config", None) or config, name_or_path)
 
 
-AutoProcessor.register(MoReConfig, MoReProcessor)
+def _encoder_of(config: Any, whose: Any) -> torch.nn.Module | None:
+    """Return the encoder, or that of the expert, of a configuration, without weights; None where there is none."""
+    return None if config is None else sketched(getattr(config, "encoder_config", None) or config, whose)
+
+
+register_processor(MoReConfig, MoReProcessor)

@@ -25,6 +25,13 @@ class HubName(str):
     Whoever publishes a model must not choose which files of this machine are opened, nor where a credential goes.
     """
 
+    at_hub_alone = True
+
+
+def is_hub_name(name: Any) -> bool:
+    """Return whether a name is a `HubName`: of this module, or of one that came with a model as its code."""
+    return getattr(name, "at_hub_alone", False) is True
+
 
 def of_others(value: str) -> HubName | None:
     """Return a name that someone else's file gives, or None where it can't be on the Hub or something here has it."""
@@ -38,7 +45,7 @@ def hub_options(name: Any) -> dict[str, Any]:
     Raises:
         ValueError: a `HubName` that something here has, or that can't be on the Hub.
     """
-    if not isinstance(name, HubName):
+    if not is_hub_name(name):
         return {}
     if of_others(name) is None:
         raise ValueError(
@@ -54,7 +61,7 @@ def remember(file: Path, names: Iterable[Any] = ()) -> None:
     Args:
         names: what it names; if one is a `HubName`, the file is not remembered: the name is still somebody else's.
     """
-    if any(isinstance(one, HubName) for name in names for one in (name if isinstance(name, list) else [name])):
+    if any(is_hub_name(one) for name in names for one in (name if isinstance(name, list) else [name])):
         return
     record = _record_of(file)
     try:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from .provenance import HubName, of_others, places_of
+from .provenance import HubName, is_hub_name, of_others, places_of
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def save_encoder(source: str | None, target: Path) -> None:
     One without safetensors is not copied, which is logged: nothing else is loaded from a folder that others saved.
     """
     folder = Path(source or "")
-    if not source or isinstance(source, HubName) or not folder.is_dir():
+    if not source or is_hub_name(source) or not folder.is_dir():
         return
     if target.is_dir() and target.samefile(folder):
         return

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ..provenance import HubName, hub_options
+from ..provenance import hub_options, is_hub_name
 from .articles import SUFFIXES
 from .corpus import KnowledgeCorpus
 
@@ -37,7 +37,7 @@ def load_knowledge(
 
 def _fetched(spec: str | Path) -> str | Path:
     """Return a source as it is, but of a name that someone else's file gives the folder of its download."""
-    if not isinstance(spec, HubName):
+    if not is_hub_name(spec):
         return spec
     try:
         return snapshot_download(str(spec), repo_type="dataset", **hub_options(spec))

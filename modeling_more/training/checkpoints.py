@@ -23,6 +23,7 @@ from ..files import MANIFEST, file_digest, whole_folder, write_json
 from ..foreign import check_manifest, read_object
 from ..mixed_experts import weights_digest
 from ..posts import Posts
+from ..remote_code import without_code
 from . import checkpoint_files as files
 from . import checkpoint_folders as folders
 from .arguments import Arguments, TrainingArguments
@@ -162,7 +163,8 @@ def save(
             if better:
                 best = folders.begin(folder / BEST)
                 undo.callback(folders.clear, best)
-                core.save_pretrained(best, state_dict=of_best)
+                with without_code():
+                    core.save_pretrained(best, state_dict=of_best)
                 folders.finish(best)
             if args.save_checkpoints:
                 last = folders.begin(folder / LAST)

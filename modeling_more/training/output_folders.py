@@ -15,6 +15,7 @@ from ..files import (
     HOLDER,
     LOCK,
     MANIFEST,
+    code_names,
     is_folder,
     is_incidental,
     locked,
@@ -172,6 +173,8 @@ def _check_unused(folder: Path, told: str) -> None:
         ]
         if names:
             raise ValueError(f"{told} holds {sorted(names)[0]}, which is of no run: give another --output_dir")
+    if code := [name for name in code_names() if os.path.lexists(folder / name) and name not in recorded(folder)]:
+        raise ValueError(f"{folder / code[0]} is of no run, which writes the code of its model there: move it")
     if strange := strange_checkpoint(folder / "checkpoints"):
         raise ValueError(f"{strange} is of no run, which keeps checkpoints there: give another --output_dir")
     for fold in sorted(folder.glob("crossfit/*")):

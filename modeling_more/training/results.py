@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..data.tasks import Task
-from ..files import HOLDER, LOCK, MANIFEST, apply_umask, write_json
+from ..files import HOLDER, LOCK, MANIFEST, apply_umask, code_names, write_json
 from ..naming import without_folder
 from ..pipelines import APART, MoRePipeline
 from ..posts import Posts, Row
@@ -118,7 +118,8 @@ def save_run(
                 apply_umask(stage)
                 if held_out is not None:
                     write_json(stage / HOLDOUT, [post["id"] for post in held_out])
-                loaded = below(stage) - before
+                # not the code, which is not read where this package is
+                loaded = below(stage) - before - set(code_names())
             write_json(stage / RESULTS, results)
             remember_options(stage, args)
             write_card(task, args, stage, results, command)
@@ -210,6 +211,7 @@ def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
 #: what another model may have left in a repository, and does not belong to the one that is uploaded
 OLDER = ["predictions/*", "model*.safetensors", "model.safetensors.index.json", "experts/*", HOLDOUT, MANIFEST]
 OLDER += [f"{folder}/*" for folder in ENCODERS.values()]
+OLDER += code_names()
 
 
 def privacy(private: bool) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ..files import MANIFEST, file_entry, sync, write_json
+from ..files import MANIFEST, code_names, file_entry, sync, write_json
 from ..foreign import read_object, resolve_inside
 from .arguments import Arguments
 
@@ -89,6 +89,7 @@ def _recorded(folder: Path) -> dict[str, str]:
         return {}
     places = [folder, *(folder / "experts" / str(name) for name in config.get("expert_names") or ())]
     files = [path for place in places if place.is_dir() for path in place.iterdir() if KNOWN.fullmatch(path.name)]
+    files += [folder / name for name in code_names() if "auto_map" in config and (folder / name).is_file()]
     more = (*PREDICTIONS, f".eval_results/{str(options.get('dataset')).split('/')[-1]}.yaml")
     files += [folder / name for name in more if (folder / name).is_file()]
     return {path.relative_to(folder).as_posix(): "" for path in files}

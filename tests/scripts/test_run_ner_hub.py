@@ -6,8 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from transformers import AutoModelForTokenClassification
-
+from modeling_more import MoReForTokenClassification
 from ner_runs import (
     ROOT,
     options,
@@ -24,8 +23,8 @@ def test_push_and_reload_from_the_hub(files, hub, tiny_encoder):
     assert done.returncode == 0, done.stderr
     uploaded = set(hub.files("org/more-tiny"))
     assert {"README.md", "config.json", "model.safetensors", "processor_config.json", "all_results.json",
-            "training_curve.png"} <= uploaded  # fmt: skip
-    assert not [name for name in uploaded if name.startswith(("checkpoints", "seed-", "logs", "predictions"))]
+            "training_curve.png", "modeling_more.py", "processing_more.py"} <= uploaded  # fmt: skip
+    assert not [name for name in uploaded if name.startswith(("checkpoints", "seed-", "logs", "predictions/"))]
     # the predictions' words are other people's; whether it is private is for the account or organisation to say
     assert hub.privacy["model", "org/more-tiny"] is None
     (told,) = [line for line in done.stderr.splitlines() if "uploading to org/more-tiny" in line]
@@ -64,7 +63,7 @@ def test_predictions_and_privacy_are_pushed_where_that_is_asked_for(files, hub, 
     done = run_script([*given, "--seed", "2"], env=hub.env)
     assert done.returncode == 0, done.stderr
     left = hub.files("org/words")
-    assert not [name for name in left if name.startswith("predictions")] and not set(older) & left.keys()
+    assert not [name for name in left if name.startswith("predictions/")] and not set(older) & left.keys()
     assert "NOTES.md" in left and "model.safetensors" in left
 
 
@@ -97,4 +96,4 @@ def test_failed_upload_loses_nothing(files, tiny_encoder):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "hf upload org/x" in done.stderr and "hf_secret" not in done.stderr
     assert "--exclude 'predictions/*'" in done.stderr and "--private" not in done.stderr
-    AutoModelForTokenClassification.from_pretrained(files["out"])
+    MoReForTokenClassification.from_pretrained(files["out"])
