@@ -130,7 +130,7 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer, `processor_config.json`, encoders of the retrieval that lie in folders, and the code."""
+        """Write the tokenizer, `processor_config.json`, encoders of the retrieval that lie in folders, the code."""
         saved = bearer(self, "AutoProcessor", save_directory)
         with manifest_kept(save_directory):
             written: list[str] = super(MoReProcessor, saved).save_pretrained(save_directory, push_to_hub, **kwargs)

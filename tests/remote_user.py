@@ -2,7 +2,7 @@
 
     python remote_user.py PLAN.json FOUND.json
 
-The plan is a list of {name, where, auto_class, posts, inputs of the processor}; what came out is written as JSON.
+The plan is a list of {name, where, auto_class, task, posts, inputs of the processor}; what came out is written as JSON.
 """
 
 import importlib
@@ -46,6 +46,8 @@ def main(plan: list[dict], scratch: Path) -> dict:
             told["logits"] = model(**processor(**row["inputs"])).logits.tolist()
         predict = get_class_from_dynamic_module("pipelines.predict", where)
         told["predictions"] = predict(model, processor, row["posts"])
+        piped = transformers.pipeline(row["task"], model=where, trust_remote_code=True)
+        told["piped"] = piped(row["posts"])
         try:
             predict(model, processor, [{**row["posts"][0], "image": "picture.jpg"}])
         except ModuleNotFoundError as error:

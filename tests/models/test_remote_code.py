@@ -53,7 +53,7 @@ def inputs(task: str) -> dict:
 def plan(saved, places) -> list[dict]:
     return [
         {"name": f"{task} {kind} {number}", "where": where, "auto_class": CLASSES[task][2].__name__, "posts": POSTS,
-         "inputs": inputs(task)}
+         "inputs": inputs(task), "task": PIPELINE_TASKS[CLASSES[task][2].__name__][0]}
         for task, kind in KINDS
         for number, where in enumerate(places[task, kind])
     ]  # fmt: skip
@@ -87,6 +87,7 @@ def test_models_load_and_predict_where_only_transformers_torch_and_pillow_are(sa
         with torch.no_grad():
             logits = model(**processor(**inputs(task))).logits
         predictions = predict(model, processor, POSTS)
+        piped = pipeline(PIPELINE_TASKS[CLASSES[task][2].__name__][0], model=str(folder))(POSTS)
         for number in range(2):
             told = found["models"][f"{task} {kind} {number}"]
             assert "trust_remote_code=True" in told["without the flag"]  # transformers' own sentence
@@ -100,6 +101,7 @@ def test_models_load_and_predict_where_only_transformers_torch_and_pillow_are(sa
             assert told["max_length"] == [one.max_length for one in getattr(processor, "processors", [processor])]
             torch.testing.assert_close(torch.tensor(told["logits"]), logits, atol=1e-6, rtol=0)
             assert_like(told["predictions"], predictions)
+            assert_like(told["piped"], piped)
             assert ("pip install modeling-more" in told.get("image", "")) is (kind == "mixture")
             kinds = {name.split(".")[-2] + ".py" for name in own}
             assert kinds <= set(told["saved again"]) <= {path.name for path in folder.glob("*.py")}
