@@ -2,7 +2,8 @@
 
     python remote_user.py PLAN.json FOUND.json
 
-The plan is a list of {name, where, auto_class, task, posts, inputs of the processor}; what came out is written as JSON.
+The plan is a list of {name, where, auto_class, task, posts, inputs}, the last those of the processor; what came out is
+written as JSON.
 """
 
 import importlib
