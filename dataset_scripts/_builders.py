@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,19 +63,33 @@ def text_features() -> dict[str, Any]:
     return {"text": datasets.Value("string"), "offsets": datasets.List(datasets.List(datasets.Value("int32")))}
 
 
-def relation_features(labels: Sequence[str], retrieval: str) -> datasets.Features:
-    """Return the features of relation rows: words, spans [start, end) of both entities in words, label."""
+def entity_features(types: Sequence[str], columns: Collection[str] = ()) -> datasets.Features:
+    """Return the features of entity rows, words and BIO tags, with these knowledge columns."""
+    tags = datasets.List(datasets.ClassLabel(names=bio_labels(types)))
+    return _row_features({"ner_tags": tags}, columns)
+
+
+def relation_features(labels: Sequence[str], columns: Collection[str] = ()) -> datasets.Features:
+    """Return the features of relation rows, words, spans [start, end) of both entities in words, and label."""
+    span = datasets.List(datasets.Value("int32"))
+    relation = datasets.ClassLabel(names=list(labels))
+    return _row_features({"head": span, "tail": span, "relation": relation}, columns)
+
+
+def _row_features(labels: dict[str, Any], columns: Collection[str]) -> datasets.Features:
     features: dict[str, Any] = {
         "id": datasets.Value("string"),
         "image_id": datasets.Value("string"),
         "tokens": datasets.List(datasets.Value("string")),
-        "head": datasets.List(datasets.Value("int32")),
-        "tail": datasets.List(datasets.Value("int32")),
-        "relation": datasets.ClassLabel(names=list(labels)),
     }
-    if retrieval != "none":
-        features[f"knowledge_{retrieval}"] = knowledge_feature()
-    return datasets.Features(features)
+    return datasets.Features(features | labels | {column: knowledge_feature() for column in columns})
+
+
+def stored(row: Row) -> Row:
+    """Return a row as its features hold it: a hidden label is -1."""
+    if row.get("ner_tags", ()) is None:
+        return {**row, "ner_tags": [HIDDEN] * len(row["tokens"])}
+    return {**row, "relation": HIDDEN} if row.get("relation", "") is None else row
 
 
 @dataclass
@@ -239,11 +253,11 @@ class PostsBuilder(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Row]]:
         for number, row in enumerate(self.rows[split]):
-            yield number, self._stored(row)
+            yield number, stored(row)
 
-    def _stored(self, row: Row) -> Row:
-        """Return the row as its features hold it: a hidden label is -1."""
-        raise NotImplementedError
+    def _columns(self) -> list[str]:
+        """Return the knowledge columns of the rows."""
+        return [] if self._retrieval == "none" else [f"knowledge_{self._retrieval}"]
 
 
 class NerBuilder(PostsBuilder):
@@ -294,19 +308,8 @@ class NerBuilder(PostsBuilder):
             counts.append(("mentions", self.MENTIONS, mentions))
         return counts
 
-    def _stored(self, row: Row) -> Row:
-        return row if row["ner_tags"] is not None else {**row, "ner_tags": [HIDDEN] * len(row["tokens"])}
-
     def _features(self) -> datasets.Features:
-        features: dict[str, Any] = {
-            "id": datasets.Value("string"),
-            "image_id": datasets.Value("string"),
-            "tokens": datasets.List(datasets.Value("string")),
-            "ner_tags": datasets.List(datasets.ClassLabel(names=bio_labels(self.types))),
-        }
-        if self._retrieval != "none":
-            features[f"knowledge_{self._retrieval}"] = knowledge_feature()
-        return datasets.Features(features)
+        return entity_features(self.types, self._columns())
 
 
 class RelationBuilder(PostsBuilder):
@@ -328,8 +331,5 @@ class RelationBuilder(PostsBuilder):
             )  # fmt: skip
         self.types = [*self.LABELS, *others]
 
-    def _stored(self, row: Row) -> Row:
-        return row if row["relation"] is not None else {**row, "relation": HIDDEN}
-
     def _features(self) -> datasets.Features:
-        return relation_features(self.types, self._retrieval)
+        return relation_features(self.types, self._columns())

@@ -21,6 +21,7 @@ from PIL import Image
 from dataset_scripts import _publish, demo_pictures
 from dataset_scripts._archives import SPLITS
 from dataset_scripts._builders import knowledge_feature
+from dataset_scripts._card import About, make_card
 from dataset_scripts.demo_pictures import CHARGES, COLOURS, LAYOUTS, OUTLINES, Emblem
 from modeling_more.files import write_text
 from modeling_more.naming import NamingParser
@@ -375,11 +376,8 @@ def main(builder: type[DemoBuilder], arguments: Sequence[str] | None = None) -> 
     made = NamingParser(f"dataset_scripts/{builder.NAME}.py", description="Make a demo set and publish it.")
     made.add_argument("--seed", type=int, default=1, help="of names, posts, knowledge and pictures (default: 1)")
     made.add_argument("--retrieval", choices=list(COLUMNS), default="none", help="the knowledge the rows carry")
-    made.add_argument("--output_dir", required=True, help="folder to write: Parquet with a card")
-    made.add_argument("--overwrite_output_dir", action="store_true", help="replace the data set in it")
+    _publish.add_output_options(made)
     made.add_argument("--knowledge_dir", help="also write the knowledge corpus here: knowledge.jsonl and emblems/")
-    made.add_argument("--push_to_hub", metavar="ORG/NAME", help="push there as well")
-    made.add_argument("--private", action="store_true", help="make the repository private")
     made.add_argument("--cache_dir", help="of Arrow files, indices, the image tower and retrieved knowledge")
     parsed = made.parse_args(given)
     return _publish.exit_code(lambda: publish(builder, parsed, given))
@@ -387,8 +385,7 @@ def main(builder: type[DemoBuilder], arguments: Sequence[str] | None = None) -> 
 
 def publish(builder: type[DemoBuilder], parsed: argparse.Namespace, given: Sequence[str]) -> None:
     """Write what the command line asks for; with knowledge of both kinds all four configurations."""
-    folder = Path(parsed.output_dir).expanduser().resolve()
-    _publish.check_free(folder, parsed.overwrite_output_dir)
+    folder = _publish.free_folder(parsed)
     made = builder(cache_dir=parsed.cache_dir, config_name=parsed.retrieval, data_seed=parsed.seed)
     made.download_and_prepare()
     found: Any = made.as_dataset()
@@ -406,11 +403,6 @@ def publish(builder: type[DemoBuilder], parsed: argparse.Namespace, given: Seque
         f"most {TOP_K} for each post."
     )
     command = ["python", f"dataset_scripts/{builder.NAME}.py", *map(_publish.without_folder, given)]
-    card = _publish.make_card(builder, configs, how if columns else "", command)
-    _publish.write_folder(configs, card, folder, parsed.overwrite_output_dir)
-    logger.info("Written: %s", folder)
     if parsed.knowledge_dir:
         logger.info("Written: %s", demo.write_knowledge(Path(parsed.knowledge_dir).expanduser()))
-    if parsed.push_to_hub:
-        _publish.push(configs, card, parsed.push_to_hub, parsed.private, folder)
-        logger.info("Pushed: %s", parsed.push_to_hub)
+    _publish.hand_over(configs, make_card(About.of(builder), configs, how if columns else "", command), folder, parsed)

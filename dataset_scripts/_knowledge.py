@@ -23,7 +23,7 @@ from datasets import Features, Image, IterableDataset, Value, load_dataset
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from dataset_scripts._publish import exit_code, failed_push, without_folder
+from dataset_scripts._publish import add_output_options, exit_code, failed_push, without_folder
 from modeling_more.files import locked, new_file, paths_below, remove_strays, user_cache, write_text
 from modeling_more.foreign import line_objects, read_object
 from modeling_more.knowledge.corpus import META_FILE, KnowledgeCorpus
@@ -383,10 +383,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--output_dir", required=True, help="folder to write the corpus to")
-    made.add_argument("--overwrite_output_dir", action="store_true", help="replace the corpus in it")
-    made.add_argument("--push_to_hub", metavar="ORG/NAME", help="push there as well")
-    made.add_argument("--private", action="store_true", help="make the repository private")
+    add_output_options(made, "corpus")
     made.add_argument("--language", default="en", help="of the articles, as Wikipedia's address has it (default: en)")
     made.add_argument("--max_articles", type=int, help="stop after so many")
     made.add_argument("--title_in_key", action="store_true", help='search "title sentence" instead of the sentence')

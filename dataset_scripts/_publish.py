@@ -7,40 +7,29 @@ import importlib
 import logging
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict, DatasetInfo, SplitDict, SplitInfo, concatenate_datasets
-from datasets import __version__ as datasets_version
 from datasets.info import DatasetInfosDict
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub.utils import validate_repo_id
 
 from dataset_scripts import load
-from modeling_more.data.rows import HIDDEN
+from dataset_scripts._card import TAG, About, make_card
 from modeling_more.files import file_digest, is_incidental, locked, new_folder, paths_below, remove_strays_of
-from modeling_more.markdown import code_span, escaped, fenced, markdown_table
-from modeling_more.naming import NamingParser, without_folder
-from modeling_more.tagging import tags_to_spans
+from modeling_more.markdown import code_span, markdown_table
+from modeling_more.naming import NamingParser, without_folder, without_secrets
 from modeling_more.training.interruption import interrupted
-from modeling_more.training.model_card import scrub_command
 from modeling_more.training.results import privacy
 from modeling_more.words import SPLITTERS
 
 logger = logging.getLogger(__name__)
 
-TAG = "modeling-more"
 MILVUS = "milvus:"  # prefix of a database's address
 KINDS: dict[str, tuple[str, ...]] = {"none": (), "text": ("text",), "image": ("image",), "all": ("text", "image")}
-WHAT = {
-    "none": "the posts and their labels",
-    "text": "the same posts with `knowledge_text`, knowledge retrieved by the post's words",
-    "image": "the same posts with `knowledge_image`, knowledge retrieved by the post's image",
-    "all": "the same posts with both columns",
-}
-TERMS = "The copyrights of the posts stay with their authors. Whoever publishes this set has to see that they may."
 
 Configs = dict[str, DatasetDict]
 
@@ -53,7 +42,7 @@ class Search:
         knowledge: files, saved corpora, Hub ids, or one `milvus:URI`.
         image_knowledge: the same for retrieval by image; default: `knowledge`.
         image_model: image tower; default: that of `ImageEncoder`.
-        image_dir: folder of the posts' images by `image_id`; default: the posts' column image.
+        image_dir: folder of the posts' images by `image_id`.
     """
 
     knowledge: Sequence[str] = ()
@@ -62,8 +51,18 @@ class Search:
     image_dir: str | None = None
     top_k: int = 10
 
+    @classmethod
+    def given(cls, arguments: argparse.Namespace) -> "Search":
+        """Return the search that `add_retrieval_options` read from the command line."""
+        return cls(**{one.name: getattr(arguments, one.name) for one in fields(cls)})
+
     def specs(self, kind: str) -> list[str]:
         return list((self.image_knowledge if kind == "image" else ()) or self.knowledge)
+
+    def searches(self, retrieval: str) -> bool:
+        """Return whether there is something to retrieve from; else the posts must hold their knowledge."""
+        kinds = KINDS[retrieval]
+        return bool(kinds and self.specs(kinds[0]))
 
     def check(self, retrieval: str) -> None:
         """Raise ValueError for options that would be ignored or are missing."""
@@ -98,16 +97,35 @@ def configurations(
     search = search or Search()
     search.check(retrieval)
     kinds = KINDS[retrieval]
-    if kinds and search.specs(kinds[0]):
-        posts = load(name, "none", data_dir, cache_dir, **builder_options)
-        parts = []
-        for kind in kinds:
-            posts, how = (_by_text if kind == "text" else _by_image)(posts, search, cache_dir)
-            parts.append(how)
-        return split_configurations(posts, kinds), "\n\n".join(parts)
+    if search.searches(retrieval):
+        return retrieved(load(name, "none", data_dir, cache_dir, **builder_options), kinds, search, cache_dir)
     stored = {kind: load(name, kind, data_dir, cache_dir, **builder_options) for kind in kinds or ("none",)}
     how = "As the source stores it: one entry for each post, without title and score." if kinds else ""
     return split_configurations(_joined(stored), kinds), how
+
+
+def retrieved(
+    posts: DatasetDict, kinds: Sequence[str], search: Search, cache_dir: str | Path | None
+) -> tuple[Configs, str]:
+    """Retrieve knowledge of each kind for posts without any; return what `configurations` does."""
+    if "image" in kinds:  # before any corpus is indexed or embedded
+        _check_images(posts, search.image_dir)
+    parts = []
+    for kind in kinds:
+        posts, how = (_by_text if kind == "text" else _by_image)(posts, search, cache_dir)
+        parts.append(how)
+    return split_configurations(posts, kinds), "\n\n".join(parts)
+
+
+def _check_images(posts: DatasetDict, image_dir: str | None) -> None:
+    """Raise ValueError where no image can be found, or FileNotFoundError where there is no such folder."""
+    from modeling_more.knowledge.pictures import require_images
+
+    if image_dir is None:
+        raise ValueError("--retrieval by image needs --image_dir, the folder with the posts' images.")
+    if not Path(image_dir).is_dir():
+        raise FileNotFoundError(f"--image_dir {image_dir}: no such folder.")
+    require_images(image_dir, {split: list(data["image_id"]) for split, data in posts.items()})
 
 
 def split_configurations(posts: DatasetDict, kinds: Sequence[str]) -> Configs:
@@ -159,11 +177,8 @@ def _by_text(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -
 
 def _by_image(posts: DatasetDict, search: Search, cache_dir: str | Path | None) -> tuple[DatasetDict, str]:
     from modeling_more.knowledge import ImageEncoder, ImageRetriever, attach_image_knowledge, load_knowledge
-    from modeling_more.knowledge.pictures import require_images
 
     specs = search.specs("image")
-    if search.image_dir is not None and Path(search.image_dir).is_dir():  # before the corpus is embedded
-        require_images(search.image_dir, {split: list(data["image_id"]) for split, data in posts.items()})
     encoder = ImageEncoder(search.image_model) if search.image_model else ImageEncoder()
     retriever: Any
     if specs[0].startswith(MILVUS):
@@ -186,7 +201,9 @@ def _by_image(posts: DatasetDict, search: Search, cache_dir: str | Path | None) 
 
 
 def _named(specs: Sequence[str]) -> str:
-    return ", ".join(code_span(Path(spec).name) for spec in specs)
+    """Return the names of corpora for a card: ids of the Hub and addresses as they are, of files not the folders."""
+    names = (Path(spec).name if Path(spec).exists() else without_folder(spec) for spec in specs)
+    return ", ".join(code_span(name.removeprefix(MILVUS)) for name in names)
 
 
 def _report(report: Any) -> str:
@@ -252,74 +269,6 @@ def check_free(folder: Path, overwrite: bool) -> None:
             )
 
 
-def make_card(builder: Any, configs: Configs, knowledge: str, command: Sequence[str]) -> DatasetCard:
-    """Make the card: configurations, counts, source and terms, how the knowledge was retrieved.
-
-    Args:
-        builder: class with TITLE and CREDIT, and TERMS if no authors hold rights to the posts.
-    """
-    data_files = {
-        name: [{"split": split, "path": f"{name}/{split}-*"} for split in splits] for name, splits in configs.items()
-    }
-    posts = configs["none"]
-    relations = "relation" in next(iter(posts.values())).features
-    data = DatasetCardData(
-        language="en",
-        license="other",
-        license_name="see-card",
-        pretty_name=builder.TITLE,
-        task_categories=["text-classification" if relations else "token-classification"],
-        tags=["relation-extraction" if relations else "named-entity-recognition", "retrieval", TAG],
-        configs=[
-            {"config_name": name, **({"default": True} if name == "none" else {}), "data_files": files}
-            for name, files in data_files.items()
-        ],
-    )
-    about = "two marked entities and their relation" if relations else "named entities (BIO)"
-    sections = [
-        f"# {builder.TITLE}",
-        f"Posts as words with {about}, as read by the MoRe library.",
-        "## Configurations",
-        markdown_table([{"name": f"`{name}`", "rows hold": WHAT[name]} for name in configs]),
-        f'```python\nimport datasets\n\nposts = datasets.load_dataset("ORG/NAME", "{list(configs)[-1]}")\n```',
-        "## Counts",
-        *(_relation_counts(posts) if relations else _entity_counts(posts)),
-        *(["## Knowledge", knowledge] if knowledge else []),
-        "## Source and terms",
-        builder.CREDIT,
-        getattr(builder, "TERMS", TERMS),
-        "## Made by",
-        f"{fenced(scrub_command(command), 'bash')}\n\ndatasets {datasets_version}",
-    ]
-    return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
-
-
-def _entity_counts(posts: DatasetDict) -> list[str]:
-    rows = []
-    for split, data in posts.items():
-        labels = data.features["ner_tags"].feature
-        types = list(dict.fromkeys(name[2:] for name in labels.names if name != "O"))
-        tags = data[:]["ner_tags"]
-        told = [row for row in tags if HIDDEN not in row]
-        found = Counter(span.type for row in told for span in tags_to_spans(labels.int2str(row)))
-        counts = {"posts": len(data), "words": sum(map(len, tags)), "entities": found.total()}
-        rows.append({"split": split, **counts, **{escaped(type_): found[type_] for type_ in types}})
-    return [markdown_table(rows), "Entities as seqeval reads them: an I- that continues nothing begins one."]
-
-
-def _relation_counts(posts: DatasetDict) -> list[str]:
-    names = next(iter(posts.values())).features["relation"].names
-    found = {split: Counter(data[:]["relation"]) for split, data in posts.items()}
-    totals = [
-        {"split": split, "rows": len(data), "words": sum(map(len, data["tokens"]))} for split, data in posts.items()
-    ]
-    relations = [
-        {"relation": escaped(name), **{split: found[split][label] for split in posts}}
-        for label, name in enumerate(names)
-    ]
-    return [markdown_table(totals), markdown_table(relations)]
-
-
 def push(configs: Configs, card: DatasetCard, repo_id: str, private: bool, folder: Path) -> None:
     """Push every configuration, "none" as the default, then the card with what the Hub holds of other configurations.
 
@@ -358,27 +307,42 @@ def failed_push(repo_id: str, folder: Path, error: Exception, private: bool) -> 
 
 def publish(arguments: argparse.Namespace, name: str, command: Sequence[str]) -> Path:
     """Publish what the command line asks for, and return the folder."""
-    folder = Path(arguments.output_dir).expanduser().resolve()
-    check_free(folder, arguments.overwrite_output_dir)
+    folder = free_folder(arguments)
     options = {
         key: getattr(arguments, key) for key in ("other_as_misc", "raw_dir", "splitter") if getattr(arguments, key)
     }
-    search = Search(
-        arguments.knowledge, arguments.image_knowledge, arguments.image_model, arguments.image_dir, arguments.top_k
-    )
     configs, how = configurations(
-        name, arguments.retrieval, arguments.data_dir, search, arguments.cache_dir, **options
+        name, arguments.retrieval, arguments.data_dir, Search.given(arguments), arguments.cache_dir, **options
     )
     builder = importlib.import_module(f"dataset_scripts.{name}").Builder
-    card = make_card(builder, configs, how, command)
-    write_folder(configs, card, folder, arguments.overwrite_output_dir)
+    hand_over(configs, make_card(About.of(builder), configs, how, command), folder, arguments)
+    return folder
+
+
+def free_folder(given: argparse.Namespace) -> Path:
+    """Return the output folder; raise ValueError where it, or the repository's name, will not do."""
+    folder = Path(given.output_dir).expanduser().resolve()
+    check_free(folder, given.overwrite_output_dir)
+    if given.push_to_hub:
+        try:
+            validate_repo_id(given.push_to_hub)
+            good = "/" in given.push_to_hub
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"--push_to_hub {given.push_to_hub}: no id of the Hub, which is like ORG/NAME.")
+    return folder
+
+
+def hand_over(configs: Configs, card: DatasetCard, folder: Path, given: argparse.Namespace) -> None:
+    """Write a set to its folder and, if the command line asks for it, push it."""
+    write_folder(configs, card, folder, given.overwrite_output_dir)
     logger.info("Written: %s", folder)
     if glob.has_magic(str(folder)):
         logger.warning("load_dataset takes the name %s for a pattern; run_ner.py and run_re.py read it.", folder)
-    if arguments.push_to_hub:
-        push(configs, card, arguments.push_to_hub, arguments.private, folder)
-        logger.info("Pushed: %s", arguments.push_to_hub)
-    return folder
+    if given.push_to_hub:
+        push(configs, card, given.push_to_hub, given.private, folder)
+        logger.info("Pushed: %s", given.push_to_hub)
 
 
 def parser(name: str) -> argparse.ArgumentParser:
@@ -387,6 +351,16 @@ def parser(name: str) -> argparse.ArgumentParser:
         f"dataset_scripts/{name}.py", description=f"Publish {name} as Parquet with a card.", allow_abbrev=False
     )
     made.add_argument("--data_dir", help="folder with the raw files or an archive, or a zip file; default: download")
+    add_retrieval_options(made)
+    add_output_options(made)
+    made.add_argument("--raw_dir", help="raw files from which posts of an archive take their ids")
+    made.add_argument("--other_as_misc", action="store_true", help="write the type OTHER as MISC")
+    return made
+
+
+def add_retrieval_options(made: argparse.ArgumentParser) -> None:
+    """Add the options of what the posts are read into, and of the knowledge that is retrieved for them."""
+    made.add_argument("--splitter", choices=SPLITTERS, help="how raw sentences are split into words")
     made.add_argument("--retrieval", choices=list(KINDS), default="none", help="the knowledge that the rows carry")
     made.add_argument(
         "--knowledge", nargs="+", default=[], help="retrieve from these files, folders, Hub ids; or milvus:URI"
@@ -395,15 +369,15 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--image_dir", help="the posts' images, files named by image_id")
     made.add_argument("--image_model", help="image tower of transformers (default: CLIP ViT-B/32)")
     made.add_argument("--top_k", type=int, default=10, help="entries for each post (default: 10)")
-    made.add_argument("--output_dir", required=True, help="folder to write")
-    made.add_argument("--overwrite_output_dir", action="store_true", help="replace the data set in it")
+    made.add_argument("--cache_dir", help="of downloads, Arrow files, indices and retrieved knowledge")
+
+
+def add_output_options(made: argparse.ArgumentParser, what: str = "data set") -> None:
+    """Add the options of where to a data set, or a corpus, goes."""
+    made.add_argument("--output_dir", required=True, help=f"folder to write the {what} to")
+    made.add_argument("--overwrite_output_dir", action="store_true", help=f"replace the {what} in it")
     made.add_argument("--push_to_hub", metavar="ORG/NAME", help="push there as well")
     made.add_argument("--private", action="store_true", help="make the repository private")
-    made.add_argument("--cache_dir", help="of downloads, Arrow files, indices and retrieved knowledge")
-    made.add_argument("--raw_dir", help="raw files from which posts of an archive take their ids")
-    made.add_argument("--other_as_misc", action="store_true", help="write the type OTHER as MISC")
-    made.add_argument("--splitter", choices=SPLITTERS, help="how raw sentences are split into words")
-    return made
 
 
 def main(name: str, arguments: Sequence[str] | None = None) -> int:
@@ -423,7 +397,7 @@ def exit_code(script: Callable[[], object]) -> int:
     try:
         script()
     except (ValueError, OSError) as error:
-        logger.error("%s", error)
+        logger.error("%s", without_secrets(" ".join(str(error).split())))
         return 1
     except KeyboardInterrupt:
         raise interrupted() from None

@@ -220,7 +220,7 @@ class Builder(DemoBuilder):
 
     @classmethod
     def features(cls) -> Mapping[str, Any]:
-        return relation_features((NONE, *RELATIONS), "none")
+        return relation_features((NONE, *RELATIONS))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where HTML begins
-_SPECIAL = "&<>|\\`*[]"  # in Markdown; an underscore inside a word is none
+# in Markdown; an underscore inside a word is none, nor is a hash but at the end of a title
+_SPECIAL = re.compile(r"[&<>|\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_])|#(?=#*$)")
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -40,7 +41,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def escaped(text: object) -> str:
     """Return a text that others chose, such as a label, as Markdown that shows it and nothing else."""
     line = " ".join(str(text).split())
-    return "".join(f"&#{ord(letter)};" if letter in _SPECIAL else letter for letter in line)
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", line)
 
 
 def code_span(text: object) -> str:

@@ -11,6 +11,7 @@ HOSTILE = (
     "![seen](http://example.org/x.png)",
     "[click](javascript:alert(1))",
     "**loud** \\`<u>x</u>",
+    "_loud_ __loud__ ~~gone~~ C# ##",
     "a\n```\n<script>alert(2)</script>\n```",
     "a\n---\ntags: [x]",
     "&lt;s&gt;",
@@ -21,4 +22,4 @@ def rendered(card: str) -> str:
     """The card's text as HTML, by the rules of CommonMark with tables: raw HTML passes, as on the Hub."""
     import markdown_it
 
-    return markdown_it.MarkdownIt("commonmark").enable("table").render(ModelCard(card).text)
+    return markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(ModelCard(card).text)

@@ -82,6 +82,23 @@ def read_relations(
     return checked_rows(items, check, path, f"{prefix}-", "relation")
 
 
+def holds_pairs(path: str | Path, columns: Sequence[int] | None = None) -> bool:
+    """Return whether the first row of a file is a pair of entities, rather than a post with its entities.
+
+    A file that can't be read as pairs is none: reading it as posts tells what is wrong with it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        _, item = next(_items(Path(path), "knowledge_text", columns)[0])
+    except (ValueError, StopIteration):
+        return False
+    told = {key for key, value in item.items() if value is not None} if isinstance(item, dict) else set()
+    spans = bool({"head", "h", "tail", "t"} & told)
+    return spans and "relation" in item if _ENTITY_COLUMNS & told else spans or "relation" in told
+
+
 def check_pair(
     item: Any,
     where: str,

@@ -7,7 +7,7 @@ import pytest
 
 from dataset_scripts import load
 from modeling_more.data.entity_formats import read_labelled
-from modeling_more.data.relation_formats import ENTITY_DATA, read_pairs, read_relations
+from modeling_more.data.relation_formats import ENTITY_DATA, holds_pairs, read_pairs, read_relations
 from modeling_more.training.posts import split_holdout
 from re_runs import marked_lines, mnre_line, pairs
 
@@ -37,6 +37,29 @@ def test_all_forms_hold_the_same_rows(tmp_path):
     marked = read_relations(tmp_path / "marked.txt", knowledge_column="knowledge_image")
     assert marked[0]["knowledge_image"][0]["text"] == rows[0]["knowledge_text"][0]["text"]
     assert marked[8]["knowledge_image"] == []
+
+
+BOTH = {"tokens": ["Ada", "in", "Oslo"], "ner_tags": ["B-PER", "O", "B-LOC"]}
+SPANS = {"head": [0, 1], "tail": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({**BOTH, **SPANS, "relation": "None"}, True),
+        ({**BOTH, "head": [2, 0, 2]}, False),  # of a parser
+        ({**BOTH, "relation": "None"}, False),
+        ({**BOTH, "relation": None}, False),
+        ({**BOTH, **SPANS, "ner_tags": None, "relation": None}, True),
+        ({"tokens": BOTH["tokens"], **SPANS}, True),
+        ({"text": "Ada", "relation": "None"}, True),
+        ({"text": "Ada"}, False),
+        (["Ada", "a.jpg", "news", []], False),
+    ],
+)
+def test_a_file_of_pairs_is_told_from_one_of_posts(tmp_path, row, expected):
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    assert holds_pairs(tmp_path / "own.jsonl") is expected
 
 
 MARKED = "IMGID:7\n<E>\t/y\nAda\tB-PER\n</E>\tO\nin\tO\n<O>\tO\nOslo\tB-LOC\n</O>\tO\n\n"

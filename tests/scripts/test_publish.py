@@ -10,7 +10,8 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from dataset_scripts import load
-from dataset_scripts._publish import check_free, failed_push, main, make_card, without_folder
+from dataset_scripts._card import About, make_card
+from dataset_scripts._publish import _named, check_free, failed_push, main, without_folder
 from hub_server import LocalHub
 from pictures import picture, save_tiny_tower
 
@@ -90,7 +91,7 @@ def test_folder_with_knowledge(tmp_path: Path, raw: Path, knowledge: Path) -> No
     assert text["test"][2]["knowledge_text"] == []
     assert max(len(row["knowledge_text"]) for row in text["train"]) <= 2
     card = (out / "README.md").read_text()
-    assert "| test | 3 | 4 | 2 | 1 | 0 | 0 | 1 |" in card and "`articles.jsonl`" in card
+    assert "| test | 3 | 4 | 2 |" in card and "| MISC | 0 | 0 | 1 |" in card and "`articles.jsonl`" in card
     assert "| posts | 6 |" in card and str(tmp_path) not in card
     assert "--retrieval text --knowledge articles.jsonl --top_k 2" in card
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
@@ -198,9 +199,18 @@ def test_terms_of_posts(tmp_path: Path, raw: Path) -> None:
     class Owned(Real):
         TERMS = "Mine."
 
-    texts = [make_card(builder, posts, "", ["python"]).text for builder in (Real, Owned)]
+    texts = [make_card(About.of(builder), posts, "", ["python"]).text for builder in (Real, Owned)]
     assert ["The copyrights of the posts" in text for text in texts] == [True, False]
     assert "By somebody.\n\nMine." in texts[1]
+
+
+def test_corpora_are_named_on_the_card_without_folders_and_passwords(tmp_path: Path, raw: Path) -> None:
+    posts = {"none": load("twitter17", "none", raw, tmp_path / "cache")}
+    named = _named(
+        [str(raw / "train.txt"), "org/corpus", "milvus:http://me:secret@127.0.0.1:1", "milvus:/home/me/a.db"]
+    )
+    text = make_card(About("Some posts", "Mine."), posts, named, ["python"]).text
+    assert "`train.txt`, `org/corpus`, `http://<secret>@127.0.0.1:1`, `a.db`" in text and str(tmp_path) not in text
 
 
 def test_folder_without_knowledge_and_overwriting(tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture) -> None:
