@@ -21,6 +21,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .open_retrieval import by_expert
 from .pipelines import EntityPipeline, MoRePipeline, RelationPipeline
 from .posts import KNOWLEDGE_COLUMNS
+from .remote_code import REMOTE
 
 BATCH_SIZE = 16
 AT_ONCE = 512  # posts of a list that are searched and read at once
@@ -196,12 +197,14 @@ class MoReRePipeline(PostPipeline):
     ) -> None:
         super().__init__(model, processor, **kwargs)
         self.none_relation = none_relation
-        self.entity_pipeline = entity_model
         if isinstance(entity_model, str | Path):
+            if REMOTE:  # the flag was given for this model's code alone
+                raise ValueError(
+                    'without the package give entity_model=pipeline("more-ner", model=…, trust_remote_code=True)'
+                )
             load: Any = pipeline
-            # whoever let this code come from the Hub lets that of the other model, too
-            more = {"trust_remote_code": True} if __name__.startswith("transformers_modules") else {}
-            self.entity_pipeline = load("more-ner", model=str(entity_model), device=self.device, **more)
+            entity_model = load("more-ner", model=str(entity_model), device=self.device)
+        self.entity_pipeline = entity_model
 
     def _forward(self, input_tensors: Any, **options: Any) -> Any:
         posts = list(input_tensors["posts"])
@@ -245,8 +248,5 @@ TASKS: dict[str, tuple[type[PostPipeline], Any]] = {
     "more-ner": (MoReNerPipeline, AutoModelForTokenClassification),
     "more-re": (MoReRePipeline, AutoModelForSequenceClassification),
 }
-for _task, (_class, _model) in TASKS.items():
-    # the package's own goes before what came as code of the Hub
-    if _task not in PIPELINE_REGISTRY.supported_tasks or not __name__.startswith("transformers_modules"):
-        PIPELINE_REGISTRY.supported_tasks.pop(_task, None)
-        PIPELINE_REGISTRY.register_pipeline(_task, pipeline_class=_class, pt_model=_model, type="text")
+for _task, (_class, _model) in TASKS.items() if not REMOTE else ():  # code of the Hub is found by its model alone
+    PIPELINE_REGISTRY.register_pipeline(_task, pipeline_class=_class, pt_model=_model, type="text")
