@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from ..foreign import rows_at_once
+from ..foreign import parquet_batches
 from ..posts import Row
 from .conll import looks_like_conll
 from .rows import HIDDEN
@@ -26,6 +26,8 @@ COLUMNS = {*LISTS, "text", "id", "image_id", "img_id", "image", "relation"}
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # the usual one first
 _BLANKS = re.compile("[ \t\r\n]+")  # a no-break space may be a word
 _BATCH = 1000
+#: bytes of rows that any Parquet file may have, as all are kept; a larger one may unpack to so many times its size
+_KEPT, _EXPANSION = 1 << 25, 50
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"(?=[\t\r\n]|\Z)')  # a cell in quotes, between tabs or ends of lines
 _PLAIN = re.compile(r"[^\t\r\n]*")
 _MANY = 20  # rows of one word each that are no posts
@@ -196,7 +198,7 @@ def _parquet(path: Path) -> Table:
     with_path = "image" in columns and pa.types.is_struct(schema.field("image").type)
     if with_path and schema.field("image").type.get_field_index("path") >= 0:
         columns[columns.index("image")] = "image.path"
-    return Table(_parquet_rows(path, file, columns), _class_columns(schema))
+    return Table(_parquet_rows(path, columns), _class_columns(schema))
 
 
 def stored_classes(path: Path) -> dict[str, list[str]]:
@@ -220,10 +222,17 @@ def class_names(feature: Any) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def _parquet_rows(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[str, Row]]:
-    number = 0
+def _parquet_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, Row]]:
+    number = kept = 0
+    most = max(_KEPT, _EXPANSION * path.stat().st_size)
     try:
-        for batch in file.iter_batches(rows_at_once(file, _BATCH), columns=columns):
+        for batch in parquet_batches(path, columns, _BATCH):
+            kept += batch.nbytes
+            if kept > most:
+                raise ValueError(
+                    f"{path}, after row {number}: {kept} bytes of rows in a file of {path.stat().st_size}, at most "
+                    f"{most} are read: it repeats itself too often; write JSONL."
+                )
             for place in range(len(batch)):
                 number += 1
                 where = f"{path}, row {number}"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sentencex
 
-from ..foreign import line_objects, require_regular, rows_at_once
+from ..foreign import line_objects, parquet_batches, require_regular
 from .pictures import ImageError, named_file
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,7 @@ def _read_parquet(file: Path, images: bool) -> Iterator[tuple[dict[str, Any], st
         columns.append("image.path" if with_path and not images else "image")
     number = 0
     try:
-        most = rows_at_once(parquet, _IMAGE_BATCH if "image" in columns else _BATCH)
-        for batch in parquet.iter_batches(most, columns=columns):
+        for batch in parquet_batches(file, columns, _IMAGE_BATCH if "image" in columns else _BATCH):
             for row in batch.to_pylist():
                 number += 1
                 if not images and row.get("image") is not None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..foreign import require_regular
+from ..foreign import parquet_batches, require_regular
 from .corpus_info import FORMAT_VERSION, META_FILE, CorpusInfo
 from .corpus_tables import column_digest, numpy_view
 from .index_files import DamagedError
@@ -116,7 +116,7 @@ def read_parquet(folder: Path, names: Sequence[str], schema: pa.Schema, rows: in
         try:
             parquet = pq.ParquetFile(file)
             _check_parquet_types(file, parquet.schema_arrow, schema)
-            for batch in parquet.iter_batches(rows, columns=schema.names):
+            for batch in parquet_batches(file, schema.names, rows):
                 if lacking := [name for name in schema.names if batch.column(name).null_count]:
                     raise DamagedError(f"{file}: its column {lacking[0]} lacks values")
                 yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches()
