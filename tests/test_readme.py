@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_library_example_runs(tiny_encoder, tmp_path, capsys):
+def test_examples_run(tiny_encoder, tmp_path, capsys):
     post = '{"tokens": ["Rivera", "joins", "Northfield", "United"], "tags": ["B-PER", "O", "B-ORG", "I-ORG"]}\n'
     (tmp_path / "posts.jsonl").write_text(post * 8)
     (tmp_path / "articles.jsonl").write_text('{"id": "1", "title": "Rivera", "text": "Rivera is a player ."}\n')
@@ -32,19 +32,23 @@ def test_library_example_runs(tiny_encoder, tmp_path, capsys):
          "--model_name_or_path", tiny_encoder("bert"), "--learning_rate", "5e-3", "--num_train_epochs", "15",
          "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
     )  # fmt: skip
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MORE_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "'text': 'Rivera'" in done.stdout and "'text': 'Northfield United'" in done.stdout
+    codes = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(codes) == 2
+    for code, more in zip(codes, ("'title': 'Rivera'", ""), strict=True):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "'text': 'Rivera'" in done.stdout and "'text': 'Northfield United'" in done.stdout
+        assert more in done.stdout  # what was read
 
 
 def test_options_of_run_ner_exist():
     groups = [DataArguments, ModelArguments, TrainingArguments, HubArguments, MixtureArguments]
     parsers = (HfArgumentParser(groups), posts.parser())
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
+    known |= {"--file", "--output", "--image"}  # of `more`, see test_cli.py
     of_accelerate = {"--config_file", "--num_cpu_threads_per_process"}
     named = set(re.findall(r"--[a-z_0-9]+", README))
     assert named - known <= of_accelerate and len(named) > 15

@@ -14,7 +14,7 @@ from ..files import new_file
 from ..markdown import code_span, escaped, markdown_table
 from ..posts import Posts
 from ..predictions import Prediction
-from .model_card import USAGE
+from .model_card import usage_code
 
 PLOT = "gate_weights.png"
 COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")
@@ -97,25 +97,14 @@ def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[st
     if "gate" in results:
         plot = f"![Weight of each expert over the test posts]({PLOT})"
         sections.append(("How the gate weighs", f"{markdown_table(results['gate'])}\n\n{plot}"))
-    auto, _ = USAGE[pipeline_tag]
-    asked, printed = "", 'print(found["entities"], found["expert_weights"])'
-    if pipeline_tag == "text-classification":
-        asked, printed = (
-            ', "head": [0, 6], "tail": [13, 30]',
-            """\
-for pair in found["relations"]:
-    print(pair["head_text"], pair["relation"], pair["tail_text"], round(pair["score"], 3), pair["expert_weights"])""",
-        )
-    usage = f"""\
-from modeling_more import predict
-from transformers import AutoProcessor, {auto}
-
-model = {auto}.from_pretrained({name!r})
-processor = AutoProcessor.from_pretrained({name!r})
-# each expert reads its own knowledge; without it, it reads the post alone
-knowledge = [{{"title": "Northfield United", "text": "Northfield United is a football club.", "score": 1.0}}]
-post = {{"text": "Rivera joins Northfield United", "knowledge_text": knowledge{asked}}}
-found = predict(model, processor, [post])[0]
-{printed}
+    weights = (
+        """\
+print(found["expert_weights"])
 """
+        if pipeline_tag == "token-classification"
+        else """\
+    print(pair["expert_weights"])
+"""
+    )
+    usage = usage_code(pipeline_tag, name, ["text", "image"], weights)
     return {"description": description, "sections": sections, "usage": usage}

@@ -38,30 +38,42 @@ _SECRET_NAME = re.compile(r"(^|[_-])(token|api[_-]?key|access[_-]?key|password|p
 #: a pipeline tag -> the class to load the model by, and the example after that
 USAGE = {
     "token-classification": (
-        "AutoModelForTokenClassification",
+        "more-ner",
+        "",
         """\
-post = {{"text": "Rivera joins Northfield United"}}
-{knowledge}for entity in predict(model, processor, [post])[0]["entities"]:
+for entity in found["entities"]:
     print(entity["type"], entity["text"], round(entity["score"], 3))
 """,
     ),
     "text-classification": (
-        "AutoModelForSequenceClassification",
+        "more-re",
+        ', "head": [0, 6], "tail": [13, 30]',
         """\
 # head and tail in characters; or give "entities", a list of spans: all ordered pairs of them are classified
-post = {{"text": "Rivera joins Northfield United", "head": [0, 6], "tail": [13, 30]}}
-{knowledge}for found in predict(model, processor, [post])[0]["relations"]:
-    print(found["head_text"], found["relation"], found["tail_text"], round(found["score"], 3))
+for pair in found["relations"]:
+    print(pair["head_text"], pair["relation"], pair["tail_text"], round(pair["score"], 3))
 """,
     ),
 }
-LOADING = """\
-from modeling_more import predict
-from transformers import {auto}, AutoProcessor
 
-model = {auto}.from_pretrained({model!r})
-processor = AutoProcessor.from_pretrained({model!r})
-"""
+
+def usage_code(pipeline_tag: str, name: str, retrievals: Sequence[str], shown: str = "") -> str:
+    """Return the Python code of a card, which loads the model, asks it of a post, and prints what it finds.
+
+    Args:
+        retrievals: the kinds of knowledge that the model reads.
+        shown: a line that prints more of what is `found`.
+    """
+    task, pair, printed = USAGE[pipeline_tag]
+    columns = [f"knowledge_{one}" for one in retrievals if one in ("text", "image")]
+    read = f"# knowledge is searched as it was for the training, or read as the post's own {' and '.join(columns)}\n"
+    return f"""\
+import modeling_more  # where it is not installed, leave this out and add trust_remote_code=True below
+from transformers import pipeline
+
+pipe = pipeline({task!r}, model={name!r})
+{read if columns else ""}found = pipe({{"text": "Rivera joins Northfield United"{pair}}})
+{printed}{shown}"""
 
 
 def write_model_card(
@@ -119,7 +131,7 @@ def write_model_card(
         skipped = sum(row.get("skipped_steps", 0) for row in history)
         told = f"{skipped} optimizer steps were skipped: loss or gradient was NaN or infinite." if skipped else ""
         parts.append(_section("Training", f"![Loss and dev F1 after each epoch]({CURVE})", told))
-    code = usage if usage is not None else _usage(task, str(name), retrieval)
+    code = usage if usage is not None else usage_code(task, str(name), [retrieval])
     settings = yaml.safe_dump({k: v for k, v in config.items() if v not in (None, [], "")}, sort_keys=False)
     versions = [{"package": package, "version": version} for package, version in installed_versions().items()]
     parts += [
@@ -319,16 +331,8 @@ def scored_parts(model: str, task: str, retrieval: str) -> dict[str, str]:
     told = f"{TASKS[task].lower()} by the method of {PAPER}"
     return {
         "description": f"Scores of {code_span(_shown(model))} as it is: {told}.",
-        "usage": _usage(task, _shown(model), retrieval),
+        "usage": usage_code(task, _shown(model), [retrieval]),
     }
-
-
-def _usage(task: str, name: str, retrieval: str) -> str:
-    column = {"text": "knowledge_text", "image": "knowledge_image"}.get(retrieval)
-    entry = '[{"title": "Northfield United", "text": "Northfield United is a football club.", "score": 1.0}]'
-    knowledge = f'post["{column}"] = {entry}\n' if column else ""
-    auto, example = USAGE[task]
-    return (LOADING + example).format(auto=auto, model=name, knowledge=knowledge)
 
 
 def _scrub_config(config: Record) -> dict[str, Any]:

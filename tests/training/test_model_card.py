@@ -67,8 +67,8 @@ def test_card_holds_scores_command_versions_and_curve(tmp_path: Path) -> None:
         r"\| torch \| 2\.\d+",
         r"max_tokens_per_batch: 4096",
         rf"!\[[^]]+\]\({CURVE}\)",
-        r"AutoModelForTokenClassification\.from_pretrained\('org/posts-more'\)",
-        r"post\[\"knowledge_text\"\]",
+        r"pipeline\('more-ner', model='org/posts-more'\)",
+        r"own knowledge_text",
         r"arxiv\.org/abs/2212\.01612",
     ]
     for pattern in patterns:
@@ -237,7 +237,7 @@ def test_the_code_on_a_mixtures_card_runs(
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     printed = capsys.readouterr().out
-    assert ("'ORG'" if task == "entities" else "Rivera /per/org/member Northfield United 1.0") in printed
+    assert ("ORG Rivera 1.0" if task == "entities" else "Rivera /per/org/member Northfield United 1.0") in printed
     assert re.search(r"\{'text': 0\.\d+, 'image': 0\.\d+\}", printed)
 
 
