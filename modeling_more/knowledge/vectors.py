@@ -195,6 +195,7 @@ def load_index(
         table.load_faiss_index(INDEX, str(file))
     except RuntimeError as error:
         raise DamagedError(f"{file} is not a FAISS index ({str(error).splitlines()[0]}).") from None
+    table.get_index(INDEX).file = str(file)  # for errors
     index: Any = table.get_index(INDEX).faiss_index
     whole = faiss.downcast_index(getattr(index, "index", index))  # what stands behind a transformation of the vectors
     if not parameters and hasattr(whole, "nlist"):
@@ -224,7 +225,8 @@ def search_rows(table: Dataset, vectors: np.ndarray, k: int) -> tuple[np.ndarray
         raise ValueError(f"The vectors can't be searched: {' '.join(str(error).split())[-200:]}") from None
     scores, rows = np.asarray(found.total_scores), np.asarray(found.total_indices)
     if bool((rows >= len(table)).any()) or not bool(np.isfinite(scores[rows >= 0]).all()):
-        raise ValueError("The index of the vectors gives rows that are not there, or scores that are no numbers.")
+        file = getattr(table.get_index(INDEX), "file", "The index of the vectors")
+        raise ValueError(f"{file} gives rows that are not there, or scores that are no numbers: build it again.")
     order = np.lexsort((rows, -scores), axis=-1)
     return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(rows, order, axis=-1)
 
