@@ -98,3 +98,25 @@ def test_relation_scripts_run_from_another_folder(installed, tiny_encoder, tmp_p
         "--cache_dir", str(tmp_path / "cache"))  # fmt: skip
     results = json.loads((folder / "elsewhere" / "relations" / "all_results.json").read_text())
     assert results["train_posts"] == 6 and "test_accuracy" in results
+
+
+def test_three_lines_and_the_command_in_an_empty_folder(installed, tiny_encoder, tmp_path):
+    """With the wheel alone a saved model is used from anywhere, by transformers' pipeline and by `more`."""
+    from mixture_experts import save_expert
+
+    folder, _ = installed
+    model = save_expert(tmp_path / "model", "entities", tiny_encoder("bert"), knowledge_column=None)
+    lines = [
+        "import modeling_more",
+        "from transformers import pipeline",
+        f"pipe = pipeline('more-ner', model={model!r})",
+    ]
+    told = run(
+        folder, "-c", "\n".join([*lines, "import json; print(json.dumps(pipe('Rivera joins Northfield United')))"])
+    )
+    found = json.loads(told.splitlines()[-1])
+    assert found["text"] == "Rivera joins Northfield United" and found["entities"]
+    command = folder / "site" / "bin" / "more"
+    shown = run(folder, str(command), "predict", model, "Rivera joins Northfield United")
+    assert [e["text"] for e in json.loads(shown)["entities"]] == [e["text"] for e in found["entities"]]
+    assert "usage: more" in run(folder, str(command), "--help")
