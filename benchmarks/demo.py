@@ -165,8 +165,10 @@ def run_task(
 ) -> list[Row]:
     """Publish the task's set to a folder and train every system on it."""
     data = folder / "data"
+    articles = folder / "knowledge"  # stays beside the models, which search it for any other post
     published = ["--seed", str(seed), "--retrieval", "all", "--output_dir", str(data), "--overwrite_output_dir"]
-    if task.data.main([*published, "--cache_dir", str(cache / "made")]) != 0:
+    published += ["--knowledge_dir", str(articles), "--cache_dir", str(cache / "made")]
+    if task.data.main(published) != 0:
         raise SystemExit(f"error: the demo set could not be written to {data}")
     made = task.data.Builder.make(seed)
     runs = []
@@ -175,10 +177,13 @@ def run_task(
             continue
         print(f"\n--- seed {seed}, {task.name}, {system.name}", flush=True)
         target = folder / system.name.replace(" ", "-")
-        mixed: list[str] = []
+        more: list[str] = []
         if system.experts:
-            mixed = ["--experts", *(os.path.relpath(folder / name) for name in system.experts)]
-            mixed += ["--image_model", str(tower(seed, cache / "made" / "more_demo"))]
+            more = ["--experts", *(os.path.relpath(folder / name) for name in system.experts)]
+        elif system is not NONE:
+            more = ["--knowledge", os.path.relpath(articles / "knowledge.jsonl")]
+        if "image" in (*system.options, *system.experts):
+            more += ["--image_model", str(tower(seed, cache / "made" / "more_demo"))]
         began = time.perf_counter()
         done = target / "all_results.json"
         if resume and done.is_file() and not system.experts:  # a mixture takes seconds: it is made anew
@@ -186,7 +191,7 @@ def run_task(
         else:
             results = task.run(
                 [
-                    *("--dataset", os.path.relpath(data), *system.options, *mixed, "--model_name_or_path", encoder),
+                    *("--dataset", os.path.relpath(data), *system.options, *more, "--model_name_or_path", encoder),
                     *("--seed", str(seed), *task.options, *extra, "--overwrite_output_dir"),
                     *("--cache_dir", str(cache / task.name), "--output_dir", os.path.relpath(target)),
                 ]

@@ -1,0 +1,16 @@
+"""Serve the page of MoRe, in a checkout or as a Space: the code is modeling_more/page.py.
+
+python spaces/more/app.py --model FOLDER_OR_ID
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[min(2, len(Path(__file__).resolve().parents) - 1)]
+if (ROOT / "modeling_more").is_dir():  # run by its path in a checkout
+    sys.path.insert(0, str(ROOT))
+
+from modeling_more.page import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()
