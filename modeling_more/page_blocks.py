@@ -28,10 +28,13 @@ CSS = (
     + """
 .gradio-container { max-width: 78rem !important; margin: 0 auto !important }
 .more-head h1 { margin: .2rem 0 } .more-head p { margin: .2rem 0 }
+.more-examples { gap: .4rem !important } .more-examples h4 { margin: 0 }
 .more-example { justify-content: flex-start !important; text-align: left; font-weight: 400 }
 :is(button, a):focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px }
 """
 )
+#: where the screen is narrow, what was found stands below it
+SHOW = "() => { if (innerWidth < 700) document.getElementById('marked')?.scrollIntoView({behavior: 'smooth'}) }"
 HEAD = (
     '<div class="more-head"><h1>Entities, and what was read to find them</h1><p>Type a post, add its picture if it '
     "has one, and press <b>Read</b> (or Shift+Enter). Knowledge is searched for it, and read beside it.</p></div>"
@@ -125,9 +128,10 @@ def make_blocks(
                     corpus = gr.Dropdown(
                         reader.corpora, value=AS_TRAINED, label="Knowledge", elem_id="corpus", min_width=140
                     )
-                gr.HTML("<h4>Examples</h4>", js_on_load=None)
-                for number, example in enumerate(examples):
-                    _example_button(number, example, text, picture)
+                with gr.Column(elem_classes="more-examples"):
+                    gr.HTML("<h4>Examples</h4>", js_on_load=None)
+                    for number, example in enumerate(examples):
+                        _example_button(number, example, text, picture)
             with gr.Column(scale=3, min_width=300):
                 marked = gr.HighlightedText(
                     label="Entities", color_map=colours, elem_id="marked", combine_adjacent=False, show_legend=False
@@ -139,7 +143,7 @@ def make_blocks(
                     with gr.Group():
                         with gr.Row():
                             chosen += [
-                                gr.Dropdown([], label=label, elem_id=label.lower(), min_width=140)
+                                gr.Dropdown([], label=label, elem_id=label.lower(), min_width=220)
                                 for label in ("Head", "Tail")
                             ]
                         ask = gr.Button("Relation of the two", elem_id="relate")
@@ -160,7 +164,10 @@ def make_blocks(
         inputs, outputs = [model, corpus, text, picture], [marked, opinions, weights, evidence, *chosen]
         outputs += [related] if chosen else []
         shared: Any = {"concurrency_limit": 1, "concurrency_id": "models", "show_progress": "minimal"}
-        gr.on([button.click, text.submit], read, inputs, outputs, api_name="read", trigger_mode="once", **shared)
+        done = gr.on(
+            [button.click, text.submit], read, inputs, outputs, api_name="read", trigger_mode="once", **shared
+        )
+        done.success(None, js=SHOW)
         if chosen:
 
             def relate(corpus: str, text: str, image: bytes | None, head: str | None, tail: str | None) -> str:
@@ -184,7 +191,7 @@ def launch(page: gr.Blocks, host: str, port: int | None, block: bool = True) -> 
         app_kwargs={"middleware": [Middleware(BodyLimit)]},
         css=CSS,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        footer_links=["api", "settings"],
+        footer_links=["api"],
         run_history=False,
         show_error=False,
         share=False,

@@ -16,7 +16,8 @@ _WIKI = re.compile(r"([a-z]{2,3}(?:_[a-z]+){0,3}|simple)wiki:(.+)", re.ASCII)
 _MOST_LINK = 2000  # characters of an address
 
 STYLE = """
-table.more-table { width: 100%; border-collapse: collapse; font-size: .95rem; border: 0 !important }
+table.more-table { width: 100%; border-collapse: collapse; font-size: .95rem }
+table.more-table, table.more-table :is(thead, tbody, tr) { border: 0 !important }
 table.more-table :is(th, td) { text-align: left; padding: .4rem .8rem .4rem 0 !important; vertical-align: top;
     overflow-wrap: anywhere; border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important }
 table.more-table th, .more-small { color: var(--body-text-color) !important; opacity: .75; font-weight: 600 }
@@ -32,6 +33,8 @@ table.more-table th, .more-small { color: var(--body-text-color) !important; opa
 .more-card img { width: 5.5rem; height: 5.5rem; object-fit: contain; flex: none; border-radius: .3rem; margin: 0;
     background: var(--background-fill-primary) }
 .more-card > div { min-width: 0; overflow-wrap: anywhere }
+@media (max-width: 480px) { table.more-table { font-size: .85rem }
+    table.more-table :is(th, td) { padding-right: .45rem !important } }
 .more-card p { margin: .2rem 0 0 } .more-card a { text-decoration: underline }
 """
 
@@ -63,8 +66,8 @@ def percent(number: float) -> str:
     """Return a probability as whole percents; one that is not certain never reads as 0 or 100."""
     rounded = round(100 * number)
     if rounded == 100 and number < 1:
-        return "> 99 %"
-    return "< 1 %" if rounded == 0 and number > 0 else f"{rounded} %"
+        return ">\u00a099\u00a0%"
+    return "<\u00a01\u00a0%" if rounded == 0 and number > 0 else f"{rounded}\u00a0%"
 
 
 def entities_table(result: Result) -> str:
@@ -86,8 +89,8 @@ def entities_table(result: Result) -> str:
 
 def _opinion(found: Sequence[Entry], span: tuple[int, int]) -> str:
     own = [one for one in found if (one["start"], one["end"]) == span]
-    told = f"<b>{escape(own[0]['type'])}</b> {percent(own[0]['score'])}" if own else "–"
-    return f'<td class="opinion">{told}</td>'
+    told = f"<b>{escape(own[0]['type'])}</b> {escape(percent(own[0]['score']))}" if own else "–"
+    return f"<td>{told}</td>"
 
 
 def relation_table(relation: Result) -> str:
@@ -95,7 +98,7 @@ def relation_table(relation: Result) -> str:
     told = _relation_name(relation["relation"])
     pair = f"{escape(relation['head_text'])} → {escape(relation['tail_text'])}"
     experts = [(name, _relation_name(said)) for name, said in (relation.get("experts") or {}).items()]
-    rows = [(pair, f"<b>{told}</b> {percent(relation['score'])}")]
+    rows = [(pair, f"<b>{told}</b> {escape(percent(relation['score']))}")]
     rows += [(f"{escape(name)} says", said) for name, said in experts]
     body = "".join(f"<tr><td>{name}</td><td>{said}</td></tr>" for name, said in rows)
     return f'<table class="more-table"><tbody>{body}</tbody></table>'
@@ -111,7 +114,7 @@ def weights_bars(weights: Mapping[str, float] | None) -> str:
         return ""
     rows = "".join(
         f'<span>{escape(name)}</span><div class="more-bar"><div style="width:{100 * weight:.1f}%"></div></div>'
-        f"<span>{percent(weight)}</span>"
+        f"<span>{escape(percent(weight))}</span>"
         for name, weight in weights.items()
     )
     return f'<h3>Weights of the experts</h3><div class="more-bars">{rows}</div>'

@@ -12,20 +12,22 @@ from typing import Any
 
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoProcessor
 
-from . import auto_pipelines as auto_pipelines  # registers the pipelines
+from .auto_pipelines import TASKS
+from .knowledge import load_knowledge
 from .knowledge.pictures import ImageError, open_image
-from .naming import check_source
+from .naming import loaded_from
 from .page_html import entities_table, evidence_cards, relation_table, weights_bars
 from .posts import check_string
+from .retrieval_settings import MILVUS
 
 MAX_CHARACTERS = 5_000  # of a post
 MAX_IMAGE_BYTES = 10_000_000
 MAX_IMAGE_PIXELS = 25_000_000
 MAX_CHOICES = 50  # entities that a relation may be asked of
-AS_TRAINED = "as in its training"
-ALONE = "none, the post alone"
+AS_TRAINED = "as trained"
+ALONE = "none"
 _THUMBNAIL = 240  # pixels of the longer side
 _NO_CORPUS = "No corpus is open here: the post was read alone."
 _NO_PICTURE = "This expert searches by picture, and the post has none."
@@ -57,15 +59,21 @@ class PageReader:
         models: pipelines `more-ner` by the names that are shown.
         relations: a pipeline `more-re`.
         knowledge: sources of corpora, as `PostPipeline` takes them, by the names that are shown.
+        cache_dir: the folder of corpora and indices.
     """
 
     def __init__(
-        self, models: Mapping[str, Any], relations: Any = None, knowledge: Mapping[str, Sequence[str]] | None = None
+        self,
+        models: Mapping[str, Any],
+        relations: Any = None,
+        knowledge: Mapping[str, Sequence[str]] | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
         if not models:
             raise ValueError("the page has no model: name one or more")
         self.models, self.relations = dict(models), relations
         self.knowledge = {name: list(sources) for name, sources in (knowledge or {}).items()}
+        self.with_pictures = {name: _has_pictures(sources, cache_dir) for name, sources in self.knowledge.items()}
         self.corpora = [AS_TRAINED, *self.knowledge, ALONE]
         self._lock = threading.Lock()
 
@@ -85,9 +93,12 @@ class PageReader:
         names = _short_names([str(one) for one in models])
         loaded = {name: _load("more-ner", str(one), cache_dir) for name, one in zip(names, models, strict=True)}
         relations = None if relation_model is None else _load("more-re", str(relation_model), cache_dir)
-        reader = cls(loaded, relations, knowledge)
-        for name in loaded:
-            for corpus in (AS_TRAINED, *reader.knowledge):
+        reader = cls(loaded, relations, knowledge, cache_dir)
+        for corpus in reader.corpora:
+            fitting = [name for name, pipe in loaded.items() if reader.sources(pipe, corpus) is not None]
+            if not fitting:
+                raise ValueError(f"the corpus {corpus} has no pictures, by which {', '.join(loaded)} searches")
+            for name in fitting:
                 reader.read(name, corpus, "Hello world", None)
         if relations is not None:
             reader.relate(AS_TRAINED, "Hello world", None, "0 5", "6 11")
@@ -133,10 +144,27 @@ class PageReader:
         parts = [relation_table(relation), weights_bars(relation.get("expert_weights"))]
         return "".join([*parts, "<h4>What was read</h4>", self._evidence(self.relations, result, post)])
 
+    def sources(self, pipe: Any, corpus: str) -> Any:
+        """Return what a pipeline is given to search, of a mixture by experts; None where it can't search the corpus.
+
+        Experts that search by picture keep their own corpus where this one has none.
+        """
+        if corpus not in self.knowledge:
+            return ()
+        own = pipe.reader.knowledge
+        kinds = [one.knowledge_column for one in own.processors]
+        able = [kind == "knowledge_text" or (kind and self.with_pictures[corpus]) for kind in kinds]
+        if not any(able):
+            return None
+        given = self.knowledge[corpus]
+        return given if own.names is None else {name: given for name, fit in zip(own.names, able, strict=True) if fit}
+
     def _run(self, pipe: Any, post: Mapping[str, Any], corpus: str) -> dict[str, Any]:
         if corpus not in self.corpora:
             raise ValueError("This page has no such corpus: choose one of the list.")
-        options = {"retrieve": corpus != ALONE, "knowledge": self.knowledge.get(corpus, ())}
+        if (sources := self.sources(pipe, corpus)) is None:
+            raise ValueError("This corpus has no pictures, by which this model searches: choose another.")
+        options = {"retrieve": corpus != ALONE, "knowledge": sources}
         with self._lock:
             try:
                 found: dict[str, Any] = pipe(post, **options)
@@ -175,6 +203,11 @@ def picture_address(retrieval: Any, row: int) -> str | None:
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _has_pictures(sources: Sequence[str], cache_dir: str | Path | None) -> bool:
+    """Return whether a corpus can be searched by picture; of a database it is not known."""
+    return sources[0].startswith(MILVUS) or load_knowledge(sources, cache_dir).images is not None
 
 
 def check_image(content: bytes) -> Image.Image:
@@ -235,10 +268,17 @@ def _choices(entities: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(label, f"{one['char_start']} {one['char_end']}") for label, one in zip(told, chosen, strict=True)]
 
 
-def _load(task: str, model: str, cache_dir: str | Path | None) -> Any:
-    check_source("the model", model)
-    load: Any = pipeline
-    return load(task, model=model, cache_dir=cache_dir)
+def _load(task: str, name: str, cache_dir: str | Path | None) -> Any:
+    """Return the pipeline of a model; transformers' own function makes a page of text of what is wrong with one."""
+    pipeline_class, model_class = TASKS[task]
+    with loaded_from("the model", name):
+        processor: Any = AutoProcessor.from_pretrained(name)
+        if not hasattr(processor, "markers"):
+            raise ValueError(f"the model {name} is of another kind: train one by run_ner.py or run_re.py")
+        if processor.markers != (task == "more-re"):
+            told = "relations: name it by --relation_model" if processor.markers else "entities: name it by --model"
+            raise ValueError(f"the model {name} finds {told}")
+        return pipeline_class(model_class.from_pretrained(name), processor, cache_dir=cache_dir)
 
 
 def _short_names(models: Sequence[str]) -> list[str]:
