@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import shutil
 import statistics
 import sys
@@ -35,7 +36,7 @@ import run_re  # noqa: E402
 from _common import write_result  # noqa: E402
 from dataset_scripts import demo, demo_relations  # noqa: E402
 from dataset_scripts._demo import tower  # noqa: E402
-from modeling_more.files import locked, remove_strays, scratch_folder  # noqa: E402
+from modeling_more.files import locked, remove_strays, scratch_folder, write_jsonl  # noqa: E402
 from modeling_more.markdown import markdown_table  # noqa: E402
 from modeling_more.metrics import entity_scores, relation_scores  # noqa: E402
 
@@ -125,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         for seed in args.seeds or [1]
         for run in run_seed(seed, output / f"seed-{seed}", encoder, extra, args.resume)
     ]
+    for task in TASKS:
+        write_examples(of_system(runs, task, "mixture")[0])
     page = write_page(output / "index.html", runs, {task.name: task.options for task in TASKS})
     report(runs, output, page, time.perf_counter() - began)
     if args.seeds:
@@ -271,7 +274,33 @@ def report(runs: list[Row], output: Path, page: Path, seconds: float) -> None:
         )
     print(
         f"\nplots       {os.path.relpath(page)}\n\n{seconds:.0f} seconds; everything is in {os.path.relpath(output)}"
+        f"\n\n{page_command(runs)}"
     )
+
+
+def write_examples(run: Row) -> Path:
+    """Write a few posts with their pictures beside a mixture, for the page to show: of each condition some."""
+    folder = run["folder"].parent / "examples"
+    folder.mkdir(exist_ok=True)
+    chosen = [
+        post
+        for condition, most in (("", 2), ("odd_spelling", 1), ("no_emblem", 1))
+        for post in [one for one in run["demo"].posts["test"] if one.condition == condition][:most]
+    ]
+    for post in chosen:
+        post.picture().save(folder / f"{post.id}.png")
+    rows = [{"text": " ".join(post.tokens), "image": f"{post.id}.png"} for post in chosen]
+    write_jsonl(folder / "examples.jsonl", rows)
+    return folder / "examples.jsonl"
+
+
+def page_command(runs: list[Row]) -> str:
+    """Return the command that opens the page on the mixtures, and first what is to be installed for it."""
+    entities, relations = (of_system(runs, task, "mixture")[0]["folder"] for task in TASKS)
+    words = ["python", "spaces/more/app.py", "--model", entities, "--relation_model", relations]
+    words += ["--examples", entities.parent / "examples" / "examples.jsonl"]
+    told = shlex.join(os.path.relpath(one) if isinstance(one, Path) else one for one in words)
+    return f"try it by hand (pip install -e '.[space]' first):\n\n{told}"
 
 
 def intervals(runs: list[Row]) -> str:

@@ -249,27 +249,35 @@ def check_tower(config: Any, given: str, dimension: int) -> None:
         )
 
 
+def gate_tower(config: Any, posts: Sequence[Post]) -> Any:
+    """Return the loaded `ImageEncoder` by which a mixture's gate sees images; None where no post has one."""
+    first = next((row for row, post in enumerate(posts) if post.get("image") is not None), None)
+    if first is None:
+        return None
+    try:
+        from modeling_more.knowledge.image import ImageEncoder
+    except ModuleNotFoundError as error:
+        if error.name != "modeling_more":
+            raise
+        raise ModuleNotFoundError(
+            f"post {posts[first].get('id', first)} has an image, which the code that came with this model can't see: "
+            "pip install modeling-more, or leave the images out",
+            name=error.name,
+        ) from None
+    if config.image_model is None:
+        raise ValueError("the mixture does not tell by which tower its gate sees images: give an image_encoder")
+    return ImageEncoder(config.image_model)
+
+
 def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tensor, Tensor]:
     """Return embeddings [P, D] of the posts' `image`s, and whether each post has a usable one [P]."""
     vectors, usable = torch.zeros(len(posts), config.image_dim), torch.zeros(len(posts), dtype=torch.bool)
     given = [row for row, post in enumerate(posts) if post.get("image") is not None]
     if not given:
         return vectors, usable
-    try:
-        from modeling_more.knowledge.image import ImageEncoder
-        from modeling_more.knowledge.pictures import ImageError, open_image
-    except ModuleNotFoundError as error:
-        if error.name != "modeling_more":
-            raise
-        raise ModuleNotFoundError(
-            f"post {posts[given[0]].get('id', given[0])} has an image, which the code that came with this model can't "
-            "see: pip install modeling-more, or leave the images out",
-            name=error.name,
-        ) from None
-    if encoder is None:
-        if config.image_model is None:
-            raise ValueError("the mixture does not tell by which tower its gate sees images: give an image_encoder")
-        encoder = ImageEncoder(config.image_model)
+    encoder = encoder or gate_tower(config, posts)
+    from modeling_more.knowledge.pictures import ImageError, open_image
+
     check_tower(config, encoder.label, encoder.dimension)
     # all pairs of a post share its image; at most IMAGES_AT_ONCE are open at once
     rows_of: dict[Any, list[int]] = {}

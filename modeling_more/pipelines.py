@@ -20,6 +20,7 @@ from .encoding import (
     embed_images,
     encode_for_experts,
     encode_posts,
+    gate_tower,
     map_batches,
 )
 from .post_knowledge import PostKnowledge
@@ -154,6 +155,7 @@ class MoRePipeline(ABC):
         given = [{**row, EXPERT_KNOWLEDGE: self.knowledge.given(row)} for row in rows]
         encoded = encode_for_experts(given, self.processor)
         if self.core.config.image_dim:
+            self.image_encoder = self.image_encoder or gate_tower(self.core.config, rows)  # loaded once
             vectors, usable = embed_images(rows, self.core.config, self.image_encoder)
             for row, vector, one in zip(encoded, vectors, usable, strict=True):
                 row |= {"image": vector, "has_image": one}

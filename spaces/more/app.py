@@ -1,4 +1,4 @@
-"""Serve the page of MoRe, in a checkout or as a Space: the code is modeling_more/page.py.
+"""Serve the page of MoRe, from a checkout or as a Space; its code is modeling_more/page.py.
 
 python spaces/more/app.py --model FOLDER_OR_ID
 """
@@ -6,7 +6,7 @@ python spaces/more/app.py --model FOLDER_OR_ID
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[min(2, len(Path(__file__).resolve().parents) - 1)]
+ROOT = Path(__file__).resolve().parent.parent.parent
 if (ROOT / "modeling_more").is_dir():  # run by its path in a checkout
     sys.path.insert(0, str(ROOT))
 

@@ -1,7 +1,9 @@
 """`make demo` at a small size: every system is trained, the tables are complete, the page shows the predictions."""
 
+import argparse
 import functools
 import json
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +12,8 @@ import pytest
 
 import _common
 from dataset_scripts import demo, demo_relations
+from modeling_more import page as page_of_models
+from modeling_more.page_reading import AS_TRAINED, PageReader
 from ner_runs import ROOT
 
 SYSTEMS = {
@@ -66,6 +70,19 @@ def test_the_demo_trains_every_system_and_shows_it(small, tiny_encoder, tmp_path
     for system in SYSTEMS["entities"]:
         assert f"| {system} |" in printed
     assert "index.html" in printed
+
+    # the last line opens the page; its options are those of the page, and what it names is there
+    command = shlex.split(printed.strip().splitlines()[-1])
+    assert command[:2] == ["python", "spaces/more/app.py"] and (ROOT / command[1]).is_file()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", nargs="+")
+    page_of_models.add_options(parser)
+    given = parser.parse_args(command[2:])
+    examples = page_of_models.read_examples(given.examples)
+    assert len(examples) == 4 and all(text and picture.width > 1 for text, picture in examples)
+    # the mixture searches what its experts searched
+    found = PageReader.open(given.model, given.relation_model).read("mixture", AS_TRAINED, "just saw it", None)
+    assert "No corpus is open here" not in found.evidence
 
     written = json.loads((tmp_path / "results" / "demo.json").read_text())
     assert [(row["task"], row["system"]) for row in written["rows"]] == [

@@ -108,6 +108,9 @@ def test_a_mixture_shows_weights_opinions_and_evidence_of_each(saved, caplog):
     assert found["expert_weights"].keys() == found["experts"].keys() == found["knowledge"].keys() == {"text", "image"}
     assert sum(found["expert_weights"].values()) == pytest.approx(1, abs=1e-5)
     assert all(len(entries) == 2 for entries in found["knowledge"].values())
+    tower = pipe.reader.image_encoder
+    pipe({"text": "Ada", "image": str(Path(saved["images"]) / "2.png")})
+    assert tower is not None and pipe.reader.image_encoder is tower  # loaded once
     without = pipe("Ada Lovelace met in Lindau!")
     assert without["knowledge"]["image"] == [] and without["knowledge"]["text"] == found["knowledge"]["text"]
     with pytest.raises(ValueError, match="knowledge is given for 'picture', the experts are text, image"):

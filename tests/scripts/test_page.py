@@ -22,7 +22,7 @@ from PIL import Image
 
 from modeling_more import page
 from modeling_more.page_reading import ALONE, AS_TRAINED, MAX_CHARACTERS, MAX_IMAGE_BYTES, PageReader
-from ner_runs import ROOT, told
+from ner_runs import ROOT, posts, told
 from saved_models import train_models
 
 TEXT = "Ada Lovelace met Rivera in Oslo !"
@@ -301,9 +301,23 @@ def test_a_post_is_read_in_the_browser(opened, saved):
         opened.evaluate("[...document.querySelectorAll('#evidence img')].map(one => one.naturalWidth > 0)")
         == [True] * 2
     )
+
+
+@needs_browser
+def test_the_relation_is_asked_in_the_browser(opened, reader):
+    texts = (" ".join(post["tokens"]) for post in posts(33))
+    text = next(one for one in texts if len(reader.read("text", AS_TRAINED, one, None).choices) >= 2)
+    opened.fill("#post textarea", text)
+    opened.click("#model input")
+    opened.get_by_role("option", name="text", exact=True).click()
+    opened.click("#read")
+    opened.wait_for_selector("#evidence .more-card")
     opened.click("#relate")
     opened.wait_for_selector("#relation table")
     assert "→" in opened.inner_text("#relation")
+    opened.fill("#post textarea", "Ada")
+    opened.click("#relate")
+    opened.get_by_text("The post has changed").wait_for()
 
 
 @needs_browser
