@@ -126,8 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         for seed in args.seeds or [1]
         for run in run_seed(seed, output / f"seed-{seed}", encoder, extra, args.resume)
     ]
-    for task in TASKS:
-        write_examples(of_system(runs, task, "mixture")[0])
+    write_examples(runs)
     page = write_page(output / "index.html", runs, {task.name: task.options for task in TASKS})
     report(runs, output, page, time.perf_counter() - began)
     if args.seeds:
@@ -278,15 +277,14 @@ def report(runs: list[Row], output: Path, page: Path, seconds: float) -> None:
     )
 
 
-def write_examples(run: Row) -> Path:
-    """Write a few posts with their pictures beside a mixture, for the page to show: of each condition some."""
-    folder = run["folder"].parent / "examples"
+def write_examples(runs: list[Row]) -> Path:
+    """Write a few posts with their pictures for the page: with an entity, one of each condition, and with a pair."""
+    entities, relations = (of_system(runs, task, "mixture")[0] for task in TASKS)
+    posts = {run["task"]: run["demo"].posts["test"] for run in (entities, relations)}
+    chosen = [next(post for post in posts["entities"] if post.condition == one) for one in CONDITIONS]
+    chosen += [next(post for post in posts["relations"] if not post.condition)]
+    folder = entities["folder"].parent / "examples"
     folder.mkdir(exist_ok=True)
-    chosen = [
-        post
-        for condition, most in (("", 2), ("odd_spelling", 1), ("no_emblem", 1))
-        for post in [one for one in run["demo"].posts["test"] if one.condition == condition][:most]
-    ]
     for post in chosen:
         post.picture().save(folder / f"{post.id}.png")
     rows = [{"text": " ".join(post.tokens), "image": f"{post.id}.png"} for post in chosen]

@@ -1,6 +1,6 @@
 """Take the pictures of the page, docs/page-1280.png and docs/page-400.png, in a real browser.
 
-python docs/shoot_page.py --model out/demo/seed-1/entities/mixture --examples out/demo/seed-1/entities/examples/examples.jsonl
+python docs/shoot_page.py --model out/demo/seed-1/entities/mixture --examples EXAMPLES.jsonl
 
 It opens the page with these options, takes over an example and lets it be read. It needs Playwright and Debian's
 package chromium.
