@@ -14,6 +14,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoProcessor
 
+from . import modeling_mixture as modeling_mixture  # the Auto classes then know the models, whoever imports this
 from .auto_pipelines import TASKS
 from .knowledge import load_knowledge
 from .knowledge.pictures import ImageError, open_image
