@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -175,6 +176,8 @@ def make_blocks(
                     return reader.relate(corpus, text, image, head, tail)
 
             ask.click(relate, [corpus, text, picture, *chosen], related, api_name="relate", **shared)
+    # Gradio makes a table of the calls that it remembers, 10,000 by default, after every call
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
     return page
 

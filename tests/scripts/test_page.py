@@ -352,9 +352,7 @@ def test_scripts_in_posts_and_corpora_are_shown_as_text(opened):
     opened.get_by_role("option", name="other").click()
     opened.click("#read")
     opened.wait_for_selector("#evidence .more-card")
-    shown = re.sub(
-        r" (PER|LOC)(\n|$)", "", opened.inner_text("#marked")
-    )  # without labels
+    shown = re.sub(r" (PER|LOC)(\n|$)", "", opened.inner_text("#marked"))  # without labels
     assert "".join(SCRIPT.split()) in "".join(shown.split())
     assert "<script>alert('post')</script>" in opened.inner_text("#evidence")
     assert "${alert(1)} {{value}}" in opened.inner_text("#evidence")
