@@ -54,6 +54,7 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     three = commands.add_parser("page", help="open a page in the browser on which the model can be tried", **plain)
     three.add_argument("model", nargs="+", help=MODEL)
+    three.add_argument("--relation_model", help="a model of relations, asked of two entities that are chosen")
     three.add_argument("--port", type=int, help="default: a free one from 7860 on")
 
     for command in (one, two, three):
@@ -198,13 +199,12 @@ def page(args: argparse.Namespace) -> None:
     """Open the page of some models.
 
     Raises:
-        ValueError: the package of the page is not installed.
+        ValueError, OSError: the package of the page is not installed, or a model or a corpus can't be used.
     """
-    try:
-        from .page import serve
-    except ImportError as error:
-        raise ValueError(f"the page needs gradio ({error}): pip install 'modeling-more[space]'") from error
-    serve(args.model, knowledge=args.knowledge, port=args.port, cache_dir=args.cache_dir)
+    from .page import by_name, named_corpus, serve
+
+    serve(args.model, args.relation_model, by_name(list(map(named_corpus, args.knowledge))), port=args.port,
+          cache_dir=args.cache_dir)  # fmt: skip
 
 
 def show(value: Mapping[str, Any], lines: Sequence[str] | None) -> None:

@@ -40,8 +40,7 @@ def build(
         cache_dir: the folder of corpora and indices.
 
     Raises:
-        ImportError: gradio is not installed.
-        ValueError, OSError: a model or a corpus can't be loaded; the sentence names it.
+        ValueError, OSError: gradio is not installed, or a model or a corpus can't be loaded; the sentence names it.
     """
     make_blocks = _gradio().make_blocks
     from .page_reading import PageReader  # here, as it loads torch, which --help need not wait for
@@ -98,7 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `main` to a parser; --model is not among them."""
     parser.add_argument("--relation_model", metavar="MODEL", help="a model for relations; default: $RELATION_MODEL")
     parser.add_argument(
-        "--knowledge", nargs="+", metavar="NAME=SOURCE", type=_named, default=None,
+        "--knowledge", nargs="+", metavar="NAME=SOURCE", type=named_corpus, default=None,
         help="corpora that may be searched instead of that of the training: a file, a folder or an id of the Hub, "
         "several with commas between them; default: $KNOWLEDGE",
     )  # fmt: skip
@@ -112,20 +111,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def serve_options(models: Sequence[str | Path], options: argparse.Namespace) -> None:
     """Serve the page as the options of `add_options` say."""
-    named = options.knowledge if options.knowledge is not None else _of_environment("KNOWLEDGE", _named)
-    names = [name for name, _ in named]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"--knowledge gives {min(twice)} twice: give each corpus a name of its own, NAME=SOURCE")
+    named = options.knowledge if options.knowledge is not None else _of_environment("KNOWLEDGE", named_corpus)
     examples = options.examples or os.environ.get("EXAMPLES")
     serve(
         models,
         options.relation_model or os.environ.get("RELATION_MODEL") or None,
-        dict(named),
+        by_name(named),
         read_examples(examples) if examples else (),
         options.cache_dir,
         options.host,
         options.port,
     )
+
+
+def named_corpus(told: str) -> tuple[str, list[str]]:
+    """Return the name and the sources of a corpus, NAME=SOURCE,…; without a name it has that of its first source."""
+    name, equals, sources = told.partition("=")
+    given = [one for one in (sources if equals else told).split(",") if one]
+    if not given or not name.strip():
+        raise ValueError(f"{told!r} names no corpus: give NAME=SOURCE")
+    return (name if equals else Path(given[0]).name), given
+
+
+def by_name(named: Sequence[tuple[str, list[str]]]) -> dict[str, list[str]]:
+    """Return corpora by their names, or raise ValueError where two have the same."""
+    names = [name for name, _ in named]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"--knowledge gives {min(twice)} twice: give each corpus a name of its own, NAME=SOURCE")
+    return dict(named)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -144,10 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .training.command_line import one_sentence_errors
 
     with one_sentence_errors():
-        try:
-            serve_options(models, options)
-        except ModuleNotFoundError as error:
-            raise ValueError(str(error)) from error
+        serve_options(models, options)
 
 
 def _gradio() -> Any:
@@ -156,17 +166,8 @@ def _gradio() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ModuleNotFoundError(MISSING, name="gradio") from None
+        raise ValueError(MISSING) from None
     return page_blocks
-
-
-def _named(told: str) -> tuple[str, list[str]]:
-    """Return the name and the sources of a corpus; without a name it has that of its file or repository."""
-    name, equals, sources = told.partition("=")
-    given = [one for one in (sources if equals else told).split(",") if one]
-    if not given or not name.strip():
-        raise argparse.ArgumentTypeError(f"{told!r} names no corpus: give NAME=SOURCE")
-    return (name if equals else Path(given[0]).name), given
 
 
 def _of_environment(name: str, kind: Any) -> list[Any]:

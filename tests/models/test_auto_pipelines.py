@@ -16,7 +16,9 @@ from PIL import Image
 from transformers import AutoProcessor, pipeline
 
 import ner_runs
+import re_runs
 import run_ner
+import run_re
 from modeling_more.provenance import HubName, places_of
 from modeling_more.retrieval_settings import RetrievalSettings
 from saved_models import train_models
