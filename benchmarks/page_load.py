@@ -104,7 +104,6 @@ async def load(api: str, process: subprocess.Popen[bytes], model: str, users: in
         lasted = time.perf_counter() - began
         watcher.cancel()
     third = lasted / 3
-    print([round(mb) for _, mb in memory[::20]], file=sys.stderr)
     return {
         "users": users,
         "seconds": round(lasted, 1),
