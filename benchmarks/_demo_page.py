@@ -140,6 +140,9 @@ def _posts(runs: Sequence[dict[str, Any]], shown: int) -> list[str]:
             for run in runs:
                 prediction = run["predictions"][post.id]
                 words = _marked(prediction) if "entities" in prediction else _related(prediction)
+                if run["system"] == "mixture":
+                    told = ", ".join(f"{name} {weight:.2f}" for name, weight in prediction["expert_weights"].items())
+                    words += f' <span class="kind">weights: {html.escape(told)}</span>'
                 parts.append(f'<p><span class="system">{run["system"]}</span>{words}</p>')
             for kind, found in knowledge.items():
                 parts.append(f'<p class="kind"><span class="system">by {kind}</span>')

@@ -47,9 +47,13 @@ class OneProcess:
     """Stands in for an Accelerator where the calling process does the work alone, on one device."""
 
     num_processes, process_index, is_main_process = 1, 0, True
+    mixed_precision = "no"
 
     def __init__(self, device: torch.device):
         self.device = device
+
+    def wait_for_everyone(self) -> None:
+        """Return at once: there is nobody to wait for."""
 
     def unwrap_model(self, model: Any) -> Any:
         """Return the model itself, of one that was compiled or wrapped to be trained by several processes."""

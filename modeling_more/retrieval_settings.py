@@ -79,11 +79,6 @@ class RetrievalSettings:
         return cls(**found)
 
     @property
-    def column(self) -> str:
-        """Return the column of a data set that holds what was retrieved so."""
-        return f"knowledge_{self.kind}"
-
-    @property
     def encoders(self) -> list[str | None]:
         """Return the encoders that are named; somebody else's names are `HubName`s, see `loaded_from`."""
         return [getattr(self, name) for name in ENCODERS]

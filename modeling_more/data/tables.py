@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from ..foreign import parquet_batches
+from ..parquet import parquet_batches
 from ..posts import Row
 from .conll import looks_like_conll
 from .rows import HIDDEN

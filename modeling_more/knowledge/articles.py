@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sentencex
 
-from ..foreign import line_objects, parquet_batches, require_regular
+from ..foreign import line_objects, require_regular
+from ..parquet import parquet_batches
 from .pictures import ImageError, named_file
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..foreign import parquet_batches, require_regular
+from ..foreign import require_regular
+from ..parquet import parquet_batches
 from .corpus_info import FORMAT_VERSION, META_FILE, CorpusInfo
 from .corpus_tables import column_digest, numpy_view
 from .index_files import DamagedError

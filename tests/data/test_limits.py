@@ -267,7 +267,7 @@ def test_a_table_is_read_in_small_parts(tmp_path: Path, monkeypatch: pytest.Monk
     rows = [{"id": str(n), "title": f"T{n}", "text": "x" * 40_000} for n in range(400)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "k.parquet", use_dictionary=False)
     sizes: list[int] = []
-    monkeypatch.setattr("modeling_more.foreign._ROWS_BYTES", 1_000_000)
+    monkeypatch.setattr("modeling_more.parquet._ROWS_BYTES", 1_000_000)
     batches = pq.ParquetFile.iter_batches
 
     def counted(file: Any, size: int, **which: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from parquet_bombs import Column, one_list, repeated, write
 
 from modeling_more.data.entity_formats import read_posts
-from modeling_more.foreign import parquet_batches
+from modeling_more.parquet import parquet_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = b"Ada sings " * 80_000
@@ -81,7 +81,7 @@ def test_every_honest_encoding_is_read(tmp_path: Path, encoding: str | None, mon
         column_encoding=texts or None, row_group_size=1700,
     )  # fmt: skip
     for most in (1 << 28, 9_000):
-        monkeypatch.setattr("modeling_more.foreign._LISTS_BYTES", most)
+        monkeypatch.setattr("modeling_more.parquet._LISTS_BYTES", most)
         found = [
             row for part in parquet_batches(tmp_path / "a.parquet", schema.names, 200) for row in part.to_pylist()
         ]

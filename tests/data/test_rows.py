@@ -140,7 +140,7 @@ def test_predict_says_what_a_post_is(experts: Any) -> None:
         []
     ] * 3
     assert predict(*relations, [{"id": 3, "text": "", "entities": []}]) == [
-        {"id": 3, "text": "", "tokens": [], "relations": []}
+        {"id": 3, "text": "", "tokens": [], "relations": [], "knowledge": []}
     ]
 
 
