@@ -280,7 +280,10 @@ def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tens
     if not given:
         return vectors, usable
     encoder = encoder or gate_tower(config, posts)
-    from modeling_more.knowledge.pictures import ImageError, open_image
+    try:
+        from modeling_more.knowledge.pictures import ImageError, open_image
+    except ModuleNotFoundError:  # whoever gave an encoder has it; without, `gate_tower` has told
+        raise
 
     check_tower(config, encoder.label, encoder.dimension)
     # all pairs of a post share its image; at most IMAGES_AT_ONCE are open at once
