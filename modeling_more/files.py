@@ -333,13 +333,13 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def copy_folder(source: Path, target: Path) -> None:
     """Copy what a folder holds, over what is there; the copies have the umask's modes, not those of the originals.
 
-    What a killed run has left beside a file is not copied.
+    What a killed run has left, a file half written or a lock, is not copied.
     """
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.is_dir():
             copy_folder(path, target / path.name)
-        elif not path.match(TEMPORARY):
+        elif not (path.match(TEMPORARY) or path.suffix == ".lock"):
             shutil.copyfile(path, target / path.name)
 
 

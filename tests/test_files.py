@@ -153,7 +153,7 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) 
 def test_what_a_killed_run_left_is_not_copied(tmp_path: Path) -> None:
     """An index whose builder was killed after its last file is copied into a saved corpus without the stray."""
     (tmp_path / "index").mkdir()
-    for name in ("index.faiss", ".index.json.0123abcd.tmp", ".kept"):
+    for name in ("index.faiss", ".index.json.0123abcd.tmp", "index.lock", ".kept"):
         (tmp_path / "index" / name).write_text("x")
     copy_folder(tmp_path / "index", tmp_path / "saved")
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"index.faiss", ".kept"}
