@@ -34,7 +34,7 @@ def clean_label(label: str, where: str) -> str:
     seen = [place for place, character in enumerate(found) if not _is_blank(character)]
     found = found[seen[0] : seen[-1] + 1] if seen else ""
     if any(_is_blank(one) and not _joins(found, place) for place, one in enumerate(found)):
-        raise ValueError(f"{where}: the label {found!r} has white space within; write it in one, like creative-work.")
+        raise ValueError(f"{where}: the label {found!r:.80} has white space within; write it in one, like creative-work.")
     return found
 
 
@@ -67,10 +67,10 @@ def check_tag(tag: str, where: str, types: Sequence[str] | None) -> str:
         if tag.startswith("/"):
             raise ValueError(f"{where}: {RELATION_DATA}.") from None
         expected = f"B- or I- and one of {', '.join(types)}" if types else "B- or I- and a type, like B-PER"
-        raise ValueError(f"{where}: unknown label {tag!r}; a label is O, or {expected}.") from None
+        raise ValueError(f"{where}: unknown label {tag!r:.80}; a label is O, or {expected}.") from None
     if types is not None and type_ and type_ not in types:
         near = nearest(type_, types) or "."
-        raise ValueError(f"{where}: unknown label {tag!r}; the types are {', '.join(types)}{near}")
+        raise ValueError(f"{where}: unknown label {tag!r:.80}; the types are {', '.join(types)}{near}")
     return tag
 
 
