@@ -34,7 +34,8 @@ def clean_label(label: str, where: str) -> str:
     seen = [place for place, character in enumerate(found) if not _is_blank(character)]
     found = found[seen[0] : seen[-1] + 1] if seen else ""
     if any(_is_blank(one) and not _joins(found, place) for place, one in enumerate(found)):
-        raise ValueError(f"{where}: the label {found!r:.80} has white space within; write it in one, like creative-work")
+        told = "has white space within; write it in one, like creative-work."
+        raise ValueError(f"{where}: the label {found!r:.80} {told}")
     return found
 
 
