@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .naming import NamingParser
+from .retrieval_settings import SEARCHES
+from .training.arguments import DataArguments
 from .training.interruption import end_at_once, interrupted, raise_again
 
 # No library is imported before the arguments are read: help and a mistyped option are answered at once.
@@ -24,7 +26,6 @@ EPILOG = """examples:
   more search ORG/CORPUS --image photo.jpg
   more page out"""
 MODEL = "folder or Hub id of a saved expert or mixture"
-TEXT_MODEL, IMAGE_MODEL = "sentence-transformers/all-MiniLM-L6-v2", "openai/clip-vit-base-patch32"
 
 
 def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,9 +49,9 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     two = commands.add_parser("search", help="search a corpus of knowledge", **plain)
     two.add_argument("corpus", nargs="+", metavar="CORPUS", help="files, a folder or a Hub id, then the query")
     two.add_argument("--image", type=Path, help="search by this image instead of a query")
-    two.add_argument("--retriever", choices=("bm25", "dense", "both"), default="bm25", help="how texts are searched")
-    two.add_argument("--text_model", default=TEXT_MODEL, help="sentence encoder of dense (default: %(default)s)")
-    two.add_argument("--image_model", default=IMAGE_MODEL, help="image tower (default: %(default)s)")
+    two.add_argument("--retriever", choices=SEARCHES, default="bm25", help="how texts are searched")
+    two.add_argument("--text_model", default=DataArguments.text_model, help="of dense (default: %(default)s)")
+    two.add_argument("--image_model", default=DataArguments.image_model, help="image tower (default: %(default)s)")
 
     three = commands.add_parser("page", help="open a page in the browser on which the model can be tried", **plain)
     three.add_argument("model", nargs="+", help=MODEL)
@@ -123,7 +124,7 @@ def load(args: argparse.Namespace) -> Any:
     """Return the pipeline of a saved model."""
     from transformers import pipeline
 
-    from .auto_pipelines import TASKS
+    from . import auto_pipelines as auto_pipelines  # transformers then knows the pipelines
     from .loading import config_of
     from .naming import loaded_from
     from .training.models import SAVED, check_saved
@@ -134,7 +135,6 @@ def load(args: argparse.Namespace) -> Any:
         raise ValueError(f"{args.model} is a {config.model_type}, not a saved expert or mixture")
     check_saved(args.model)
     task = "more-re" if str((config.architectures or [""])[0]).endswith("RelationExtraction") else "more-ner"
-    assert task in TASKS
     more: dict[str, Any] = {"knowledge": args.knowledge, "retrieve": not args.no_retrieve, "top_k": args.top_k}
     more |= {"threshold": args.threshold, "batch_size": args.batch_size, "cache_dir": args.cache_dir}
     if args.entity_model is not None:

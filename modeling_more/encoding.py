@@ -282,7 +282,7 @@ def embed_images(posts: Sequence[Post], config: Any, encoder: Any) -> tuple[Tens
     encoder = encoder or gate_tower(config, posts)
     try:
         from modeling_more.knowledge.pictures import ImageError, open_image
-    except ModuleNotFoundError:  # whoever gave an encoder has it; without, `gate_tower` has told
+    except ModuleNotFoundError:  # told by `gate_tower`; outside of `try` transformers asks for it before
         raise
 
     check_tower(config, encoder.label, encoder.dimension)

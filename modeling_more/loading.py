@@ -64,7 +64,7 @@ def downloaded(name_or_path: Any, patterns: Sequence[str], options: Mapping[str,
     """
     if Path(name_or_path).exists():
         return name_or_path
-    place = {key: options[key] for key in PLACE[:-1] if options.get(key) is not None}
+    place = {key: options[key] for key in PLACE if key != "subfolder" and options.get(key) is not None}
     try:
         return snapshot_download(str(name_or_path), allow_patterns=list(patterns), **place)
     except (OSError, ValueError):

@@ -40,11 +40,6 @@ def position_limit(encoder: nn.Module) -> int | None:
     return min([*limits, named] if isinstance(named, int) and named > 0 else limits)
 
 
-def position_limit_of(config: Any) -> int | None:
-    """Return the `position_limit` of the encoder of this configuration, without loading it."""
-    return position_limit(sketched(config))
-
-
 def sketched(config: Any, name: Any = "the configuration") -> nn.Module:
     """Return the encoder of this configuration without weights, to ask how much it reads.
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .configuration_more import MoReConfig
 from .files import manifest_kept
-from .loading import config_of, downloaded, load_processor
+from .loading import PLACE, config_of, downloaded, load_processor
 from .open_retrieval import open_retrieval
 from .positions import check_ids, position_limit, sketched
 from .provenance import hub_options, is_own, remember
@@ -35,8 +35,6 @@ PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 #: the same with the encoders of its retrieval that were saved with it
 SAVED_FILES = (*PROCESSOR_FILES, *(f"{folder}/{one}" for folder in ENCODERS.values() for one in ENCODER_FILES))
 _NEEDED = ("processor_config.json", "tokenizer.json")
-#: options of `from_pretrained` that say where a repository is found
-_PLACE = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class MoReProcessor(ManifestKept, ProcessorMixin):
@@ -416,7 +414,7 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 
 def _config_at(name_or_path: Any, options: Mapping[str, Any]) -> Any:
     """Return the configuration of the encoder or expert that lies there; None where none does."""
-    place = {key: options[key] for key in (*_PLACE, "subfolder") if key in options}
+    place = {key: options[key] for key in PLACE if key in options}
     try:
         return config_of(name_or_path, **place)
     except (OSError, ValueError):  # a tokenizer or processor by itself

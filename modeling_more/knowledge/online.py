@@ -55,7 +55,7 @@ class OnlineRetrieval:
         return cls(settings, open_one(settings, sources, cache_dir))
 
     def find(self, posts: Sequence[Post], top_k: int) -> list[list[Entry]]:
-        """Return the ranked entries of each post {tokens, image?, caption?, entities?}, as its expert reads them.
+        """Return the ranked entries of each post {tokens, image?, caption?, predicted_entities?}, as they are read.
 
         Entries that hold their post are left out (METHOD, section 1). By image, a post without an image finds nothing,
         and one that can't be used is logged. Where captions were searched, `caption` is the query.

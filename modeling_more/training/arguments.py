@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..posts import MAX_PAIRS, MAX_WORDS
+from ..retrieval_settings import QUERIES
 
-#: how text is searched; a class of the user's own is named FILE.py:CLASS
-RETRIEVERS = ("bm25", "dense", "both")
 RETRIEVALS = ("none", "text", "image", "moe")
 #: the trackers that accelerate knows, and "all" for those that are installed
 TRACKERS = [*("all", "aim", "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")]
@@ -69,7 +68,7 @@ class DataArguments:
     query: str = option(
         "words",
         "what is searched for: the post's words, its image's caption, or also its predicted entities",
-        ["words", "caption", "entities"],
+        QUERIES,
     )
     captions: str | None = option(
         None, "captions of the images, for --query caption: `ID.jpg :caption` lines or JSONL"

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..data.columns import check_columns
 from ..naming import check_source, nearest
-from ..retrieval_settings import MILVUS
-from .arguments import RETRIEVERS, Arguments, DataArguments
+from ..retrieval_settings import MILVUS, SEARCHES
+from .arguments import Arguments, DataArguments
 from .output_folders import check_output_dir
 
 #: options, the condition on their values, and its wording; NaN is always refused
@@ -36,10 +36,10 @@ def check_values(args: Arguments) -> None:
     """Raise ValueError if the value of an option is out of range."""
     given = {name: value for part in vars(args).values() for name, value in vars(part).items()}
     check_ranges(given, "--")
-    if (retriever := args.data.retriever) not in RETRIEVERS and ".py:" not in retriever:
+    if (retriever := args.data.retriever) not in SEARCHES and ".py:" not in retriever:
         raise ValueError(
-            f"argument --retriever: it is {retriever!r}, it must be one of {', '.join(RETRIEVERS)}, or FILE.py:CLASS"
-            f"{nearest(retriever, RETRIEVERS)}"
+            f"argument --retriever: it is {retriever!r}, it must be one of {', '.join(SEARCHES)}, or FILE.py:CLASS"
+            f"{nearest(retriever, SEARCHES)}"
         )
     if twice := [seed for seed, count in Counter(given["seeds"]).items() if count > 1]:
         raise ValueError(f"--seeds holds {twice[0]} twice, each must be another one")
@@ -60,7 +60,7 @@ def check_retrieval(args: DataArguments, predicts: bool = False) -> None:
     Args:
         predicts: whether a saved model predicts, which retrieves as it was trained, from `--knowledge` if given.
     """
-    own = args.retriever not in RETRIEVERS
+    own = args.retriever not in SEARCHES
     if own and not Path(file := args.retriever.rpartition(":")[0]).is_file():
         raise FileNotFoundError(f"--retriever {args.retriever}: there is no file {file}")
     if args.retrieval == "none":

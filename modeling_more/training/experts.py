@@ -23,7 +23,8 @@ from ..naming import loaded_from
 from ..posts import Posts
 from ..processing_more import MoReProcessor
 from ..provenance import is_own, of_others
-from .arguments import RETRIEVERS, Arguments, DataArguments, ModelArguments, TrainingArguments
+from ..retrieval_settings import SEARCHES
+from .arguments import Arguments, DataArguments, ModelArguments, TrainingArguments
 from .checks import check_ranges
 from .command_line import TYPES
 from .models import check_saved
@@ -78,7 +79,7 @@ class Expert:
         """
         found = {key: self.options[key] for key in RETRIEVAL_OPTIONS if key in self.options}
         # whoever published the expert must not choose which file is run here
-        if (own := found.get("retriever", "bm25")) not in RETRIEVERS and own != data.retriever:
+        if (own := found.get("retriever", "bm25")) not in SEARCHES and own != data.retriever:
             raise ValueError(
                 f"expert {self.name} ({self.source}) searches by code of its own: give --retriever {own} if that file "
                 "is here and yours to run"

@@ -13,8 +13,8 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 
 from ..posts import Posts
 from ..provenance import HubName, remember_places
-from ..retrieval_settings import ENCODERS, RetrievalSettings
-from .arguments import RETRIEVERS, DataArguments
+from ..retrieval_settings import ENCODERS, SEARCHES, RetrievalSettings
+from .arguments import DataArguments
 from .checks import check_retrieval
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def knowledge_column(retrieval: str) -> str | None:
 def wanted(args: DataArguments, fingerprint: str = "") -> RetrievalSettings:
     """Return the settings of the retrieval that the options ask for; `fingerprint` is that of the corpus searched."""
     dense = args.retrieval == "text" and args.retriever in ("dense", "both")
-    own = args.retriever if args.retriever in RETRIEVERS else Path(args.retriever).name
+    own = args.retriever if args.retriever in SEARCHES else Path(args.retriever).name
     return RetrievalSettings(
         kind=args.retrieval,
         corpora=list(args.knowledge),
@@ -77,7 +77,7 @@ def options_of(settings: RetrievalSettings, data: DataArguments) -> DataArgument
             f"the expert searched by {settings.query}: give those of these posts by "
             + ("--captions FILE" if settings.query == "caption" else "--entities FILE …")
         )
-    if (own := searched["retriever"]) not in RETRIEVERS:
+    if (own := searched["retriever"]) not in SEARCHES:
         if Path(data.retriever).name != own:
             raise ValueError(f"the expert searched by code of its own: give --retriever {own}, with the file's place")
         searched["retriever"] = data.retriever
@@ -122,7 +122,7 @@ def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, 
         query, found = _caption_query(str(args.captions), splits)
     elif args.query == "entities":
         query, found = _entity_query(args.entities, splits)
-    own_class = None if args.retriever in RETRIEVERS else _own_class(args.retriever)
+    own_class = None if args.retriever in SEARCHES else _own_class(args.retriever)
     retriever = open_text_retriever(wanted(args), args.knowledge, args.cache_dir, own_class)
     attached, report = attach_text_knowledge(DatasetDict(splits), retriever, args.top_k, column, args.cache_dir, query)
     told = {"corpus": corpus_fingerprint(retriever), "retriever": args.retriever, "query": args.query}

@@ -261,7 +261,7 @@ def test_strangers_settings_open_nothing_here(saved, tmp_path, other_machine):
 )
 def test_damaged_settings_are_one_sentence(change, told):
     whole = {"kind": "text", "corpora": ["a"], "fingerprint": "f"}
-    assert RetrievalSettings.from_dict(whole).saved() | change != RetrievalSettings.from_dict(whole).saved()
+    assert RetrievalSettings.from_dict(whole).saved().items() >= whole.items()
     with pytest.raises(ValueError, match=told):
         RetrievalSettings.from_dict(whole | change)
 
@@ -292,9 +292,9 @@ def test_wrong_calls_are_one_sentence(saved):
 def test_a_pipeline_is_saved_whole(saved, tmp_path):
     pipe = pipeline("more-ner", model=saved["mixture"])
     pipe.save_pretrained(tmp_path / "again")
-    text = "Ada met in Oslo!"
-    assert pipeline("more-ner", model=str(tmp_path / "again"))(text) == pipe(text)
-    assert torch.equal(pipe.model.gate.output.weight, pipe.model.gate.output.weight)
+    again, text = pipeline("more-ner", model=str(tmp_path / "again")), "Ada met in Oslo!"
+    assert again(text) == pipe(text)
+    assert torch.equal(again.model.gate.output.weight, pipe.model.gate.output.weight)
 
 
 PUSH = """

@@ -18,7 +18,7 @@ from modeling_more import (
     predict,
 )
 from modeling_more.encoding import encode_posts
-from modeling_more.positions import position_limit, position_limit_of
+from modeling_more.positions import position_limit, sketched
 from modeling_more.tagging import bioes_labels
 from modeling_more.training.arguments import TrainingArguments
 from modeling_more.training.loop import train
@@ -63,7 +63,7 @@ def test_the_smaller_limit_counts(kind, tmp_path, caplog):
     assert MoReProcessor.from_encoder_pretrained(folder, max_length=limit).max_length == limit
     assert len([1 for record in caplog.records if "lowered" in record.message]) == 1
     encoder = AutoModel.from_pretrained(folder).eval()
-    assert position_limit(encoder) == position_limit_of(encoder.config) == limit and reads(encoder, limit)
+    assert position_limit(encoder) == position_limit(sketched(encoder.config)) == limit and reads(encoder, limit)
     with pytest.raises((IndexError, RuntimeError)):  # what is to be spared
         reads(encoder, limit + 1)
     # as long as the encoder reads, and no longer
@@ -90,8 +90,8 @@ def test_relative_positions_have_no_limit(kind, tmp_path, caplog):
 
 def test_t5_has_no_limit_and_nothing_is_drawn():
     before = torch.get_rng_state()
-    assert position_limit_of(AutoConfig.for_model("t5", n_positions=8, d_model=8, num_layers=1)) is None
-    assert position_limit_of(AutoConfig.for_model("bert", num_hidden_layers=1)) == 512
+    assert position_limit(sketched(AutoConfig.for_model("t5", n_positions=8, d_model=8, num_layers=1))) is None
+    assert position_limit(sketched(AutoConfig.for_model("bert", num_hidden_layers=1))) == 512
     assert torch.equal(before, torch.get_rng_state())  # the head's initialisation stays as it was
 
 
