@@ -11,7 +11,9 @@ from .remote_code import ConfigWithCode, register_config
 from .retrieval_settings import ENCODERS
 
 GATES = ("post", "word")
+GATE_INPUTS = ("text", "image", "scores", "confidence")
 DECODINGS = ("viterbi", "word")
+ALONE = "_alone"  # ends the name of an expert's reading of the words without knowledge
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -25,7 +27,10 @@ class MoReMixtureConfig(ConfigWithCode):
         expert_digests: `weights_digest` of each expert that is only referred to, so that loading notices a change.
         copy_experts: whether a checkpoint holds the experts' weights; if not, it refers to `expert_sources`.
         gate: whether an expert has one weight for a whole `"post"` (the paper) or for each `"word"` (entities only).
-        gate_hidden: width of the gate's hidden layer; 0 makes the gate linear.
+        gate_inputs: what the gate reads: the post's `"text"` and `"image"` (the paper), the `"scores"` of what each
+            expert's search found, the `"confidence"` of what it says (`evidence`); nothing makes weights that are the
+            same for all posts.
+        gate_hidden: width of the gate's hidden layer over text and image; 0 makes the gate linear.
         image_dim: dimension of the image features; 0 shows the gate no image.
         image_model: the image tower that makes these features: a Hub id, or a folder, which is saved with the mixture.
         image_dropout: probability with which a post's image is hidden from the gate in training, so that the vector
@@ -34,6 +39,9 @@ class MoReMixtureConfig(ConfigWithCode):
             Where experts are trained along and an optimizer step has several batches, each of these is evened out.
         entropy: weight of the mean entropy of g, in nats: above 0 the gate decides sooner, below 0 later. The means
             are over posts, with a gate per word over those of their words.
+        alone: numbers of the experts that also read the words without knowledge, for `"confidence"` and `abstain`.
+        abstain: whether these readings are mixed, too, so that the gate can do without an expert's knowledge.
+        temperatures: by which the scores of each expert are divided; default: 1 for all.
         train_experts: whether to train the experts with the gate; if not, they are frozen and in eval mode.
         decoding: how entities are decoded, by `"viterbi"` over the mixture's log-probabilities under the BIOES
             constraints, or by the best label of each `"word"` (the paper).
@@ -53,12 +61,16 @@ class MoReMixtureConfig(ConfigWithCode):
     expert_digests: list[str] | None = None
     copy_experts: bool = True
     gate: str = "post"
+    gate_inputs: list[str] | None = None
     gate_hidden: int = 0
     image_dim: int = 0
     image_model: str | None = None
     image_dropout: float = 0.1
     load_balancing: float = 0.0
     entropy: float = 0.0
+    alone: list[int] | None = None
+    abstain: bool = False
+    temperatures: list[float] | None = None
     train_experts: bool = False
     decoding: str = "viterbi"
 
@@ -71,6 +83,9 @@ class MoReMixtureConfig(ConfigWithCode):
             raise ValueError(f"gate is {self.gate!r}, it must be one of {', '.join(GATES)}")
         if self.decoding not in DECODINGS:
             raise ValueError(f"decoding is {self.decoding!r}, it must be one of {', '.join(DECODINGS)}")
+        self.gate_inputs = ["text", "image"] if self.gate_inputs is None else list(self.gate_inputs)
+        if unknown := [one for one in self.gate_inputs if one not in GATE_INPUTS]:
+            raise ValueError(f"gate_inputs hold {unknown[0]!r:.80}, they must be some of {', '.join(GATE_INPUTS)}")
         for name in ("gate_hidden", "image_dim", "load_balancing"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must not be below 0")
@@ -79,6 +94,7 @@ class MoReMixtureConfig(ConfigWithCode):
         if self.train_experts and not self.copy_experts:
             raise ValueError("train_experts needs copy_experts: experts that are only referred to can't be saved")
         check_names(self.expert_names, len(self.experts))
+        self._check_readings()
         if not self.copy_experts and len(self.expert_sources) != len(self.experts):
             raise ValueError(f"{len(self.experts)} experts are referred to by {len(self.expert_sources)} sources")
         labels = [label_list(expert) for expert in self.experts]
@@ -93,6 +109,25 @@ class MoReMixtureConfig(ConfigWithCode):
         self.label2id = {label: index for index, label in own.items()}
         if labels and [own[index] for index in sorted(own)] != labels[0]:
             raise ValueError("id2label of the mixture is not that of its experts")
+
+    @property
+    def readers(self) -> list[str]:
+        """Return the names of what is mixed: the experts and, with `abstain`, those that read the words alone."""
+        names, alone = self.expert_names or [], self.alone or []
+        return names + ([f"{names[place]}{ALONE}" for place in alone] if self.abstain else [])
+
+    def _check_readings(self) -> None:
+        number = len(self.experts or ())
+        alone = self.alone = list(self.alone or ())
+        if any(type(one) is not int or not 0 <= one < number for one in alone) or len(set(alone)) < len(alone):
+            raise ValueError(f"alone is {alone!r:.80}, it must hold numbers of the {number} experts")
+        if self.abstain and not alone:
+            raise ValueError("abstain needs alone: the experts that also read the words without knowledge")
+        if self.abstain:
+            check_names(self.readers, number + len(alone))
+        told = self.temperatures or [1.0] * number
+        if len(told) != number or not all(isinstance(one, float | int) and one > 0 for one in told):
+            raise ValueError(f"temperatures are {told!r:.80}, they must be {number} numbers above 0")
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what `config.json` holds: of an image tower in a folder the name that it has beside the mixture."""

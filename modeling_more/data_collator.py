@@ -56,8 +56,9 @@ class MixtureCollator:
         batch: dict[str, Any] = {
             "index": torch.tensor([post["index"] for post in posts]),
             "experts": [dict(inputs) for inputs in padded["experts"]],
+            "alone": [dict(inputs) for inputs in padded["alone"]],
             "text_only": dict(padded["text_only"]),
-            "word_mask": padded["word_mask"],
+            **{key: padded[key] for key in ("word_mask", "search_evidence", "title_words")},
         }
         if "labels" in posts[0]:
             batch["labels"] = pad_rows([torch.tensor(post["labels"]) for post in posts])

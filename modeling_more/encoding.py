@@ -127,7 +127,7 @@ def rows_digest(*splits: Sequence[EncodedPost]) -> str:
     for encoded in splits:
         digest.update(f"{len(encoded)} posts".encode())
         for post in encoded:
-            views = [post, *post.get("experts", ()), post.get("text_only", {})]
+            views = [post, *post.get("experts", ()), *post.get("alone", ()), post.get("text_only", {})]
             read = [[view.get(name) for name in _READ] for view in views]
             rows = [ids for of_view in read for of_post in of_view[:2] for ids in of_post or ()]
             about = [post.get("label"), post.get("labels"), [of_view[2:] for of_view in read], list(map(len, rows))]
@@ -150,7 +150,7 @@ def evaluation_loader(
     """
 
     def length(post: EncodedPost) -> int:
-        views = post["experts"] if "experts" in post else [post]
+        views = [*post["experts"], *post["alone"]] if "experts" in post else [post]
         return sum(len(row) for view in views for row in view["input_ids"])
 
     lengths = [length(post) for post in encoded]

@@ -232,7 +232,7 @@ class MoRePipeline(ABC):
         self, predictions: list[Prediction], output: Any, word_mask: Tensor, opinions: Sequence[list[Prediction]]
     ) -> list[Prediction]:
         """Add the experts' weights and their own predictions to the predictions of a mixture."""
-        names = self.core.config.expert_names
+        names = self.core.config.readers
         for place, prediction in enumerate(predictions):
             weights = output.expert_weights[place]
             if weights.dim() == 2:  # from a gate per word
@@ -259,7 +259,7 @@ class EntityPipeline(MoRePipeline):
             paths = expert.decode(emissions, word_mask)
             return self._scored(paths, lambda spans: expert.span_scores(emissions, word_mask, spans))
 
-        opinions = [opinion(*one) for one in zip(model.experts, output.expert_logits.unbind(1), strict=True)]
+        opinions = [opinion(*one) for one in zip(model.readers, output.expert_logits.unbind(1), strict=True)]
         return self._add_experts(predictions, output, word_mask, opinions)
 
     def decode(self, logits: Tensor, word_mask: Tensor, decoding: str | None = None) -> list[list[str]]:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from huggingface_hub import HfApi
 from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_mixture import MoReMixtureConfig, check_names
 from .configuration_more import MoReConfig
+from .evidence import of_search
 from .files import manifest_kept
 from .loading import config_of, downloaded
 from .open_retrieval import by_expert
@@ -21,16 +23,16 @@ from .pushing import keep_manifest
 from .remote_code import bearer, register_processor, without_code
 from .words import split_words
 
-#: of an encoded post: the rows of each expert, and the words alone that the gate reads
+#: of an encoded post: the rows of each expert, the words alone, and what the experts' searches tell
 EncodedMixturePost = dict[str, Any]
 
 
 class MixtureFeature(BatchFeature):
-    """The inputs of a mixture, `experts`, `text_only` and `word_mask`, whose `.to(device)` reaches nested ones too."""
+    """The inputs of a mixture, whose `.to(device)` reaches nested ones too."""
 
     def to(self, *args: Any, **kwargs: Any) -> MixtureFeature:
         super().to(*args, **kwargs)
-        for inputs in (*self["experts"], self["text_only"]):
+        for inputs in (*self["experts"], *self["alone"], self["text_only"]):
             inputs.to(*args, **kwargs)
         return self
 
@@ -44,13 +46,15 @@ class MoReMixtureProcessor(ProcessorMixin):
     Args:
         processors: one an expert, in the model's order; the first one also writes the gate's words and splits text.
         names: short unique names of the experts; each is saved as `experts/<name>/`.
+        alone: whether experts that read knowledge also read the words without it, as `MoReMixtureConfig.alone` says.
 
     Raises:
         ValueError: for names that do not fit, or processors of which only some have markers.
     """
 
-    def __init__(self, processors: Sequence[MoReProcessor], names: Sequence[str] | None = None):
+    def __init__(self, processors: Sequence[MoReProcessor], names: Sequence[str] | None = None, alone: bool = False):
         super().__init__()
+        self.alone = alone
         self.processors = list(processors)
         self.names = [f"expert-{index}" for index in range(len(self.processors))] if names is None else list(names)
         if not self.processors:
@@ -64,6 +68,11 @@ class MoReMixtureProcessor(ProcessorMixin):
     def knowledge_columns(self) -> list[str | None]:
         """Return the column of a data set that each expert reads."""
         return [processor.knowledge_column for processor in self.processors]
+
+    @property
+    def alone_places(self) -> list[int]:
+        """Return the numbers of the experts that also read the words without knowledge."""
+        return [place for place, column in enumerate(self.knowledge_columns) if column is not None and self.alone]
 
     @property
     def markers(self) -> bool:
@@ -89,7 +98,8 @@ class MoReMixtureProcessor(ProcessorMixin):
             knowledge: one item an expert: the ranked entries of that post, or of each; None reads without.
 
         Returns:
-            experts: the inputs of each; text_only: what the gate reads; word_mask [B, N].
+            experts: the inputs of each; alone: the words without knowledge for some; text_only: the words that the
+            gate reads; word_mask [B, N]; search_evidence, title_words: see `evidence.of_search`.
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f'return_tensors is {return_tensors!r}, only "pt" is supported')
@@ -119,7 +129,8 @@ class MoReMixtureProcessor(ProcessorMixin):
             pairs: spans (head, tail) of words, one pair a post. The gate reads the words without markers.
 
         Returns:
-            per post: experts (what `MoReProcessor.encode` returns, one an expert) and text_only.
+            per post: experts (what `MoReProcessor.encode` returns, one an expert), alone, text_only,
+            search_evidence and title_words.
         """
         if knowledge is None:
             knowledge = [None] * len(self.processors)
@@ -129,11 +140,25 @@ class MoReMixtureProcessor(ProcessorMixin):
             processor.encode(words, entries, pairs)
             for processor, entries in zip(self.processors, knowledge, strict=True)
         ]
-        alone = self.processors[0].encode(words)
-        return [
-            {"experts": list(experts), "text_only": text_only}
-            for *experts, text_only in zip(*read, alone, strict=True)
-        ]
+        text_only = self.processors[0].encode(words)
+        alone = [self.processors[place].encode(words, None, pairs) for place in self.alone_places]
+        found = []
+        for row, post in enumerate(words):
+            experts = [one[row] for one in read]
+            searched = [
+                of_search(post, None if one is None else one[row], of_expert["read_knowledge"])
+                for one, of_expert in zip(knowledge, experts, strict=True)
+            ]
+            found.append(
+                {
+                    "experts": experts,
+                    "alone": [one[row] for one in alone],
+                    "text_only": text_only[row],
+                    "search_evidence": [values for values, _ in searched],
+                    "title_words": [flags for _, flags in searched],
+                }
+            )
+        return found
 
     def pad(self, posts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return encoded posts as tensors: the arguments of a mixture's `forward`."""
@@ -141,8 +166,21 @@ class MoReMixtureProcessor(ProcessorMixin):
             BatchFeature(processor.pad([post["experts"][index] for post in posts]))
             for index, processor in enumerate(self.processors)
         ]
+        alone = [
+            BatchFeature(self.processors[place].pad([post["alone"][index] for post in posts]))
+            for index, place in enumerate(self.alone_places)
+        ]
         text_only = BatchFeature(self.processors[0].pad([post["text_only"] for post in posts]))
-        return {"experts": experts, "text_only": text_only, "word_mask": experts[0]["word_mask"]}
+        width = max(len(one) for post in posts for one in post["title_words"])
+        flags = [[[*one, *[False] * (width - len(one))] for one in post["title_words"]] for post in posts]
+        return {
+            "experts": experts,
+            "alone": alone,
+            "text_only": text_only,
+            "word_mask": experts[0]["word_mask"],
+            "search_evidence": torch.tensor([post["search_evidence"] for post in posts]),
+            "title_words": torch.tensor(flags),
+        }
 
     def load_retrievers(
         self,
@@ -163,7 +201,7 @@ class MoReMixtureProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `processor_config.json` holds; the experts' own settings lie in their folders."""
-        told = {"names": self.names, "processor_class": type(self).__name__}
+        told = {"names": self.names, "alone": self.alone, "processor_class": type(self).__name__}
         return told | ({"auto_map": self.auto_map} if hasattr(self, "auto_map") else {})
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
@@ -218,15 +256,21 @@ class MoReMixtureProcessor(ProcessorMixin):
             raise ValueError(f"{pretrained_model_name_or_path} holds no mixture's processor: it names no experts")
         check_names(names, len(names))  # they become paths
         processors = [MoReProcessor.from_pretrained(Path(folder) / "experts" / name) for name in names]
+        found = cls(processors, names, bool(saved.get("alone")))
         try:
             config: Any = config_of(folder)
         except (OSError, ValueError):  # a processor by itself
-            return cls(processors, names)
+            return found
+        if (alone := getattr(config, "alone", [])) != found.alone_places:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is damaged: its experts {alone} read the words alone, its processor "
+                f"makes those inputs for {found.alone_places}"
+            )
         experts = dict(zip(getattr(config, "expert_names", ()), getattr(config, "experts", ()), strict=True))
         for name, processor in zip(names, processors, strict=True):
             if name in experts:
                 processor.fit(sketched(MoReConfig(**experts[name]).encoder_config), f"the encoder of expert {name}")
-        return cls(processors, names)
+        return found
 
 
 register_processor(MoReMixtureConfig, MoReMixtureProcessor)

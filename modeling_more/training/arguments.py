@@ -197,6 +197,16 @@ class MixtureArguments:
     )
     crossfit_folds: int = option(5, "folds of --gate_data crossfit")
     gate: str = option("post", "one weight per expert and post, or per word", ["post", "word"])
+    gate_inputs: list[str] = option(
+        ["auto"],
+        "what the gate reads: the post's text and image (the paper), the scores of what each expert's search found, "
+        "the confidence of what it says; auto: what does best in cross-validation on the gate's posts, the plain "
+        "average among it; with evidence the gate is fitted in one go, not by --gate_epochs",
+        ["auto", "text", "image", "scores", "confidence"],
+    )
+    abstain: bool = option(
+        False, "mix what each expert with knowledge says without it, too, so that the gate may ignore its search"
+    )
     gate_images: bool = option(True, "let the gate see the posts' images, where there are any")
     gate_epochs: int = option(40, "epochs of the gate over the experts' cached outputs")
     gate_batch_size: int = option(32, "posts of a batch of the gate")

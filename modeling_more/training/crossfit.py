@@ -80,8 +80,10 @@ def folds_to_train(
 
 def said_by_folds(
     args: Arguments, experts: Sequence[Expert], posts: Posts, mixture_class: Any, features_of: Any, model: Any
-) -> list[Tensor]:
-    """Return the log-probabilities [Z, N, L] (or [Z, C]) of each post, from the experts that did not train on it.
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what the experts say of each post that did not train on it, and how sure they are of it.
+
+    These are log-probabilities [Z, N, L] (or [Z, C]) of all readings, and evidence [E] or, per word, [N, E].
 
     Args:
         features_of: a function (posts, description, mixture) -> outputs of its experts, see `expert_features`.
@@ -89,22 +91,25 @@ def said_by_folds(
     """
     folds = folds_of(posts, args.mixture.crossfit_folds)
     said: dict[int, Tensor] = {}
+    sure: dict[int, Tensor] = {}
     for fold in sorted(set(folds)):
         rows = [row for row, one in enumerate(folds) if one == fold]
         of_fold = mixture_class.from_experts(
             [fold_folder(args.training.output_dir, expert, fold) for expert in experts],
             names=[expert.name for expert in experts],
-            gate=args.mixture.gate,
-        ).to(model.device)
+            gate=args.mixture.gate, gate_inputs=["confidence"], alone=model.config.alone, abstain=args.mixture.abstain,
+        ).to(model.device)  # fmt: skip
         features = features_of([posts[row] for row in rows], f"fold {fold + 1}", of_fold)
         features.images = None  # this mixture's gate is not used
         # through the fold's own mixture: its experts' CRFs differ from those of the final experts
         labels = [of_fold.config.label2id[label] for _, label in sorted(model.config.id2label.items())]
-        found = [
-            one[:, :length] if one.dim() == 3 else one
-            for output, mask in mixed(of_fold, features)
-            for one, length in zip(output.expert_log_probs.cpu(), mask.sum(1).tolist(), strict=True)
-        ]
-        for row, log_probs in zip(rows, found, strict=True):
-            said[row] = log_probs[..., labels]
-    return [said[row] for row in range(len(posts))]
+        found: list[tuple[Tensor, Tensor]] = []
+        for output, mask in mixed(of_fold, features):
+            assert output.evidence is not None
+            rest = output.evidence.cpu(), mask.sum(1).tolist()
+            for log_probs, evidence, length in zip(output.readings.cpu(), *rest, strict=True):
+                per_word = log_probs[:, :length] if log_probs.dim() == 3 else log_probs
+                found.append((per_word, evidence[:length] if evidence.dim() == 2 else evidence))
+        for row, (log_probs, evidence) in zip(rows, found, strict=True):
+            said[row], sure[row] = log_probs[..., labels], evidence
+    return [said[row] for row in range(len(posts))], [sure[row] for row in range(len(posts))]

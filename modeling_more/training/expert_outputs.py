@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 Mixture = MoReMixtureForTokenClassification | MoReMixtureForRelationExtraction
 Post = Mapping[str, Any]
-CACHE_VERSION = 2  # 2: with a digest
+CACHE_VERSION = 3  # 2: with a digest; 3: with readings of the words alone
 _DIGEST = "sha256"  # of the tensors, in the metadata of a file
 
 
@@ -45,17 +45,22 @@ class Features:
     """A gate's inputs for the posts of a split, in their order.
 
     Attributes:
-        expert_logits: the experts' logits for each post, [Z, N, L], or [Z, C] for relations.
+        expert_logits: the logits of all readings (`MoReMixturePreTrainedModel.readings`) of each post, [Z, N, L], or
+            [Z, C] for relations.
         text: the text features of each post, [H], or [N, H] for a gate per word.
+        search: `search_evidence` [experts, 7] and `title_words` [experts, N] of each post.
         images: float32 embeddings [P, D] and whether each is usable [P]; None for a gate without images.
         expert_log_probs: log-probabilities shaped like `expert_logits`, if they come from other models than the
             mixture's experts.
+        confidence: those of other models, likewise: [E], or [N, E] for a gate per word.
     """
 
     expert_logits: list[Tensor]
     text: list[Tensor]
+    search: list[tuple[Tensor, Tensor]]
     images: tuple[Tensor, Tensor] | None = None
     expert_log_probs: list[Tensor] | None = None
+    confidence: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.expert_logits)
@@ -64,8 +69,9 @@ class Features:
         """Return the features of some posts."""
         chosen = torch.tensor(rows, dtype=torch.long)
         images = None if self.images is None else (self.images[0][chosen], self.images[1][chosen])
-        said = None if self.expert_log_probs is None else [self.expert_log_probs[row] for row in rows]
-        return Features([self.expert_logits[row] for row in rows], [self.text[row] for row in rows], images, said)
+        lists = (self.expert_logits, self.text, self.search, self.expert_log_probs, self.confidence)
+        logits, text, search, said, sure = (None if one is None else [one[row] for row in rows] for one in lists)
+        return Features(logits, text, search, images, said, sure)  # type: ignore[arg-type]
 
 
 def expert_features(
@@ -84,16 +90,17 @@ def expert_features(
         cache_dir: the folder of the cache, whose file names are digests of weights and inputs; None caches nothing.
     """
     encoded = encode_for_experts(posts, processor)
+    search = [(torch.tensor(one["search_evidence"]), torch.tensor(one["title_words"])) for one in encoded]
     file = None
     if cache_dir is not None:
         file = Path(cache_dir) / "mixture" / f"{_digest(model, encoded)}.safetensors"
         # all processes or none: computing gathers from all of them
         cached = _read(file, len(encoded))
         if all(gather_object([cached is not None])) and cached is not None:
-            return cached
+            return Features(*cached, search)
 
     def compute(batch: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
-        logits = model.expert_outputs(batch["experts"]).float().cpu()
+        logits = model.expert_outputs(batch["experts"], batch["alone"]).float().cpu()
         text = model.text_features(batch["text_only"]).float().cpu()
         if processor.markers:
             return list(zip(logits, text, strict=True))
@@ -107,7 +114,7 @@ def expert_features(
 
     model.eval()
     found = map_batches(encoded, MixtureCollator(processor), compute, accelerator, batch_size, description)
-    features = Features([logits for logits, _ in found], [text for _, text in found])
+    features = Features([logits for logits, _ in found], [text for _, text in found], search)
     if file is not None and accelerator.is_main_process:
         _write(file, features)
     accelerator.wait_for_everyone()
@@ -116,11 +123,11 @@ def expert_features(
 
 def _digest(model: Mixture, encoded: Sequence[Post]) -> str:
     """Return a digest of the experts' weights, the kind of gate, and all their inputs."""
-    about = [CACHE_VERSION, model.config.gate, len(encoded), weights_digest(model.experts)]
+    about = [CACHE_VERSION, model.config.gate, model.config.alone, len(encoded), weights_digest(model.experts)]
     digest = hashlib.sha256(json.dumps(about).encode())
     for post in encoded:
         inputs = ("input_ids", "word_rows", "word_positions")
-        views = [[view[name] for name in inputs] for view in (*post["experts"], post["text_only"])]
+        views = [[view[name] for name in inputs] for view in (*post["experts"], *post["alone"], post["text_only"])]
         digest.update(json.dumps(views).encode())
     return digest.hexdigest()[:32]
 
@@ -175,7 +182,8 @@ def _load(file: Path) -> dict[str, Tensor] | None:
     return None
 
 
-def _read(file: Path, posts: int) -> Features | None:
+def _read(file: Path, posts: int) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Return the logits and text features of a file of the cache, or None where they must be computed."""
     tensors = _load(file)
     if tensors is None:
         return None
@@ -187,7 +195,7 @@ def _read(file: Path, posts: int) -> Features | None:
     if len(logits) != posts or len(rows["text"]) != posts:
         logger.warning("%s is of %d posts, not of %d: it is computed again.", file, len(logits), posts)
         return None
-    return Features(logits, rows["text"])
+    return logits, rows["text"]
 
 
 def image_features(
@@ -260,6 +268,10 @@ def gate_batch(features: Features, rows: Sequence[int], labels: Sequence[Any] | 
             batch[key] = pad_rows([one.transpose(0, 1) for one in said]).transpose(1, 2)
     if not relations:
         batch["word_mask"] = pad_rows([torch.ones(one.shape[1], dtype=torch.bool) for one in chosen.expert_logits])
+    batch["search_evidence"] = torch.stack([values for values, _ in chosen.search])
+    batch["title_words"] = pad_rows([flags.T for _, flags in chosen.search]).transpose(1, 2)
+    if chosen.confidence is not None:
+        batch["confidence"] = pad_rows(chosen.confidence)
     if chosen.images is not None:
         batch["image_features"], batch["image_mask"] = chosen.images
     if labels is not None:
@@ -274,6 +286,8 @@ def mixed(model: Mixture, features: Features, batch_size: int = 64) -> Iterator[
     for first in range(0, len(features), batch_size):
         rows = range(first, min(first + batch_size, len(features)))
         batch = {key: value.to(model.device) for key, value in gate_batch(features, rows).items()}
+        if not model.gate.image_dim:
+            batch = {key: value for key, value in batch.items() if not key.startswith("image_")}
         with torch.no_grad():
             output = model(**batch)
         mask = batch.get("word_mask")

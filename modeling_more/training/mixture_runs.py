@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -26,10 +26,11 @@ from ..processing_mixture import MoReMixtureProcessor
 from .arguments import Arguments
 from .checkpoints import TrainingState, check_checkpoint, description
 from .command_line import one_sentence_errors
-from .crossfit import Fold, folds_to_train, said_by_folds
+from .crossfit import Fold, folds_of, folds_to_train, said_by_folds
 from .evaluation import NAMES, prediction_rows
 from .expert_outputs import Features, Mixture, expert_features, mixed
 from .experts import Expert, load_experts
+from .gate_choice import FOLDS, candidates_of, choose, known_of
 from .gate_training import DevResult, train_gate
 from .loop import train
 from .mixture_posts import cache_of, image_model_of
@@ -53,6 +54,7 @@ class MixtureRun:
     Attributes:
         args: the options of one seed.
         gate_posts: the training posts that the gate learns from.
+        candidates: what was compared to weigh the experts, see `gate_choice.Candidate`.
     """
 
     task: Task
@@ -63,6 +65,7 @@ class MixtureRun:
     processor: MoReMixtureProcessor
     splits: dict[str, Posts]
     gate_posts: Posts
+    candidates: list[dict[str, Any]] = field(default_factory=list)
 
     def folds(self) -> Iterator[Fold]:
         """Return an iterator over the trainings that `--gate_data crossfit` needs first, see `folds_to_train`."""
@@ -111,16 +114,17 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
         the content of `all_results.json`.
     """
     task, args, accelerator = run.task, run.args, run.accelerator
-    names: list[str] = run.model.config.expert_names
     for expert, processor in zip(run.experts, run.processor.processors, strict=True):
         searched = retrieval_of_run(expert.data(args.data), report.get(expert.name, {}))
         processor.retrieval = searched or processor.retrieval
     results = begin_results(args, report)
-    results["experts"] = {name: expert.source for name, expert in zip(names, run.experts, strict=True)}
+    named = zip(run.model.config.expert_names, run.experts, strict=True)
+    results["experts"] = {name: expert.source for name, expert in named}
     if args.training.do_train:
         results |= {"gate_data": args.mixture.gate_data, "gate_posts": len(run.gate_posts)}
         trained = train_mixture(run)
         results |= {"best_epoch": trained.best_epoch, "history": trained.history} | skipped_steps(trained)
+        results |= {"gate_inputs": run.model.config.gate_inputs, "gate_candidates": run.candidates}
 
     output, suffix = begin_scoring(args, accelerator)
     pipeline = run.pipeline()
@@ -140,7 +144,7 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
                 scored[name] = posts, found
             if accelerator.is_main_process and name == "test":
                 results["gate"] = report_gate(posts, found[""], output / f"gate_weights{suffix}.png")
-    results |= _compare(task, names, scored, results, args.data.none_relation)
+    results |= _compare(task, run.model.config.readers, scored, results, args.data.none_relation)
     save_run(task, args, pipeline, results, to_predict, command)
     return results
 
@@ -162,8 +166,10 @@ def train_mixture(run: MixtureRun) -> TrainingState:
         features = run.features(posts, "gate data")
         if args.mixture.gate_data == "crossfit":
             folds = args, run.experts, posts, task.mixture_class, run.features, run.model
-            features.expert_log_probs = said_by_folds(*folds)
+            features.expert_log_probs, features.confidence = said_by_folds(*folds)
         dev_features = run.features(dev, "dev")
+        if not set(run.model.config.gate_inputs) <= {"text", "image"}:
+            return choose_gate(run, features, labels, lambda: dev_result(run.model, dev_features))
         return train_gate(
             run.model, features, labels, lambda: dev_result(run.model, dev_features), args.mixture, args.training.seed,
             run.accelerator.is_main_process,
@@ -188,6 +194,30 @@ def train_mixture(run: MixtureRun) -> TrainingState:
     return trained
 
 
+def choose_gate(
+    run: MixtureRun, features: Features, labels: Sequence[Any], evaluate: Callable[[], DevResult]
+) -> TrainingState:
+    """Choose by cross-validation what weighs the experts, and fit it to the gate's posts; see `gate_choice`."""
+    task, args, posts, model = run.task, run.args, run.gate_posts, run.model
+    pipeline = task.pipeline_class(model, run.processor, run.accelerator)
+    images, tower = features.images is not None, model.config.image_model
+    candidates = candidates_of(args.mixture.gate_inputs, images, len(model.config.readers))
+    known, features = known_of(model, features, labels)
+
+    def count(rows: Sequence[int]) -> np.ndarray:
+        found: list[Any] = []
+        for output, mask in mixed(model, features.select(rows)):
+            found += pipeline.decode(check_scores(run.accelerator, output.logits), mask)
+        return task.counts(found, [posts[row][task.label] for row in rows], args.data.none_relation)
+
+    folds = folds_of(posts, FOLDS)
+    chosen = choose(model, candidates, known, folds, count, args.training.seed, run.accelerator.is_main_process)
+    model.config.image_model = tower if model.config.image_dim else None
+    run.candidates = [asdict(one) for one in candidates]
+    result = evaluate().f1
+    return TrainingState([{"epoch": 0, "loss": chosen.nll, "dev_f1": result}], result)
+
+
 def predict_systems(pipeline: MoRePipeline, features: Features) -> dict[str, list[Prediction]]:
     """Return the predictions of the mixture (""), of each expert, of their average, and of the other decoding."""
     config = pipeline.core.config
@@ -203,7 +233,7 @@ def predict_systems(pipeline: MoRePipeline, features: Features) -> dict[str, lis
         if other:
             decoded = pipeline.decode(output.logits, mask, other)
             found[f"{other}_decoding"] += [Prediction(labels, []) for labels in decoded]
-    for name in config.expert_names:
+    for name in config.readers:
         found[f"expert_{name}"] = [(one.experts or {})[name] for one in found[""]]
     return found
 
@@ -263,6 +293,11 @@ def _build(
         if "image" in first:
             check_tower(model.config, "--image_model", len(first["image"]))
         return model, processor
+    processor = MoReMixtureProcessor([expert.processor for expert in experts], [one.name for one in experts])
+    inputs = [one for one in ("text", "image", "scores", "confidence") if one in mixture.gate_inputs]
+    if "auto" in mixture.gate_inputs:
+        inputs = ["text", "image"] if mixture.train_experts else ["text", "image", "scores", "confidence"]
+    processor.alone = mixture.abstain or "confidence" in inputs
     with accelerator.main_process_first():
         model = task.mixture_class.from_experts(
             [expert.source for expert in experts], names=[expert.name for expert in experts], gate=mixture.gate,
@@ -270,8 +305,9 @@ def _build(
             image_model=image_model_of(args, experts) if "image" in first else None,
             image_dropout=mixture.image_dropout, load_balancing=mixture.load_balancing, entropy=mixture.gate_entropy,
             train_experts=mixture.train_experts, decoding=mixture.decoding, copy_experts=mixture.copy_experts,
+            gate_inputs=inputs, alone=processor.alone_places, abstain=mixture.abstain,
         )  # fmt: skip
-    return model, MoReMixtureProcessor([expert.processor for expert in experts], [one.name for one in experts])
+    return model, processor
 
 
 def _check_gate_data(task: Task, args: Arguments, model: Mixture, types: list[str]) -> None:
