@@ -24,7 +24,11 @@ Row = dict[str, Any]
 Posts = list[Row]
 
 KNOWLEDGE_COLUMNS = ("knowledge_text", "knowledge_image")
-_LIMITS = {"score": 3.4e38, "match_start": 2**31 - 1, "match_end": 2**31 - 1}  # of the types that they are stored in
+# what the types that they are stored in can hold; a scale is what a score can reach at most
+_LIMITS = {
+    "score": (-3.4e38, 3.4e38), "scale": (0, 3.4e38), "match_start": (-(2**31 - 1), 2**31 - 1),
+    "match_end": (-(2**31 - 1), 2**31 - 1),
+}  # fmt: skip
 PAIR_FIELDS = '"tokens" (or "text"), "head", "tail" and "relation"'
 
 
@@ -280,6 +284,7 @@ def check_entries(entries: Any, column: str, where: str) -> list[Row]:
             "title": check_string(entry.get("title") or "", where, f'a title of "{column}"'),
             "text": check_string(entry["text"], where, f'"{column}"'),
             "score": float(_number(entry, "score")),
+            "scale": float(_number(entry, "scale")),
             "source": check_string(entry.get("source") or "", where, f'a source of "{column}"'),
             "match_start": int(_number(entry, "match_start")),
             "match_end": int(_number(entry, "match_end")),
@@ -298,7 +303,7 @@ def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("text"), str):
         return False
     strings = (entry.get(name) for name in ("title", "source"))
-    numbers = ((_number(entry, name), limit) for name, limit in _LIMITS.items())
+    numbers = ((_number(entry, name), limits) for name, limits in _LIMITS.items())
     return all(value is None or isinstance(value, str) for value in strings) and all(
-        hasattr(value, "__float__") and -limit <= value <= limit for value, limit in numbers
+        hasattr(value, "__float__") and least <= value <= most for value, (least, most) in numbers
     )

@@ -148,7 +148,8 @@ def check_labelled(rows: Sequence[Row], places: Sequence[str], column: str) -> N
 
 def archive_entry(text: str) -> Row:
     """Return the knowledge of a post in the authors' archives: one entry, without title or rank."""
-    return {"title": "", "text": text, "score": 0.0, "source": "archive", "match_start": 0, "match_end": 0}
+    told = {"title": "", "text": text, "source": "archive"}
+    return {**told, "score": 0.0, "scale": 0.0, "match_start": 0, "match_end": 0}
 
 
 def checked_rows(

@@ -41,7 +41,7 @@ from .pictures import (
 
 logger = logging.getLogger(__name__)
 
-ATTACH_VERSION = 2  # 2: the leakage guard compares normal forms
+ATTACH_VERSION = 3  # 2: the leakage guard compares normal forms; 3: entries have a scale
 _NOTHING_FOUND = 0.1  # share of posts from which on the search must be wrong, not the posts
 LABEL_COLUMNS = frozenset({"ner_tags", "tags", "labels", "label", "relation", "spans"})
 _SHARD = Features({"knowledge": KNOWLEDGE_FEATURE, "dropped": Value("int32")})
@@ -350,7 +350,7 @@ def _field_of(reason: str) -> str:
 
 
 def _write(file: Path, features: Features, knowledge: list[list[Entry]], *others: list[Any]) -> pa.Table:
-    entries = [entry for found in knowledge for entry in found]
+    entries = [{"scale": 0.0, **entry} for found in knowledge for entry in found]  # a retriever may not know it
     offsets = np.cumsum([0] + [len(found) for found in knowledge])
     schema = features.arrow_schema
     fields = list(schema.field("knowledge").type.value_type)

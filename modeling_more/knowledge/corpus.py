@@ -54,12 +54,14 @@ from .text_index import build_index, is_current, open_index, remove_parts
 
 logger = logging.getLogger(__name__)
 
-#: one ranked list of knowledge entries, best first; match_start/match_end: characters of text that were matched
+#: one ranked list of knowledge entries, best first; match_start/match_end: characters of text that were matched;
+#: scale: what a score can reach at most for this query, 0 where that is not known
 KNOWLEDGE_FEATURE = List(
     {
         "title": Value("string"),
         "text": Value("string"),
         "score": Value("float32"),
+        "scale": Value("float32"),
         "source": Value("string"),
         "match_start": Value("int32"),
         "match_end": Value("int32"),

@@ -4,8 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from .corpus_tables import open_or_build
 from .leakage import Entry, search_without_leaks
 from .search_words import split_query
 from .text import distinct_entries
-from .vectors import build_index, embed_in_shards, load_index, read_factory, search_distinct
+from .vectors import COSINE, build_index, embed_in_shards, load_index, read_factory, search_distinct
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +224,10 @@ class DenseRetriever:
             return search_without_leaks(self.search, queries, posts, top_k)[0]
         results: list[list[Entry]] = [[] for _ in queries]
         asked = [row for row, query in enumerate(queries) if split_query(query)]
-        entries_of = partial(distinct_entries, self.corpus, top_k=top_k)
+
+        def entries_of(rows: np.ndarray, scores: np.ndarray) -> Iterator[list[Entry]]:
+            return distinct_entries(self.corpus, rows, scores, [COSINE] * len(rows), top_k)
+
         for first in range(0, len(asked), _BATCH):
             rows = asked[first : first + _BATCH]
             vectors = self.encoder.embed([queries[row] for row in rows])
@@ -273,7 +275,8 @@ class FusedRetriever:
                 if key not in best or (rank, place) < best[key][:2]:
                     best[key] = rank, place, entry
         ranked = sorted(scores, key=lambda key: (-scores[key], *best[key][:2]))
-        return [{**best[key][2], "score": scores[key]} for key in ranked]
+        highest = sum(1 / (self.k + 1) for _ in self.retrievers)  # of what all of them rank first
+        return [{**best[key][2], "score": scores[key], "scale": highest} for key in ranked]
 
 
 def embed_corpus(corpus: KnowledgeCorpus, encoder: SentenceEncoder, folder: Path) -> Dataset:

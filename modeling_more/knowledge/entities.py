@@ -17,7 +17,7 @@ from .corpus import KnowledgeCorpus
 from .corpus_tables import open_or_build
 from .index_files import check_starts, load_array
 from .search_words import split_query
-from .text import TITLE_BOOST, BM25Retriever, Titles
+from .text import TITLE_BOOST, BM25Retriever, Titles, idf_sum
 from .text_index import META_FILE as INDEX_META
 from .text_index import TextIndex, build_index, open_index, read_only
 
@@ -93,9 +93,18 @@ class EntityRetriever(BM25Retriever):
     def search_paragraphs(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Search as `BM25Retriever` does, by queries of `entity_query`; those without entities search no titles."""
         parts = [query.partition(_SEPARATOR) for query in queries]
-        known = self.title_vocabulary
-        title_ids = [[known[word] for word in split_query(entities) if word in known] for _, _, entities in parts]
+        title_ids = [self._title_ids(entities) for _, _, entities in parts]
         return self._best([self.word_ids(text) for text, _, _ in parts], k, title_ids, self._titles)
+
+    def scale(self, query: str) -> float:
+        """Return what the score of an entry can reach at most: the idf of the post's words, and of titles' boosted."""
+        text, _, entities = query.partition(_SEPARATOR)
+        _, _, first_postings, starts = self._titles
+        return super().scale(text) + TITLE_BOOST * idf_sum(self._title_ids(entities), first_postings, len(starts) - 1)
+
+    def _title_ids(self, entities: str) -> list[int]:
+        known = self.title_vocabulary
+        return [known[word] for word in split_query(entities) if word in known]
 
 
 def _open_titles(corpus: KnowledgeCorpus) -> tuple[TextIndex, np.ndarray]:

@@ -34,7 +34,16 @@ from .corpus_info import FAISS_FOLDER, FAISS_META
 from .corpus_tables import open_or_build
 from .leakage import Entry
 from .pictures import THREADS, Source, open_image
-from .vectors import ImageSearcher, build_index, embed_in_shards, index_name, load_index, read_factory, search_distinct
+from .vectors import (
+    COSINE,
+    ImageSearcher,
+    build_index,
+    embed_in_shards,
+    index_name,
+    load_index,
+    read_factory,
+    search_distinct,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +313,7 @@ class ImageRetriever(ImageSearcher):
                 if article in seen or (title, value) in seen:  # the same article from another source, too
                     continue
                 seen |= {article, (title, value)}
-                entry = {"title": title, "text": value, "score": score, "source": article}
+                entry = {"title": title, "text": value, "score": score, "scale": COSINE, "source": article}
                 entries.append({**entry, "match_start": 0, "match_end": 0, "image": int(distinct[number])})
             yield entries
 

@@ -37,7 +37,7 @@ from .milvus_load import (
 )
 from .search_words import split_query, split_text
 from .text import K1, B
-from .vectors import ImageSearcher
+from .vectors import COSINE, ImageSearcher
 
 if TYPE_CHECKING:
     from .image import ImageEncoder
@@ -162,7 +162,8 @@ class MilvusTextRetriever:
                     value = texts[at]
                     length = len(value["text"])  # a text that Milvus holds cut may end before its sentence
                     span = {"match_start": min(hit["start"], length), "match_end": min(hit["end"], length)}
-                    entries.setdefault((value["title"], value["text"]), {**value, "score": hit["score"], **span})
+                    told = {"score": hit["score"], "scale": 0.0}  # Milvus tells no idf
+                    entries.setdefault((value["title"], value["text"]), {**value, **told, **span})
                 results[row] = list(entries.values())[:top_k]
                 if len(results[row]) == top_k or read >= len(best[row]):
                     open_.remove(row)
@@ -263,7 +264,8 @@ def _one_an_article(hits: Rows, top_k: int) -> list[Entry]:
         names = {value["source"], (value["title"], value["text"])}
         if not names & seen:
             seen |= names
-            entries.append({**value, "score": hit["distance"], "match_start": 0, "match_end": 0})
+            told = {"score": hit["distance"], "scale": COSINE}
+            entries.append({**value, **told, "match_start": 0, "match_end": 0})
     return entries[:top_k]
 
 

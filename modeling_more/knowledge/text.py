@@ -16,7 +16,7 @@ from ..files import copy_folder
 from .corpus import KnowledgeCorpus
 from .leakage import Entry, fetch_on, search_without_leaks
 from .search_words import split_query
-from .text_index import INDEX_VERSION, K1, B, open_index, read_only
+from .text_index import INDEX_VERSION, K1, B, idf, open_index, read_only
 
 TITLE_BOOST = 2.0  # weight of titles, where they are searched too (entities.py)
 _BATCH = 512  # queries a step
@@ -95,6 +95,10 @@ class BM25Retriever:
         """Return the query's words that the corpus has, as numbers of the vocabulary, with repeats."""
         return [self.vocabulary[word] for word in split_query(query) if word in self.vocabulary]
 
+    def scale(self, query: str) -> float:
+        """Return what the score of an entry can reach at most for the query: the sum of its words' idf."""
+        return idf_sum(self.word_ids(query), self._indptr, len(self.corpus))
+
     def _best(
         self, ids: list[list[int]], k: int, title_ids: list[list[int]] | None = None, titles: Titles | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -135,21 +139,29 @@ class BM25Retriever:
     def _search_distinct(self, queries: Sequence[str], top_k: int) -> list[list[Entry]]:
         def ask(asked: list[int], fetch: int) -> Iterator[tuple[list[Entry], bool]]:
             rows, scores = self.search_paragraphs([queries[query] for query in asked], fetch)
+            scales = [self.scale(queries[query]) for query in asked]
             # when every slot is filled, the same text may have stood in several
             full = (rows[:, -1] >= 0) & (rows.shape[1] == fetch)
-            return zip(distinct_entries(self.corpus, rows, scores, top_k), full.tolist(), strict=True)
+            return zip(distinct_entries(self.corpus, rows, scores, scales, top_k), full.tolist(), strict=True)
 
         return fetch_on(ask, len(queries), top_k, top_k + _SLACK)
 
 
+def idf_sum(words: list[int], first_postings: np.ndarray, texts: int) -> float:
+    """Return the sum of the words' idf, with repeats, in an index of so many texts."""
+    at = np.array(words, np.int64)
+    return float(np.float32(idf(texts, first_postings[at + 1] - first_postings[at]).sum()))  # as it is stored
+
+
 def distinct_entries(
-    corpus: KnowledgeCorpus, rows: np.ndarray, scores: np.ndarray, top_k: int
+    corpus: KnowledgeCorpus, rows: np.ndarray, scores: np.ndarray, scales: Sequence[float], top_k: int
 ) -> Iterator[list[Entry]]:
     """Yield for each query the entries of its first `top_k` distinct paragraphs.
 
     Args:
         rows: int [queries, k] sentences, best first; below 0 where there is none.
         scores: float [queries, k] scores of these sentences.
+        scales: what the scores of each query can reach at most.
     """
     counts = (rows >= 0).sum(axis=1).tolist()
     hits = rows[rows >= 0]
@@ -157,14 +169,14 @@ def distinct_entries(
     paragraphs = corpus.read_paragraphs(distinct)
     starts, ends = corpus.sentence_start[hits].tolist(), corpus.sentence_end[hits].tolist()
     found = zip(place.tolist(), scores[rows >= 0].tolist(), starts, ends, strict=True)
-    for count in counts:
+    for count, scale in zip(counts, scales, strict=True):
         entries: list[Entry] = []
         seen = set()
         for at, score, start, end in islice(found, count):
             source, title, text = paragraphs[at]
             if len(entries) < top_k and (title, text) not in seen:
                 seen.add((title, text))
-                entry = {"title": title, "text": text, "score": score, "source": source}
+                entry = {"title": title, "text": text, "score": score, "scale": scale, "source": source}
                 entries.append({**entry, "match_start": start, "match_end": end})
         yield entries
 

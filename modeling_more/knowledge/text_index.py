@@ -206,6 +206,12 @@ def _read_part(file: Path, texts: int, known: int) -> _Part | None:
 
 
 @njit(cache=True)
+def idf(texts, holding):  # type: ignore[no-untyped-def]
+    """Return the weight of a word that `holding` of the texts hold, which its share of a score never reaches."""
+    return np.log(1 + (texts - holding + 0.5) / (holding + 0.5))
+
+
+@njit(cache=True)
 def _count(words, bounds, vocabulary):  # type: ignore[no-untyped-def]
     """Return the scored postings of `words` (all texts in a row; text i from bounds[i] on), by word, then text."""
     texts = bounds.shape[0] - 1
@@ -232,11 +238,11 @@ def _count(words, bounds, vocabulary):  # type: ignore[no-untyped-def]
     average = words.shape[0] / texts
     for word in range(vocabulary):
         holding = starts[word + 1] - starts[word]
-        idf = np.log(1 + (texts - holding + 0.5) / (holding + 0.5))
+        weight = idf(texts, holding)
         for at in range(starts[word], starts[word + 1]):
             length = bounds[rows[at] + 1] - bounds[rows[at]]
             count = np.float64(scores[at])
-            scores[at] = idf * (count / (K1 * ((1 - B) + B * length / average) + count))
+            scores[at] = weight * (count / (K1 * ((1 - B) + B * length / average) + count))
     return scores, rows, starts
 
 

@@ -26,6 +26,7 @@ from .pictures import Source
 logger = logging.getLogger(__name__)
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells of each build of faiss that is not installed
 
+COSINE = 1.0  # the most that the product of two vectors of length 1 can be, but for rounding
 INDEX = "embedding"
 INDEX_FILE = "index.faiss"
 #: rows and scores of each vector -> its distinct entries

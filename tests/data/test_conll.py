@@ -76,7 +76,8 @@ def test_bioes_becomes_bio(tmp_path: Path) -> None:
 def test_archive_form_gives_one_entry_a_post(tmp_path: Path) -> None:
     text = "Ada\tB-PER\r\nwon\tO\r\n<EOS>\tX\r\nAda\tX\r\nis\tX\r\n\r\n<EOS>\tO\r\n\r\nb\tO\r\n<EOS>\tX\r\n"
     rows = read_conll(write(tmp_path, text), knowledge_column="knowledge_image", id_prefix="validation")
-    entry = {"title": "", "text": "Ada is", "score": 0.0, "source": "archive", "match_start": 0, "match_end": 0}
+    told = {"title": "", "text": "Ada is", "source": "archive"}
+    entry = {**told, "score": 0.0, "scale": 0.0, "match_start": 0, "match_end": 0}
     assert rows == [
         {
             "id": "validation-0",

@@ -46,7 +46,8 @@ def test_tokens_and_tags(tmp_path: Path) -> None:
         },
         {"tokens": ["Oslo"], "ner_tags": ["S-LOC"]},
     )
-    entry = {"title": "Ada", "text": "Ada was …", "score": 2.5, "source": "", "match_start": 0, "match_end": 0}
+    told = {"title": "Ada", "text": "Ada was …", "score": 2.5}
+    entry = {**told, "scale": 0.0, "source": "", "match_start": 0, "match_end": 0}
     assert read_labelled(path) == [
         {
             "id": "5",

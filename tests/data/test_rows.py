@@ -311,6 +311,10 @@ def test_scores_of_knowledge_are_numbers(tmp_path: Path) -> None:
         {"text": "x", "match_end": 2**31},
         {"text": "x", "score": 10**400},
         {"text": "x", "score": [1]},
+        {"text": "x", "scale": -1},
+        {"text": "x", "scale": math.inf},
+        {"text": "x", "scale": 3.5e38},
+        {"text": "x", "scale": "1"},
         {"text": "x", "title": ["t"]},
     ):
         with pytest.raises(ValueError, match='line 1: "knowledge_text" should be a ranked list'):
@@ -318,6 +322,9 @@ def test_scores_of_knowledge_are_numbers(tmp_path: Path) -> None:
     entries = [{"text": "x", "score": 2}, {"text": "x", "score": math.nan, "match_start": math.nan, "title": None}]
     [row] = read_labelled(write_jsonl(tmp_path / "x.jsonl", [good | {"knowledge_text": entries}]))
     assert [entry["score"] for entry in row["knowledge_text"]] == [2.0, 0.0]
+    entries = [{"text": "x", "scale": scale} for scale in (3, math.nan, None)] + [{"text": "x"}]
+    [row] = read_labelled(write_jsonl(tmp_path / "x.jsonl", [good | {"knowledge_text": entries}]))
+    assert [entry["scale"] for entry in row["knowledge_text"]] == [3.0, 0.0, 0.0, 0.0]
 
 
 def test_predict_takes_arrays_token_and_tokens_as_objects(experts: dict[str, tuple[Any, Any]]) -> None:

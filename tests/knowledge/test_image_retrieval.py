@@ -28,6 +28,7 @@ def test_exact_search_equals_brute_force(tmp_path: Path, encoder: ImageEncoder) 
     entry = retriever.search([noise(3)], 1)[0][0]
     assert entry.pop("score") == pytest.approx(1, abs=1e-5)
     told = {"title": "T3", "text": "Thing 3 is one.", "source": "Q3", "match_start": 0, "match_end": 0}
+    told["scale"] = 1.0  # a cosine
     assert entry == told | {"image": 3}  # its row in the corpus's table of images
     found = retriever.search([None, noise(3), None], 2)
     assert found[0] == found[2] == [] and found[1][0]["source"] == "Q3"

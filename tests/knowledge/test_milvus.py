@@ -144,7 +144,8 @@ def test_fetches_on_until_k_distinct_paragraphs(tmp_path: Path) -> None:
     retriever = MilvusTextRetriever.from_corpus(corpus, f"milvus:{tmp_path / 'k.db'}")
     found = retriever.search(["mercury hot"], 3)[0]
     assert [entry["title"] for entry in found] == ["Planet", "Copy", "Metal"]
-    assert found == [{**e, "score": pytest.approx(e["score"], rel=1e-5)} for e in _embedded(corpus, "mercury hot", 3)]
+    exact = _embedded(corpus, "mercury hot", 3)
+    assert found == [{**e, "score": pytest.approx(e["score"], rel=1e-5), "scale": 0} for e in exact]  # not known here
     post = "Mercury is hot and near to the sun which is hot too"
     without = retriever.search([post], 3, posts=[post])[0]
     assert [entry["title"] for entry in without] == ["Planet", "Metal"]
@@ -174,7 +175,7 @@ def test_attached_columns_are_equal(tmp_path: Path) -> None:
     columns = [attach_text_knowledge(posts, each, cache_dir=tmp_path)[0][:]["knowledge_text"] for each in retrievers]
     assert [len(entries) for entries in columns[1]] == [2, 1, 0]
     for ours, theirs in zip(*columns, strict=True):
-        assert [{**entry, "score": round(entry["score"], 4)} for entry in ours] == [
+        assert [{**entry, "score": round(entry["score"], 4), "scale": 0} for entry in ours] == [
             {**entry, "score": round(entry["score"], 4)} for entry in theirs
         ]
 
@@ -320,6 +321,7 @@ def test_images_equal_the_embedded_engine(
         "title": "Title 3",
         "text": "Article 3.",
         "source": "Q3",
+        "scale": 1.0,
         "match_start": 0,
         "match_end": 0,
     }

@@ -120,6 +120,7 @@ def test_archives_are_downloaded_once(
             "title": "",
             "text": f"{kind} about 1",
             "score": 0,
+            "scale": 0,
             "source": "archive",
             "match_start": 0,
             "match_end": 0,
