@@ -48,19 +48,19 @@ class Features:
         expert_logits: the logits of all readings (`MoReMixturePreTrainedModel.readings`) of each post, [Z, N, L], or
             [Z, C] for relations.
         text: the text features of each post, [H], or [N, H] for a gate per word.
-        search: `search_evidence` [experts, 7] and `title_words` [experts, N] of each post.
         images: float32 embeddings [P, D] and whether each is usable [P]; None for a gate without images.
         expert_log_probs: log-probabilities shaped like `expert_logits`, if they come from other models than the
             mixture's experts.
         confidence: those of other models, likewise: [E], or [N, E] for a gate per word.
+        search: `search_evidence` [experts, 7] and `title_words` [experts, N] of each post; None where not known.
     """
 
     expert_logits: list[Tensor]
     text: list[Tensor]
-    search: list[tuple[Tensor, Tensor]]
     images: tuple[Tensor, Tensor] | None = None
     expert_log_probs: list[Tensor] | None = None
     confidence: list[Tensor] | None = None
+    search: list[tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.expert_logits)
@@ -69,9 +69,9 @@ class Features:
         """Return the features of some posts."""
         chosen = torch.tensor(rows, dtype=torch.long)
         images = None if self.images is None else (self.images[0][chosen], self.images[1][chosen])
-        lists = (self.expert_logits, self.text, self.search, self.expert_log_probs, self.confidence)
-        logits, text, search, said, sure = (None if one is None else [one[row] for row in rows] for one in lists)
-        return Features(logits, text, search, images, said, sure)  # type: ignore[arg-type]
+        lists = (self.expert_logits, self.text, self.expert_log_probs, self.confidence, self.search)
+        logits, text, said, sure, search = (None if one is None else [one[row] for row in rows] for one in lists)
+        return Features(logits, text, images, said, sure, search)  # type: ignore[arg-type]
 
 
 def expert_features(
@@ -97,7 +97,7 @@ def expert_features(
         # all processes or none: computing gathers from all of them
         cached = _read(file, len(encoded))
         if all(gather_object([cached is not None])) and cached is not None:
-            return Features(*cached, search)
+            return Features(*cached, search=search)
 
     def compute(batch: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
         logits = model.expert_outputs(batch["experts"], batch["alone"]).float().cpu()
@@ -114,7 +114,7 @@ def expert_features(
 
     model.eval()
     found = map_batches(encoded, MixtureCollator(processor), compute, accelerator, batch_size, description)
-    features = Features([logits for logits, _ in found], [text for _, text in found], search)
+    features = Features([logits for logits, _ in found], [text for _, text in found], search=search)
     if file is not None and accelerator.is_main_process:
         _write(file, features)
     accelerator.wait_for_everyone()
@@ -268,8 +268,9 @@ def gate_batch(features: Features, rows: Sequence[int], labels: Sequence[Any] | 
             batch[key] = pad_rows([one.transpose(0, 1) for one in said]).transpose(1, 2)
     if not relations:
         batch["word_mask"] = pad_rows([torch.ones(one.shape[1], dtype=torch.bool) for one in chosen.expert_logits])
-    batch["search_evidence"] = torch.stack([values for values, _ in chosen.search])
-    batch["title_words"] = pad_rows([flags.T for _, flags in chosen.search]).transpose(1, 2)
+    if chosen.search is not None:
+        batch["search_evidence"] = torch.stack([values for values, _ in chosen.search])
+        batch["title_words"] = pad_rows([flags.T for _, flags in chosen.search]).transpose(1, 2)
     if chosen.confidence is not None:
         batch["confidence"] = pad_rows(chosen.confidence)
     if chosen.images is not None:
