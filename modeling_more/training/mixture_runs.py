@@ -124,7 +124,9 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
         results |= {"gate_data": args.mixture.gate_data, "gate_posts": len(run.gate_posts)}
         trained = train_mixture(run)
         results |= {"best_epoch": trained.best_epoch, "history": trained.history} | skipped_steps(trained)
-        results |= {"gate_inputs": run.model.config.gate_inputs, "gate_candidates": run.candidates}
+        results |= {"gate_inputs": run.model.config.gate_inputs}
+        if run.candidates:
+            results["gate_candidates"] = run.candidates
 
     output, suffix = begin_scoring(args, accelerator)
     pipeline = run.pipeline()

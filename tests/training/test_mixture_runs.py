@@ -56,6 +56,7 @@ def mix(files: dict, out: Path, *more: str) -> list[str]:
     return [
         "--train_file", files["train"], "--validation_file", files["dev"], "--test_file", files["test"],
         "--retrieval", "moe", "--experts", files["text"], files["none"], "--gate_epochs", "5", "--use_cpu",
+        "--gate_inputs", "text", "image",  # the paper's gate; that with evidence: test_evidence_runs.py
         "--cache_dir", files["cache"], "--output_dir", str(out), *more,
     ]  # fmt: skip
 
@@ -288,7 +289,7 @@ def test_a_saved_mixture_is_scored_as_it_is(experts, tmp_path):
     saved = ["--no_do_train", "--model_name_or_path", str(out)]
     again = run_ner.main(mix(experts, tmp_path / "again", *saved))
     # what the gate's training alone tells
-    assert trained.keys() - again.keys() == {"gate_data", "gate_posts", "best_epoch", "history"}
+    assert trained.keys() - again.keys() == {"gate_data", "gate_posts", "gate_inputs", "best_epoch", "history"}
     assert {key: trained[key] for key in again} == again
     assert "What the gate adds" in (tmp_path / "again" / "README.md").read_text()
 
@@ -412,6 +413,9 @@ def test_relations_and_images(tiny_encoder, tmp_path, monkeypatch, caplog):
         str(tmp_path / "text"),
         "--gate_epochs",
         "3",
+        "--gate_inputs",
+        "text",
+        "image",
     ]
     results = run_re.main(arguments)
     assert {"test_average_f1", "test_expert_text_accuracy", "test_best_expert_f1"} <= results.keys()
