@@ -1,4 +1,4 @@
-"""Score entities and relations by micro F1, as `evaluate.Metric` modules."""
+"""Score entities and relations by micro F1, as `evaluate.Metric` modules, and how true their probabilities are."""
 
 from __future__ import annotations
 
@@ -138,6 +138,69 @@ def relation_counts(predictions: Sequence[str], references: Sequence[str], none:
     """Count each pair's relations other than `none` [pairs, 3]: right, predicted, in the reference."""
     pairs = zip(predictions, references, strict=True)
     return np.array([(p == r != none, p != none, r != none) for p, r in pairs], dtype=int).reshape(-1, 3)
+
+
+def entity_calibration(
+    predictions: Sequence[Sequence[str]], scores: Sequence[Sequence[float]], references: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """Compare the scores of predicted entities with whether exactly these are in the reference, see `calibration`.
+
+    Args:
+        scores: for each sentence, the scores of its entities in the order of `tags_to_spans`.
+    """
+    right = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        gold = set(tags_to_spans(reference))
+        right.append([span in gold for span in tags_to_spans(prediction)])
+    pairs = [pair for row in zip(scores, right, strict=True) for pair in zip(*row, strict=True)]
+    return calibration([score for score, _ in pairs], [one for _, one in pairs])
+
+
+def relation_calibration(
+    predictions: Sequence[str], scores: Sequence[float], references: Sequence[str]
+) -> dict[str, Any]:
+    """Compare the scores of predicted relations with whether they are right, see `calibration`.
+
+    Pairs that are predicted to have no relation count like all others: they come with a score, too, and a threshold
+    on it is wrong for them as well if the score is.
+
+    Args:
+        scores: the probability of each predicted relation.
+    """
+    return calibration(scores, [found == gold for found, gold in zip(predictions, references, strict=True)])
+
+
+def calibration(scores: Sequence[float], right: Sequence[bool], bins: int = 10) -> dict[str, Any]:
+    """Compare how sure a model is of its predictions with how often it is right, in bins of equal width.
+
+    Returns:
+        calibration_error: the expected calibration error in percent (Guo et al., ICML 2017): |mean score − share of
+        right ones| of each bin, averaged over the predictions; 0 where nothing is predicted. predicted: their number.
+        bins: {from, to, number, score, right} of each bin, mean score and share being None where it is empty. A score
+        on the border of two bins belongs to the upper one.
+
+    Raises:
+        ValueError: when the two are not of the same length, or a score is no probability.
+    """
+    if len(scores) != len(right):
+        raise ValueError(f"{len(scores)} scores for {len(right)} predictions")
+    sure, hits = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    # a sum of rounded products may lie above 1 by a hair
+    if not ((sure >= 0) & (sure <= 1 + 1e-4)).all():
+        raise ValueError("a score is no probability: it must lie between 0 and 1")
+    borders = np.arange(bins + 1) / bins
+    places = np.clip(np.searchsorted(borders, sure, side="right") - 1, 0, bins - 1)
+    rows: list[dict[str, Any]] = []
+    error = 0.0
+    for place in range(bins):
+        chosen = places == place
+        number = int(chosen.sum())
+        score, share = (float(sure[chosen].mean()), float(hits[chosen].mean())) if number else (None, None)
+        if score is not None and share is not None:
+            error += number * abs(score - share)
+        row = {"from": float(borders[place]), "to": float(borders[place + 1])}
+        rows.append({**row, "number": number, "score": score, "right": share})
+    return {"calibration_error": 100 * error / max(1, len(sure)), "predicted": len(sure), "bins": rows}
 
 
 def paired_bootstrap(

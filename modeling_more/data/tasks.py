@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import entity_counts, entity_scores, relation_counts, relation_scores
+from ..metrics import (
+    entity_calibration,
+    entity_counts,
+    entity_scores,
+    relation_calibration,
+    relation_counts,
+    relation_scores,
+)
 from ..modeling_mixture import MoReMixtureForRelationExtraction, MoReMixtureForTokenClassification
 from ..modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from ..naming import nearest
@@ -52,6 +59,8 @@ class Task:
     scores: Callable[[Sequence[Any], Sequence[Any], str], dict[str, Any]]
     # the same -> numbers of correct, predicted and gold items, int [posts, 3], for the bootstrap
     counts: Callable[[Sequence[Any], Sequence[Any], str], np.ndarray]
+    # (predictions, gold labels) -> how far their scores are true, see `metrics.calibration`
+    calibrations: Callable[[Sequence[Prediction], Sequence[Any]], dict[str, Any]]
     shown: tuple[str, ...]  # scores that are logged at the end, besides dev_f1 and test_f1
     prediction: Callable[[Any], Row]  # labels -> more fields of a row in the predictions file, besides the pipeline's
 
@@ -62,6 +71,10 @@ class Task:
     def count(self, found: Sequence[Prediction], posts: Posts, none_relation: str) -> np.ndarray:
         """Return the numbers of correct, predicted and gold items of each post, int [posts, 3]."""
         return self.counts([one.labels for one in found], [post[self.label] for post in posts], none_relation)
+
+    def calibration(self, found: Sequence[Prediction], posts: Posts) -> dict[str, Any]:
+        """Return how far the scores of predictions are true: calibration_error, predicted and bins."""
+        return self.calibrations(found, [post[self.label] for post in posts])
 
 
 def relation_labels(types: Sequence[str], none_relation: str) -> list[str]:
@@ -94,6 +107,9 @@ ENTITIES = Task(
     pipeline_class=EntityPipeline,
     scores=lambda found, gold, _: entity_scores(found, gold),
     counts=lambda found, gold, _: entity_counts(found, gold),
+    calibrations=lambda found, gold: entity_calibration(
+        [one.labels for one in found], [one.scores for one in found], gold
+    ),
     shown=("test_strict_f1",),
     prediction=lambda tags: {"tags": spans_to_bio(tags_to_spans(tags), len(tags))},  # in BIO, like the gold tags
 )
@@ -117,6 +133,9 @@ RELATIONS = Task(
     pipeline_class=RelationPipeline,
     scores=relation_scores,
     counts=relation_counts,
+    calibrations=lambda found, gold: relation_calibration(
+        [one.labels for one in found], [max(one.scores) for one in found], gold
+    ),
     shown=("test_accuracy", "test_macro_f1"),
     prediction=lambda relation: {"relation": relation},
 )
