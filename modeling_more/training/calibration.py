@@ -1,4 +1,4 @@
-"""This module fits a temperature for each expert of a mixture, and tells which expert finds a post's labels likeliest."""
+"""This module fits a temperature for each expert of a mixture, and tells which expert finds labels likeliest."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from ..posts import Posts, Row
 from ..predictions import Prediction
 from .arguments import Arguments
 from .output_folders import begin_scoring
+from .reliability import calibration_rows
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ def score_splits(task: Task, args: Arguments, pipeline: MoRePipeline, splits: Ma
     """Score dev and test and write their predictions; a split without labels is only predicted.
 
     Returns:
-        scores like `dev_f1`; if the expert reads knowledge, also its scores without, like `test_no_knowledge_f1`.
+        scores like `dev_f1`; if the expert reads knowledge, also its scores without, like `test_no_knowledge_f1`; and
+        `calibration`, the rows of `calibration_rows` on the last split with labels.
     """
     output, suffix = begin_scoring(args, pipeline.accelerator)
     results: dict[str, Any] = {}
@@ -53,6 +55,8 @@ def score_posts(
     results: dict[str, Any] = {}
     if scored := is_labelled(posts, task):
         results |= {f"{name}_{key}": value for key, value in task.score(found, posts, none_relation).items()}
+        results["calibration"] = calibration_rows(task, posts, name, {"": found})
+        results[f"{name}_calibration_error"] = results["calibration"][0]["error"]
     results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded)
     if apart := pipeline.count_apart(encoded):
         results[f"{name}_pairs_apart"] = apart

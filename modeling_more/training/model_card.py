@@ -27,6 +27,7 @@ CURVE = "training_curve.png"
 PACKAGES = ("modeling-more", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "bm25s")
 METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "strict_f1": "strict F1",
            "macro_f1": "macro F1", "accuracy": "accuracy"}  # fmt: skip
+VARIANTS = {"no_knowledge": "without knowledge", "oracle": "best expert of each post, chosen with the labels"}
 SPLITS = {"test": "test", "dev": "validation"}  # a score's prefix -> the split's name in the published sets
 TASKS = {"token-classification": "Named entity recognition", "text-classification": "Relation extraction"}
 PAPER = "[Named Entity and Relation Extraction with Multi-Modal Retrieval](https://arxiv.org/abs/2212.01612)"
@@ -243,6 +244,7 @@ def _card_data(
             metric_value=round(value, 4),
         )
         for (split, variant), row in scores.items()
+        if variant != "oracle"  # no score of this model
         for metric, value in row.items()
     ]
     return ModelCardData(
@@ -283,8 +285,8 @@ def _scores_table(results: Record) -> str:
     used = [metric for metric in METRICS if any(metric in row for row in scores.values())]
     rows = []
     for (split, variant), row in scores.items():
-        label = split + (f", {variant.replace('_', ' ')}" if variant else "")
-        line: dict[str, Any] = {"split": label.replace("no knowledge", "without knowledge")}
+        told = VARIANTS.get(variant) or variant.replace("_", " ")
+        line: dict[str, Any] = {"split": f"{split}, {told}" if told else split}
         for metric in used:
             value: Any = row.get(metric)
             deviation = results.get("_".join(part for part in (split, variant, metric, "std") if part))

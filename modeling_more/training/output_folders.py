@@ -100,7 +100,8 @@ def suffix_beside_record(args: Arguments, folder: Path | None = None, predicted:
         return all(written.get(name) == of or not os.path.lexists(folder / name) for name in names)
 
     split_files = ("predictions/dev{}.jsonl", "predictions/test{}.jsonl")
-    files = ("predictions/predict{}.jsonl",) if predicted else ("scores{}.json", "gate_weights{}.png", *split_files)
+    scored = ("scores{}.json", "gate_weights{}.png", "reliability{}.png", *split_files)
+    files = ("predictions/predict{}.jsonl",) if predicted else scored
     if is_free(*(file.format("") for file in files)) and (predicted or is_free(*RECORD, BEGUN)):
         return ""
     suffixes = (f"-{one}" for one in _numbered(_name_of_posts(args)))

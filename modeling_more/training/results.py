@@ -24,10 +24,12 @@ from ..provenance import remember
 from ..retrieval_settings import ENCODERS
 from .arguments import Arguments
 from .command_line import one_sentence_errors
-from .mixture_report import card_parts
+from .mixture_report import PLOT, card_parts
 from .model_card import scored_parts, write_model_card
 from .output_folders import begin_predicting, begin_scoring, suffix_beside_record
 from .predict_mode import write_predictions
+from .reliability import PLOT as RELIABILITY
+from .reliability import calibration_sections
 from .run_record import HOLDOUT, OPTIONS, RESULTS, below, identity, publish, read_entry, recorded, stage_of
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ def write_card(task: Task, args: Arguments, folder: Path, results: dict[str, Any
     more: dict[str, Any] = {"name": args.hub.hub_model_id or Path(args.training.output_dir).resolve().name}
     if "experts" in best:  # for several seeds: weights and gains of the seed whose model is kept
         more |= card_parts(best, task.pipeline_tag, more["name"])
+    else:
+        more["sections"] = calibration_sections(best)
     if not args.training.do_train:
         told = scored_parts(
             args.hub.hub_model_id or args.model.model_name_or_path, task.pipeline_tag, args.data.retrieval
@@ -210,7 +214,7 @@ def log_scores(results: dict[str, Any], shown: Sequence[str]) -> None:
 
 #: what another model may have left in a repository, and does not belong to the one that is uploaded
 OLDER = ["predictions/*", "model*.safetensors", "model.safetensors.index.json", "experts/*", HOLDOUT, MANIFEST]
-OLDER += [f"{folder}/*" for folder in ENCODERS.values()]
+OLDER += [PLOT, RELIABILITY, *(f"{folder}/*" for folder in ENCODERS.values())]
 OLDER += code_names()
 
 

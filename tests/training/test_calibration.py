@@ -97,7 +97,8 @@ def test_a_model_of_entities_that_is_c_times_as_sure_gets_c_times_the_temperatur
     # no other temperature does better, by the sum over all paths
     loss = {t: by_brute_force(chain(), emissions, labels, t) for t in (found, found * 0.97, found * 1.03, 1.0)}
     assert min(loss, key=loss.__getitem__) == found
-    assert fit_temperatures(Experts(chain()), features(emissions), labels, batch_size=7) == pytest.approx([found], rel=1e-3)
+    in_parts = fit_temperatures(Experts(chain()), features(emissions), labels, batch_size=7)
+    assert in_parts == pytest.approx([found], rel=1e-3)
 
 
 @pytest.mark.parametrize("words", [True, False])
@@ -114,7 +115,8 @@ def test_a_softmax_that_is_c_times_as_sure_gets_c_times_the_temperature(words):
         for t in grid
     ]  # fmt: skip
     assert nll.index(min(nll)) == 5
-    assert fit_temperatures(Experts(None), features([5 * one for one in logits]), labels) == pytest.approx([5 * found], rel=1e-3)
+    sure = fit_temperatures(Experts(None), features([5 * one for one in logits]), labels)
+    assert sure == pytest.approx([5 * found], rel=1e-3)
 
 
 def test_the_loss_never_rises_and_the_temperature_stays_within_bounds(posts):
@@ -122,7 +124,8 @@ def test_the_loss_never_rises_and_the_temperature_stays_within_bounds(posts):
     always_right = [torch.nn.functional.one_hot(torch.tensor(tags), TAGS) * 9.0 for tags in labels]
     always_wrong = [-one for one in always_right]
     neutral = LinearChainCRF.neutral(TAGS, torch.device("cpu"))
-    found = fit_temperatures(Experts(neutral, neutral, chain()), features(always_right, always_wrong, emissions), labels)
+    experts = Experts(neutral, neutral, chain())
+    found = fit_temperatures(experts, features(always_right, always_wrong, emissions), labels)
     assert found[0] == pytest.approx(LEAST, rel=1e-3) and found[1] == pytest.approx(MOST, rel=1e-3)
     for crf, scores, temperature in ((neutral, always_right, found[0]), (chain(), emissions, found[2])):
         tempered = by_brute_force(crf, scores, labels, temperature)
@@ -145,7 +148,7 @@ def build(tiny_encoder, tmp_path_factory):
 
 
 def of_mixture(build, task):
-    mixture, processor, batch = build(task)
+    mixture, _, batch = build(task)
     with torch.no_grad():
         logits = mixture.expert_outputs(batch["experts"])
         text = mixture.text_features(batch["text_only"])
@@ -163,7 +166,8 @@ def test_at_one_nothing_changes_and_afterwards_the_model_is_as_before(task, buil
         ((same, mask),) = mixed(mixture, tempered)
         spans = [[(0, 1, [1])]] * len(given)
         if task == "entities":
-            assert all(map(torch.equal, mixture.span_scores(same, mask, spans), mixture.span_scores(plain, mask, spans)))
+            found = [mixture.span_scores(output, mask, spans) for output in (same, plain)]
+            assert all(map(torch.equal, *found))
     assert torch.equal(same.logits, plain.logits) and torch.equal(same.expert_log_probs, plain.expert_log_probs)
     with pytest.raises(RuntimeError, match="half-way"), at_temperatures(mixture, given, [2.0, 3.0]):
         raise RuntimeError("half-way")
