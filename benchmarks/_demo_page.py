@@ -7,6 +7,7 @@ import io
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ COLOURS = {"none": "#9aa5b1", "shuffled": "#d9a441", "text": "#2f6db3", "shuffle
            "image": "#3c8c6a", "average": "#b9a3c9", "mixture": "#7b4fa3"}  # fmt: skip
 GROUPS = {"all": "all test posts", "": "spelling and picture fine", "odd_spelling": "spelt oddly",
           "no_emblem": "picture without emblem"}  # fmt: skip
+EQUAL = 1e-6  # weights that differ less are the same
+TURNED = 0.1  # above an equal share: from where on the gate turns to an expert
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2933;
        background: #fff; }
@@ -69,6 +72,7 @@ def write_page(
             f'<img class="plot" alt="F1 of each system" src="{_plot(_bars(own))}">',
             f'<img class="plot" alt="Loss and dev F1 by epoch" src="{_plot(_curves(trained))}">',
             f"<p class='kind'>Trained with {html.escape(' '.join(used))}. Cards: {models}.</p>",
+            *(part for run in first if run["system"] == "mixture" for part in _turns(run, task)),
             f"<h2>{task.capitalize()}: posts of the test set, seed {seeds[0]}</h2>",
             *_posts(first, posts_shown),
         ]
@@ -139,7 +143,7 @@ def _posts(runs: Sequence[dict[str, Any]], shown: int) -> list[str]:
             ]
             for run in runs:
                 prediction = run["predictions"][post.id]
-                words = _marked(prediction) if "entities" in prediction else _related(prediction)
+                words = _shown(prediction)
                 if run["system"] == "mixture":
                     told = ", ".join(f"{name} {weight:.2f}" for name, weight in prediction["expert_weights"].items())
                     words += f' <span class="kind">weights: {html.escape(told)}</span>'
@@ -153,6 +157,77 @@ def _posts(runs: Sequence[dict[str, Any]], shown: int) -> list[str]:
                 parts.append("</p>" if found[post.id] else "nothing</p>")
             parts.append("</div></div>")
     return parts
+
+
+def _turns(run: dict[str, Any], task: str, shown: int = 3) -> list[str]:
+    """Posts in which the gate turns to one expert, and in words what each expert had found."""
+    rows = list(run["predictions"].values())
+    weights = [list(row["expert_weights"].values()) for row in rows]
+    if all(abs(one - other) < EQUAL for row in weights for one, other in zip(row, weights[0], strict=True)):
+        told = ", ".join(f"{name} {weight:.2f}" for name, weight in rows[0]["expert_weights"].items())
+        return [f"<p>The gate weighs every post alike ({html.escape(told)}): it turns to no expert.</p>"]
+    parts = [f"<h2>{task.capitalize()}: where the gate turns to one expert, seed {run['seed']}</h2>"]
+    chosen = _chosen(rows, shown)
+    if not chosen:
+        parts.append("<p>Wherever the experts disagree, the gate weighs them nearly alike.</p>")
+    pictures = {post.id: post for post in run["demo"].posts["test"]}
+    medians = _median_scores(rows)
+    for row in chosen:
+        picture = _picture(pictures[row["id"]].picture())
+        parts.append(f'<div class="post turn"><img alt="the post\'s picture" src="{picture}"><div>')
+        parts.append(f"<p>{html.escape(_why(row, medians))}</p>")
+        for name, said in {"mixture": None, **row["experts"]}.items():
+            key = "entities" if "entities" in row else "relation"
+            own = row if said is None else {**row, key: said}
+            parts.append(f'<p><span class="system">{html.escape(name)}</span>{_shown(own)}</p>')
+        parts.append("</div></div>")
+    return parts
+
+
+def _chosen(rows: Sequence[dict[str, Any]], shown: int) -> list[dict[str, Any]]:
+    """The posts in which experts disagree and the weights are furthest from equal, for each expert in turn."""
+    by_expert: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: -max(row["expert_weights"].values())):
+        weights = row["expert_weights"]
+        said = [one if isinstance(one, str) else [(e["start"], e["end"], e["type"]) for e in one]
+                for one in row["experts"].values()]  # fmt: skip
+        if any(one != said[0] for one in said) and max(weights.values()) - 1 / len(weights) >= TURNED:
+            by_expert.setdefault(max(weights, key=weights.__getitem__), []).append(row)
+    rounds = zip_longest(*by_expert.values())
+    return [row for one in rounds for row in one if row is not None][:shown]
+
+
+def _median_scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The median of each expert's best search scores."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, entries in row.get("knowledge", {}).items():
+            if entries:
+                found.setdefault(name, []).append(max(entry["score"] or 0.0 for entry in entries))
+    return {name: statistics.median(scores) for name, scores in found.items()}
+
+
+def _why(row: dict[str, Any], medians: Mapping[str, float]) -> str:
+    """To whom the gate turns, and how good the best entry of each expert is for its kind of search."""
+    weights: dict[str, float] = row["expert_weights"]
+    ordered = sorted(weights, key=weights.__getitem__, reverse=True)
+    told = []
+    for name in ordered:
+        entries = row.get("knowledge", {}).get(name) or []
+        if not entries:
+            told.append(f"{name} found nothing" if name in medians else f"{name} reads the post alone")
+            continue
+        best = max(entries, key=lambda entry: entry["score"] or 0.0)
+        told.append(
+            f"the best entry of {name}, “{best['title']}”, has a search score of {best['score'] or 0.0:.2f} (median "
+            f"over the test posts: {medians[name]:.2f})"
+        )
+    shares = f"{weights[ordered[0]]:.2f} against {', '.join(f'{weights[name]:.2f}' for name in ordered[1:])}"
+    return f"The gate turns to {ordered[0]} ({shares}): {'; '.join(told)}."
+
+
+def _shown(prediction: dict[str, Any]) -> str:
+    return _marked(prediction) if "entities" in prediction else _related(prediction)
 
 
 def _related(prediction: dict[str, Any]) -> str:

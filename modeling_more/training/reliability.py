@@ -136,4 +136,4 @@ def _by_score(row: Row) -> str:
         if number := sum(one["number"] for one in bins):
             right = sum(one["number"] * one["right"] for one in bins) / number
             told.append(f"{100 * right:.0f} % of the {number} {name}")
-    return f"On the {row['posts']} posts this share of its predictions is right: {', '.join(told)}."
+    return f"On the {row['posts']} posts this share of the model's predictions is right: {', '.join(told)}."

@@ -3,12 +3,15 @@
 import argparse
 import functools
 import json
+import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import demo as benchmark
 import pytest
+from PIL import Image
 
 import _common
 from dataset_scripts import demo, demo_relations
@@ -118,6 +121,82 @@ def test_marked_words_say_right_or_wrong():
         '<mark>Velmo<small>tail</small></mark> met <mark>A B<small>head</small></mark> <mark class="right">x</mark>'
     )
     assert '<mark class="wrong">x</mark>' in _related({**pair, "gold": "y"})
+
+
+def a_turn(number: int, text: float, said: tuple[str, str], scores: tuple[float | None, float | None]) -> dict:
+    """A post that the gate weighed, as the predictions file has it."""
+    entries = [[] if score is None else [{"title": "A <b>", "score": score}] for score in scores]
+    return {
+        "id": f"post-{number}", "tokens": ["A", "met", "B"], "head": [0, 1], "tail": [2, 3], "gold": "x",
+        "relation": said[0], "expert_weights": {"text": text, "image": 1 - text},
+        "experts": dict(zip(("text", "image"), said, strict=True)),
+        "knowledge": dict(zip(("text", "image"), entries, strict=True)),
+    }  # fmt: skip
+
+
+def of_mixture(rows: list[dict]) -> dict:
+    posts = [SimpleNamespace(id=row["id"], picture=lambda: Image.new("RGB", (4, 4))) for row in rows]
+    predictions = {row["id"]: row for row in rows}
+    return {"predictions": predictions, "demo": SimpleNamespace(posts={"test": posts}), "seed": 1}
+
+
+def test_posts_in_which_the_gate_turns_to_an_expert_and_why():
+    from _demo_page import _turns
+
+    rows = [
+        a_turn(0, 0.97, ("x", "y"), (8.0, 0.2)),
+        a_turn(1, 0.99, ("x", "x"), (9.0, 0.1)),  # both say the same
+        a_turn(2, 0.95, ("x", "y"), (7.0, 0.9)),
+        a_turn(3, 0.04, ("y", "x"), (None, 0.8)),
+        a_turn(4, 0.55, ("y", "x"), (5.0, 0.8)),  # nearly equal
+        a_turn(5, 0.20, ("y", "x"), (1.0, 0.7)),
+    ]
+    head, *parts = _turns(of_mixture(rows), "relations")
+    shown = "\n".join(parts)
+    assert head == "<h2>Relations: where the gate turns to one expert, seed 1</h2>"
+    told = [part for part in parts if part.startswith("<p>The gate turns to")]
+    # for each expert in turn, the furthest from equal first
+    assert [re.findall(r"to (\w+) \(([\d.]+) against", one)[0] for one in told] == [
+        ("text", "0.97"), ("image", "0.96"), ("text", "0.95"),
+    ]  # fmt: skip
+    assert told[0] == (
+        "<p>The gate turns to text (0.97 against 0.03): the best entry of text, “A &lt;b&gt;”, has a search score of "
+        "8.00 (median over the test posts: 7.00); the best entry of image, “A &lt;b&gt;”, has a search score of 0.20 "
+        "(median over the test posts: 0.75).</p>"
+    )
+    assert told[1].endswith("; text found nothing.</p>")
+    assert shown.count('class="post turn"') == 3 and shown.count('class="system"') == 9
+    assert shown.count('<mark class="right">x</mark>') == 5 and shown.count('<mark class="wrong">y</mark>') == 4
+
+    # an expert that searches nothing; and only posts that are weighed nearly alike
+    alone = [{**row, "knowledge": {**row["knowledge"], "image": []}} for row in rows]
+    assert "; image reads the post alone.</p>" in "".join(_turns(of_mixture(alone), "relations"))
+    _, words = _turns(of_mixture([rows[4], {**rows[1], "id": "other"}]), "relations")
+    assert words == "<p>Wherever the experts disagree, the gate weighs them nearly alike.</p>"
+
+
+def test_entities_that_differ_in_score_alone_are_no_disagreement():
+    from _demo_page import _turns
+
+    def found(type_: str, score: float) -> list[dict]:
+        return [{"type": type_, "start": 0, "end": 1, "score": score}]
+
+    rows = []
+    for number, other in enumerate(("PER", "LOC")):
+        row = a_turn(number, 0.9, ("", ""), (1.0, 1.0)) | {"gold": ["B-PER", "O", "O"], "entities": found("PER", 0.9)}
+        del row["relation"]
+        rows.append(row | {"experts": {"text": found("PER", 0.9), "image": found(other, 0.4)}})
+    shown = "".join(_turns(of_mixture([*rows, a_turn(3, 0.5, ("x", "x"), (1.0, 1.0))]), "entities"))
+    assert shown.count('class="post turn"') == 1
+    assert shown.count('<mark class="right">A<small>PER') == 2 and shown.count('<mark class="wrong">A<small>LOC') == 1
+
+
+def test_a_gate_that_weighs_every_post_alike_turns_to_nobody():
+    from _demo_page import _turns
+
+    rows = [a_turn(number, 0.5, ("x", "y"), (8.0, 0.2)) for number in range(3)]
+    told = "<p>The gate weighs every post alike (text 0.50, image 0.50): it turns to no expert.</p>"
+    assert _turns(of_mixture(rows), "relations") == [told]
 
 
 BY_NAME_AND_FROM_THE_HUB = """
