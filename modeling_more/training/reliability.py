@@ -112,9 +112,10 @@ def calibration_sections(results: Row) -> list[tuple[str, str]]:
             line |= {"temperature": row["temperature"], "error at it": row["tempered_error"]}
         parts += [
             markdown_table(shown),
-            "A temperature divides the scores of an expert before they become probabilities. It was fitted on posts "
-            "that the experts did not train on: above 1, an expert was too sure of itself. What this model prints are "
-            "its scores without temperatures.",
+            "A temperature divides the scores of an expert before they become probabilities. It is the one at which "
+            "the labels of posts that the experts did not train on are likeliest, which often, but not always, lowers "
+            "the error: above 1, an expert was too sure of itself. What this model prints are its scores without "
+            "temperatures.",
         ]
     else:
         parts.append(markdown_table(shown))

@@ -87,9 +87,10 @@ def test_train_score_reload(experts, tmp_path):
 
     out = tmp_path / "out"
     card = (out / "README.md").read_text()
-    for told in ("What the gate adds", "How the gate weighs", "test, average", "gate_weights.png", "expert text"):
+    for told in ("What the gate adds", "How the gate weighs", "test, average", "expert text"):
         assert told in card, told
-    assert (out / "gate_weights.png").stat().st_size > 1000
+    # the plain average has no plot
+    assert (out / "gate_weights.png").exists() == ("(gate_weights.png)" in card) == (results["best_epoch"] > 0)
     rows = [json.loads(line) for line in (out / "predictions" / "test.jsonl").read_text().splitlines()]
     assert set(rows[0]["experts"]) == set(rows[0]["expert_weights"]) == {"text", "none"}
 
