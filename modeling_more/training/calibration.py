@@ -26,7 +26,7 @@ def fit_temperatures(model: Mixture, features: Features, labels: Sequence[Any], 
     the expert was too sure of itself. T lies between LEAST and MOST, and is 1 where no other is better.
 
     Args:
-        features: of posts that the experts did not train on.
+        features: of posts that the experts did not train on, which they read with their knowledge.
         labels: for each post, the label ids of its words, or the id of its relation.
 
     Raises:
@@ -101,7 +101,8 @@ def at_temperatures(model: Mixture, features: Features, temperatures: Sequence[f
     those of before bit for bit. Afterwards the model is as it was; it is not meant to be trained or saved meanwhile.
     """
     own = [getattr(expert, "crf", None) for expert in model.experts]
-    divisors = torch.tensor(list(temperatures))
+    # an expert's reading of the words alone comes behind those of all experts
+    divisors = torch.tensor([*temperatures, *(temperatures[place] for place in model.config.alone)])
     logits = [one / divisors.view(-1, *[1] * (one.dim() - 1)) for one in features.expert_logits]
     try:
         for expert, crf, temperature in zip(model.experts, own, temperatures, strict=True):
@@ -115,29 +116,29 @@ def at_temperatures(model: Mixture, features: Features, temperatures: Sequence[f
 
 
 def label_likelihoods(model: Mixture, features: Features, labels: Sequence[Any], batch_size: int = 64) -> Tensor:
-    """Return how likely each expert finds the labels of each post, [P, Z].
+    """Return how likely each reader of a mixture finds the labels of each post, [P, Z].
 
     It is Σ_i log q_z(y*_i) over the words, q_z being the marginals that a mixture weighs, or log p_z(y*) of relations.
     """
-    found = []
+    found, number = [], len(model.config.readers)
     with torch.no_grad():
         for batch in _batches(features, labels, batch_size):
             mask = batch.get("word_mask")
             mask = None if mask is None else mask.to(model.device)
-            log_probs = model.expert_log_probs(batch["expert_logits"].to(model.device), mask)
+            log_probs = model.expert_log_probs(batch["expert_logits"].to(model.device), mask)[:, :number]
             gold = batch["labels"].to(model.device).unsqueeze(1).expand(log_probs.shape[:-1]).unsqueeze(-1)
             likely = log_probs.gather(-1, gold).squeeze(-1)
             found.append((likely if mask is None else (likely * mask.unsqueeze(1)).sum(-1)).cpu())
-    return torch.cat(found) if found else torch.zeros(0, len(model.experts))
+    return torch.cat(found) if found else torch.zeros(0, number)
 
 
 def oracle(likelihoods: Tensor, said: Sequence[Sequence[Prediction]]) -> list[Prediction]:
-    """Return for each post what the expert says that finds its labels likeliest, of equal ones the first.
+    """Return for each post what the reader says that finds its labels likeliest, of equal ones the first.
 
     No gate can know this: it is what a gate per post can reach.
 
     Args:
         likelihoods: see `label_likelihoods`.
-        said: the predictions of each expert.
+        said: the predictions of each reader.
     """
     return [said[expert][post] for post, expert in enumerate(likelihoods.argmax(1).tolist())]

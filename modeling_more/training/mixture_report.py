@@ -32,7 +32,9 @@ def report_gate(posts: Posts, found: Sequence[Prediction], plot: Path) -> list[d
     weights = torch.tensor([list((one.expert_weights or {}).values()) for one in found])
     agree = [len({str(said.labels) for said in (one.experts or {}).values()}) == 1 for one in found]
     images = [bool(post["has_image"]) for post in posts] if "has_image" in posts[0] else None
-    entries = [post.get(EXPERT_KNOWLEDGE) or [None] * len(names) for post in posts]
+    # behind the experts stand their readings of the words alone, if these are weighed
+    given = [list(post.get(EXPERT_KNOWLEDGE) or ()) for post in posts]
+    entries = [row + [None] * (len(names) - len(row)) for row in given]
     read = {
         name: [bool(row[place]) for row in entries]
         for place, name in enumerate(names)

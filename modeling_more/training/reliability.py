@@ -33,7 +33,7 @@ def calibration_rows(
     Args:
         split: the posts' name in results, "dev" or "test".
         found: the predictions of the model, under "", and of each expert of a mixture, under `expert_NAME`.
-        names: of a mixture's experts.
+        names: of a mixture's experts and, behind them, of their readings of the words alone, if these are mixed.
         tempered, temperatures: the same with each expert at its temperature, and these; see `fit_temperatures`.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ class Experts:
     device = torch.device("cpu")
 
     def __init__(self, *crfs):
+        self.config = SimpleNamespace(readers=["a", "b", "c"][: len(crfs)], alone=[])
         self.experts = [torch.nn.Module() for _ in crfs]
         for expert, crf in zip(self.experts, crfs, strict=True):
             expert.crf = crf
@@ -73,7 +75,12 @@ def posts():
 def features(*by_expert):
     """Features of experts, each given by its emissions (or logits) of all posts."""
     logits = [torch.stack(one) for one in zip(*by_expert, strict=True)]
-    return Features(logits, [torch.zeros(2)] * len(logits))
+    return Features(logits, [torch.zeros(2)] * len(logits), searches(logits))
+
+
+def searches(logits):
+    """What nobody searched, for each post."""
+    return [(torch.zeros(len(one), 7), torch.zeros(*one.shape[:2], dtype=torch.bool)) for one in logits]
 
 
 def by_brute_force(crf, emissions, labels, temperature):
@@ -147,14 +154,15 @@ def build(tiny_encoder, tmp_path_factory):
     return builder(save_experts(tmp_path_factory.mktemp("experts"), tiny_encoder))
 
 
-def of_mixture(build, task):
-    mixture, _, batch = build(task)
+def of_mixture(build, task, **config):
+    """A mixture with what its experts say of posts; with `alone`, the first one's reading of the words alone, too."""
+    mixture, _, batch = build(task, **config)
     with torch.no_grad():
-        logits = mixture.expert_outputs(batch["experts"])
+        logits = mixture.expert_outputs(batch["experts"], [batch["text_only"]] if config else [])
         text = mixture.text_features(batch["text_only"])
     lengths = batch["word_mask"].sum(1).tolist()
     rows = [one[:, :length] if task == "entities" else one for one, length in zip(logits, lengths, strict=True)]
-    return mixture, Features(rows, list(text)), lengths
+    return mixture, Features(rows, list(text), [(one[:2], two[:2]) for one, two in searches(rows)]), lengths
 
 
 @pytest.mark.parametrize("task", ["entities", "relations"])
@@ -175,21 +183,23 @@ def test_at_one_nothing_changes_and_afterwards_the_model_is_as_before(task, buil
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_marginals_and_spans_at_a_temperature_by_brute_force(build):
-    """Of each expert's posts of up to three words: every path's score over T."""
-    mixture, given, lengths = of_mixture(build, "entities")
+@pytest.mark.parametrize("alone", [False, True])
+def test_marginals_and_spans_at_a_temperature_by_brute_force(alone, build):
+    """Of each reader's posts of up to three words: every path's score over T, that of the expert if it reads alone."""
+    mixture, given, lengths = of_mixture(build, "entities", **({"alone": [0], "abstain": True} if alone else {}))
     temperatures = [2.5, 0.7]
     with at_temperatures(mixture, given, temperatures) as tempered:
         ((output, mask),) = mixed(mixture, tempered)
         spans = [[(0, 1, [4])] for _ in lengths]
         by_expert = [
             expert.span_scores(scores, mask, spans)
-            for expert, scores in zip(mixture.experts, output.expert_logits.unbind(1), strict=True)
+            for expert, scores in zip(mixture.readers, output.expert_logits.unbind(1), strict=True)
         ]
     short = [post for post, length in enumerate(lengths) if length <= 3]
     assert short
-    for post, (place, temperature) in itertools.product(short, enumerate(temperatures)):
-        paths, log_p = enumerated(mixture.experts[place].crf, given.expert_logits[post][place])
+    of_readers = [*temperatures, temperatures[0]] if alone else temperatures
+    for post, (place, temperature) in itertools.product(short, enumerate(of_readers)):
+        paths, log_p = enumerated(mixture.readers[place].crf, given.expert_logits[post][place])
         p = (log_p / temperature).softmax(0)
         for word, tag in itertools.product(range(lengths[post]), range(mixture.config.num_labels)):
             share = sum(float(one) for path, one in zip(paths, p, strict=True) if path[word] == tag)
@@ -229,3 +239,13 @@ def test_the_oracle_takes_the_likelier_expert_and_of_equal_ones_the_first():
     said = [[Prediction(f"{name}{post}", [1.0]) for post in range(4)] for name in "ab"]
     likelihoods = torch.tensor([[-1.0, -2.0], [-5.0, -0.5], [-3.0, -3.0], [-math.inf, -900.0]])
     assert [one.labels for one in oracle(likelihoods, said)] == ["a0", "b1", "a2", "b3"]
+
+
+def test_a_reading_that_is_not_mixed_is_no_choice_of_the_oracle(build):
+    """One that only tells the gate how sure an expert is."""
+    mixture, given, lengths = of_mixture(build, "entities", alone=[0])
+    labels = [[0] * length for length in lengths]
+    found = label_likelihoods(mixture, given, labels)
+    assert len(given.expert_logits[0]) == 3 and found.shape == (len(given), 2)
+    everything = label_likelihoods(*of_mixture(build, "entities", alone=[0], abstain=True)[:2], labels)
+    assert everything.shape == (len(given), 3) and torch.equal(everything[:, :2], found)

@@ -99,6 +99,17 @@ def reported(weights: torch.Tensor, folder: Path) -> tuple[list[dict], str]:
     return table, write_model_card(folder, results, {}, "python", [], **parts).read_text()
 
 
+def test_readings_of_the_words_alone_have_weights_but_no_search(tmp_path):
+    names = ["text", "image", "text_alone"]
+    found = [
+        Prediction("a", [1.0], dict(zip(names, row, strict=True)), {name: Prediction("a", [1.0]) for name in names})
+        for row in WEIGHTS.tolist()
+    ]
+    table = report_gate([{EXPERT_KNOWLEDGE: row[1:]} for row in ENTRIES], found, tmp_path / PLOT)
+    assert "text: none found" in {row["test posts"] for row in table} and (tmp_path / PLOT).is_file()
+    assert not any(row["test posts"].startswith("text_alone") for row in table)
+
+
 def linked(card: str, folder: Path) -> list[str]:
     links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card)
     assert all((folder / link).is_file() for link in links)
