@@ -71,7 +71,7 @@ def gate_table(
         weights: the weights of the experts for each post, [P, Z].
         agree, has_image: whether all experts predict the same for a post, and whether it has a usable image; None if
             the gate sees no images.
-        found: of the experts that retrieve, whether anything was found for a post.
+        found: of the experts that retrieve, whether anything was found for a post; no rows if that is always so.
 
     Returns:
         a row a group of posts, with the largest standard deviation of an expert's weights over them.
@@ -84,7 +84,8 @@ def gate_table(
     if has_image is not None:
         groups |= {"with image": list(has_image), "without image": [not one for one in has_image]}
     for name, whether in (found or {}).items():
-        groups |= {f"{name}: knowledge found": list(whether), f"{name}: none found": [not one for one in whether]}
+        if len(set(whether)) > 1:
+            groups |= {f"{name}: knowledge found": list(whether), f"{name}: none found": [not one for one in whether]}
     rows = []
     for group, chosen in groups.items():
         places = [place for place, one in enumerate(chosen) if one]

@@ -86,7 +86,8 @@ def draw_reliability(rows: Sequence[Row], path: Path) -> None:
         axes.set_ylim(-0.03, 1.03)
         axes.spines[["top", "right"]].set_visible(False)
     plots[0].set_ylabel("share that is right")
-    plots[0].legend(frameon=False, fontsize=9, loc="upper left")
+    handles, names = plots[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=9, loc="outside lower center", ncols=len(names))
     with new_file(path) as beside:
         figure.savefig(beside, format="png", facecolor="white")
 
