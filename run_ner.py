@@ -17,6 +17,7 @@ python run_ner.py --model_name_or_path out --do_predict --predict_file posts.jso
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 ARGUMENTS_FIRST = True  # the package then imports no library yet: help and mistyped options are answered at once
@@ -60,6 +61,7 @@ from modeling_more.training.models import SAVED, encoder_options, load_saved, mo
 from modeling_more.training.output_folders import begin_training, holding
 from modeling_more.training.posts import check_splits, hold_out, load_posts
 from modeling_more.training.predict_mode import posts_to_predict, predict_alone
+from modeling_more.training.query_rounds import first_round, second_round, words_first
 from modeling_more.training.results import begin_results, count_cut, finish, save_run
 from modeling_more.training.retrieval import knowledge_column, retrieval_of_run
 from modeling_more.training.score_mode import score_alone
@@ -80,7 +82,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 if mixed:
                     posts, types, report = load_mixture_posts(ENTITIES, args, dataset_scripts.load, NAMES)
                 else:
-                    posts, types, report = load_posts(args.data, ENTITIES, dataset_scripts.load, NAMES, args.trains)
+                    data = words_first(args.data) if args.trains else args.data
+                    posts, types, report = load_posts(data, ENTITIES, dataset_scripts.load, NAMES, args.trains)
             check_splits(posts, types, ENTITIES, args.trains)
             to_predict = posts_to_predict(ENTITIES, args, True, accelerator) if args.training.do_predict else []
         results = []
@@ -91,7 +94,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                     train(fold.args, fold.posts, types, {}, [], command)
                 results.append(run_mixture(mixture, report, to_predict, command))
             elif args.training.do_train:
-                results.append(train(one, posts, types, report, to_predict, command))
+                for fold in first_round(one, posts, accelerator):  # what --query entities searches for
+                    train(fold.args, fold.posts, types, report, fold.to_predict, command)
+                with one_sentence_errors(), accelerator.main_process_first():
+                    load = partial(load_posts, task=ENTITIES, load_named=dataset_scripts.load, names=NAMES)
+                    last, found, told = second_round(one, posts, report, load)
+                results.append(train(last, found, types, told, to_predict, command))
             else:
                 results.append(score_alone(ENTITIES, one, posts, types, report, to_predict, command))
         return finish(ENTITIES, args, accelerator, results, command)

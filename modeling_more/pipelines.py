@@ -29,6 +29,7 @@ from .posts import (
     MAX_PAIRS,
     MAX_WORDS,
     check_entries,
+    check_found,
     check_string,
     given_words,
     pair_spans,
@@ -109,7 +110,7 @@ class MoRePipeline(ABC):
         if isinstance(posts, Mapping | str | bytes) or not isinstance(posts, Iterable):
             raise ValueError(f"posts are given as a {type(posts).__name__}, they should be a list of objects")
         posts = list(posts)
-        prepared = self.knowledge.retrieve(self.check(posts, first))
+        prepared = self._retrieve(self.check(posts, first), first)
         given = sum(post.get("text") is not None for post in posts)
         if others := given - sum("text" in post for post in prepared):
             logger.warning(
@@ -187,6 +188,10 @@ class MoRePipeline(ABC):
     def postprocess(self, row: Post, prediction: Prediction) -> dict[str, Any]:
         """Return a prediction as users see it, with words, text and positions."""
 
+    def _retrieve(self, posts: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+        """Return checked posts with the knowledge that is found for those that bring none."""
+        return self.knowledge.retrieve(posts)
+
     @abstractmethod
     def _rows(self, post: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the rows of a checked post that the model reads, for relations one per pair."""
@@ -207,7 +212,9 @@ class MoRePipeline(ABC):
             raise ValueError(f'{where} is a {type(post).__name__}, it should be an object with "text" or "tokens"')
         if given_words(post) is None and post.get("text") is None:
             raise ValueError(f"{where} has neither text nor tokens")
-        rest = {key: value for key, value in post.items() if key not in ("tokens", "token", "text", "offsets")}
+        own = ("tokens", "token", "text", "offsets", "pairs")
+        rest = {key: value for key, value in post.items() if key not in own}
+        check_found(post.get("predicted_entities"), where)
         if post.get("id") is not None:
             rest["id"] = _check_id(post["id"], where)
         text, splitter = post.get("text"), self.processor.splitter
@@ -273,6 +280,15 @@ class EntityPipeline(MoRePipeline):
             experts = {name: entities(*place, said) for name, said in prediction.experts.items()}
             shown |= {"expert_weights": prediction.expert_weights, "experts": experts}
         return shown
+
+    def _retrieve(self, posts: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+        def read(given: list[dict[str, Any]], place: int) -> list[list[dict[str, Any]]]:
+            model = self.core.experts[place] if self.mixed else self.model
+            processor = self.knowledge.processors[place]
+            alone = EntityPipeline(model, processor, self.accelerator, self.batch_size, max_words=self.max_words)
+            return [one[self.key] for one in alone(given, first)]
+
+        return self.knowledge.retrieve(posts, read)
 
     def _tags(self, path: Sequence[int]) -> list[str]:
         return valid_tags([self.core.config.id2label[label] for label in path])

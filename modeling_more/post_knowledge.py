@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .encoding import EXPERT_KNOWLEDGE, EncodedPost
 from .predictions import evidence
 
 Post = Mapping[str, Any]
+#: (posts with knowledge, place of an expert) -> the entities {text, …} that it finds in each
+FirstReading = Callable[[list[dict[str, Any]], int], list[list[dict[str, Any]]]]
 
 
 class PostKnowledge:
@@ -28,14 +30,38 @@ class PostKnowledge:
                 f"{len(self.retrievals)} retrievals for {len(self.processors)} experts: give one (or None) each"
             )
 
-    def retrieve(self, posts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the posts with the knowledge that is found for those that bring none for an expert."""
+    def retrieve(self, posts: list[dict[str, Any]], read: FirstReading | None = None) -> list[dict[str, Any]]:
+        """Return the posts with the knowledge that is found for those that bring none for an expert.
+
+        Args:
+            read: finds the entities that an expert then searches for, where that is how it searches and the post
+                brings no `predicted_entities`; it reads the posts with what their words found.
+        """
         for place, (processor, retrieval) in enumerate(zip(self.processors, self.retrievals, strict=True)):
             if retrieval is None or processor.knowledge_column is None:
                 continue
             lacking = [post for post in posts if self.given(post)[place] is None]
-            self.add(lacking, retrieval.find(lacking, processor.top_k), place)
+            asked = lacking
+            if read is not None and lacking and retrieval.settings.query == "entities":
+                asked = self._with_entities(posts, place, read)
+            self.add(lacking, retrieval.find(asked, processor.top_k), place)
         return posts
+
+    def _with_entities(self, posts: list[dict[str, Any]], place: int, read: FirstReading) -> list[dict[str, Any]]:
+        """Return the posts that bring no knowledge for an expert, with the entities that it finds in a first reading.
+
+        The posts themselves stay as they are: each expert of a mixture searches for what it has found itself.
+        """
+        top_k, column = self.processors[place].top_k, self.processors[place].knowledge_column
+        lacking = [number for number, post in enumerate(posts) if self.given(post)[place] is None]
+        unread = [number for number in lacking if posts[number].get("predicted_entities") is None]
+        found = self.retrievals[place].find([posts[number] for number in unread], top_k)
+        first: list[dict[str, Any]] = [{"tokens": []} for _ in posts]  # errors name posts by their places
+        for number, entries in zip(unread, found, strict=True):
+            first[number] = {**posts[number], column: entries}
+        entities = read(first, place) if unread else []
+        said = {number: {"predicted_entities": entities[number]} for number in unread}
+        return [{**posts[number], **said.get(number, {})} for number in lacking]
 
     def add(self, posts: Sequence[dict[str, Any]], found: Sequence[Any], place: int) -> None:
         """Add to posts the entries that were found for the expert at a place."""

@@ -172,6 +172,15 @@ def words_with_offsets(row: Row) -> list[tuple[str, int, int]]:
     return [(word, start, end) for word, (start, end) in zip(row["tokens"], row["offsets"], strict=True)]
 
 
+def check_found(entities: Any, where: str) -> None:
+    """Raise ValueError if these are no entities found earlier, such as are searched for; None is none."""
+    fits = isinstance(entities, list | tuple) and all(isinstance(one, Mapping) and "text" in one for one in entities)
+    if entities is not None and not fits:
+        raise ValueError(f'{where}: "predicted_entities" should be a list of objects with "text"')
+    for one in entities or ():
+        check_string(one["text"], where, '"text" of "predicted_entities"')
+
+
 # --- spans
 
 

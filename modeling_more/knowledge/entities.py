@@ -6,9 +6,9 @@ The second term is BM25 with the same k1 and b over the titles, one title an art
 query of two `match` clauses, the one on the title with boost 2.0. A paragraph whose title alone matches is found too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,23 @@ def read_predictions(files: Iterable[str | Path]) -> dict[str, Prediction]:
                 )
             found.setdefault(post, prediction)
     return found
+
+
+def given_entities(post: Mapping[str, Any]) -> list[str] | None:
+    """Return the words of the entities whose relations are asked of a post, each mention once; None if none are.
+
+    Args:
+        post: {tokens} with head and tail, entities or `pairs` of both, as spans of words.
+    """
+    if "pairs" in post:
+        spans = [span for pair in post["pairs"] for span in pair]
+    elif "head" in post:
+        spans = [post["head"], post["tail"]]
+    elif "entities" in post:
+        spans = post["entities"]
+    else:
+        return None
+    return [" ".join(post["tokens"][start:end]) for start, end in dict.fromkeys(map(tuple, spans))]
 
 
 def entity_query(text: str, entities: Sequence[str]) -> str:

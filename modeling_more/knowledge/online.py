@@ -10,7 +10,7 @@ from ..retrieval_settings import MILVUS, SEARCHES, RetrievalSettings
 from .attach import ImageSearch, TextRetriever, post_text
 from .corpus_sources import load_knowledge
 from .dense import DenseRetriever, FusedRetriever
-from .entities import EntityRetriever, entity_query
+from .entities import EntityRetriever, entity_query, given_entities
 from .image import ImageEncoder, ImageRetriever
 from .leakage import Entry, search_without_leaks
 from .pictures import THREADS, ImageError, open_image, or_error
@@ -58,7 +58,8 @@ class OnlineRetrieval:
         """Return the ranked entries of each post {tokens, image?, caption?, predicted_entities?}, as they are read.
 
         Entries that hold their post are left out (METHOD, section 1). By image, a post without an image finds nothing,
-        and one that can't be used is logged. Where captions were searched, `caption` is the query.
+        and one that can't be used is logged. Where captions were searched, `caption` is the query. Where entities
+        were, the titles are searched for `predicted_entities` or, of a post with `pairs`, for these.
         """
         if self.settings.kind == "image":
             parts = (posts[first : first + AT_ONCE] for first in range(0, len(posts), AT_ONCE))
@@ -71,7 +72,9 @@ class OnlineRetrieval:
         if self.settings.query == "caption":
             return str(post.get("caption") or "")
         if self.settings.query == "entities":
-            return entity_query(text, [one["text"] for one in post.get("predicted_entities") or ()])
+            found = post.get("predicted_entities")
+            given = given_entities(post) if found is None and "pairs" in post else None
+            return entity_query(text, given or [one["text"] for one in found or ()])
         return text
 
     def _by_image(self, posts: Sequence[Post], top_k: int) -> list[list[Entry]]:

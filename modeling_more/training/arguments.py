@@ -67,14 +67,23 @@ class DataArguments:
     )
     query: str = option(
         "words",
-        "what is searched for: the post's words, its image's caption, or also its predicted entities",
+        "what is searched for: the post's words, its image's caption, or also, in the titles, its entities (of a "
+        "relation: its two); those of run_ner.py are predicted by --query_folds + 1 more trainings, or --entities",
         QUERIES,
     )
     captions: str | None = option(
         None, "captions of the images, for --query caption: `ID.jpg :caption` lines or JSONL"
     )
     entities: list[str] = option(
-        [], "predictions/*.jsonl of runs that did not train on these posts, for --query entities"
+        [],
+        "predictions/*.jsonl of runs that did not train on these posts, for --query entities; default: made by this "
+        "run (--query_folds)",
+    )
+    query_folds: int = option(
+        5,
+        "--query entities without --entities: so many experts, each trained without a fold of the training posts, "
+        "predict that fold, and one more, trained on all, the dev and test posts; they search words alone and are "
+        "kept in OUTPUT_DIR/crossfit (run_ner.py)",
     )
     image_dir: str | None = option(None, "folder with the posts' images, named by image id, for --retrieval image")
     image_model: str = option("openai/clip-vit-base-patch32", "image tower of --retrieval image: folder or Hub id")

@@ -27,7 +27,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda value: value >= 1,
         "at least 1",
     ),
-    ("crossfit_folds", lambda value: value >= 2, "at least 2"),
+    ("crossfit_folds query_folds", lambda value: value >= 2, "at least 2"),
     ("load_balancing gate_entropy gate_epochs skip_nonfinite_steps", lambda value: value >= 0, "at least 0"),
 )
 
@@ -75,9 +75,9 @@ def check_retrieval(args: DataArguments, predicts: bool = False) -> None:
         given.remove("--retriever")
     if given and (args.retrieval != "text" or not args.knowledge):
         raise ValueError(f"{given[0]} is for searching texts: it needs --retrieval text and --knowledge FILE …")
+    if args.query == "caption" and not args.captions:
+        raise ValueError("--query caption needs --captions FILE")
     for option, query, files in (("captions", "caption", args.captions), ("entities", "entities", args.entities)):
-        if args.query == query and not files:
-            raise ValueError(f"--query {query} needs --{option} FILE")
         if files and args.query != query and args.retrieval != "moe":  # whose experts search as they did
             raise ValueError(f"--{option} is read with --query {query} only, not with --query {args.query}")
     if args.query == "entities" and args.retriever != "bm25":

@@ -1,4 +1,4 @@
-"""This module gives a gate out-of-fold outputs: each training post is read by experts that did not train on it."""
+"""This module gives out-of-fold outputs, for a gate: experts read training posts on which they did not train."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class Fold(NamedTuple):
-    """A training of an expert on the posts outside a fold, given by its options and its splits of posts."""
+    """A training of an expert on the posts outside a fold: its options, its splits, and posts that it predicts."""
 
     args: Arguments
     posts: dict[str, Posts]
+    to_predict: Posts
 
 
 def folds_of(posts: Posts, folds: int) -> list[int]:
@@ -36,9 +37,9 @@ def folds_of(posts: Posts, folds: int) -> list[int]:
     return [post_digest(post) % folds for post in posts]
 
 
-def fold_folder(output_dir: str, expert: Expert, fold: int) -> str:
-    """Return the folder of an expert that was trained without a fold."""
-    return str(Path(output_dir) / "crossfit" / f"{expert.name}-{fold}")
+def fold_folder(output_dir: str, expert: str, fold: int | str) -> str:
+    """Return the folder of an expert, given by its name, that was trained without a fold."""
+    return str(Path(output_dir) / "crossfit" / f"{expert}-{fold}")
 
 
 def folds_to_train(
@@ -55,27 +56,41 @@ def folds_to_train(
             own = {"train": others, "validation": splits["validation"]}
             for split, rows in own.items():
                 own[split] = [{**post, column: post[EXPERT_KNOWLEDGE][number]} for post in rows]
-            folder = Path(fold_folder(training.output_dir, expert, fold))
             # images are tensors for the gate; no expert reads them
             told = [[{**post, "image": None, "has_image": None} for post in rows] for rows in own.values()]
-            made_of = hashlib.sha256(json.dumps([expert.options, told], default=str).encode()).hexdigest()[:32]
-            if (folder / MADE_OF).is_file() and (folder / MADE_OF).read_text(encoding="utf-8") == made_of:
-                continue  # finished by an earlier run that was interrupted
-            logger.info(
-                "crossfit: expert %s without fold %d of %d", expert.name, fold + 1, args.mixture.crossfit_folds
-            )
-            if accelerator.is_main_process:
-                (folder / MADE_OF).unlink(missing_ok=True)  # of the expert that this one replaces
             again = expert.options_of(
-                TrainingArguments, output_dir=str(folder), seeds=[], resume_from_checkpoint=None, report_to=[],
-                save_checkpoints=False, use_cpu=training.use_cpu, bf16=training.bf16,
-                do_train=True, do_predict=False, overwrite_output_dir=False,
+                TrainingArguments, output_dir=fold_folder(training.output_dir, expert.name, fold), seeds=[],
+                resume_from_checkpoint=None, report_to=[], save_checkpoints=False, use_cpu=training.use_cpu,
+                bf16=training.bf16, do_train=True, do_predict=False, overwrite_output_dir=False,
             )  # fmt: skip
             data = expert.options_of(DataArguments, holdout_fraction=0.0)
             model = expert.options_of(ModelArguments, **expert.encoder(args.model))
-            yield Fold(Arguments(data, model, again), own)
-            if accelerator.is_main_process:
-                write_text(folder / MADE_OF, made_of)
+            name = f"crossfit: expert {expert.name} without fold {fold + 1} of {args.mixture.crossfit_folds}"
+            needed = Fold(Arguments(data, model, again), own, [])
+            yield from unless_finished(needed, [expert.options, told], name, accelerator)
+
+
+def unless_finished(fold: Fold, made_of: Any, name: str, accelerator: Accelerator) -> Iterator[Fold]:
+    """Yield a training unless an earlier run, which was interrupted, finished it; it is marked when the next is due.
+
+    Every process must iterate over this.
+
+    Args:
+        made_of: all that the expert depends on, as values of JSON.
+        name: the training in words, for the log.
+    """
+    mark = Path(fold.args.training.output_dir) / MADE_OF
+    digest = hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()[:32]
+    finished = mark.is_file() and mark.read_text(encoding="utf-8") == digest
+    accelerator.wait_for_everyone()  # until all processes have looked
+    if finished:
+        return
+    logger.info("%s", name)
+    if accelerator.is_main_process:
+        mark.unlink(missing_ok=True)  # of the expert that this one replaces
+    yield fold
+    if accelerator.is_main_process:
+        write_text(mark, digest)
 
 
 def said_by_folds(
@@ -95,7 +110,7 @@ def said_by_folds(
     for fold in sorted(set(folds)):
         rows = [row for row, one in enumerate(folds) if one == fold]
         of_fold = mixture_class.from_experts(
-            [fold_folder(args.training.output_dir, expert, fold) for expert in experts],
+            [fold_folder(args.training.output_dir, expert.name, fold) for expert in experts],
             names=[expert.name for expert in experts],
             gate=args.mixture.gate, gate_inputs=["confidence"], alone=model.config.alone, abstain=args.mixture.abstain,
         ).to(model.device)  # fmt: skip

@@ -262,7 +262,9 @@ def add_expert_knowledge(posts: Posts, data: DataArguments, sources: Sequence[st
     for expert in load_experts(sources):
         own = expert.data(data)
         column = knowledge_column(own.retrieval)
-        searched = column is not None and own.knowledge
+        # one that searches for entities finds them itself as it predicts, unless this run gives them
+        finds = own.query == "entities" and not (data.entities or expert.processor.markers)
+        searched = column is not None and own.knowledge and not finds
         columns.append(retrieved(own, posts) if searched else [post.get(column) if column else None for post in posts])
     for post, *knowledge in zip(posts, *columns, strict=True):
         post[EXPERT_KNOWLEDGE] = knowledge

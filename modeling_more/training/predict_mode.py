@@ -24,7 +24,7 @@ from .interruption import interrupted
 from .models import SAVED, load_expert, load_processor, model_kind
 from .output_folders import begin_predicting
 from .posts import check_sizes
-from .retrieval import knowledge_column, options_of, retrieved, retrieved_with_report
+from .retrieval import knowledge_column, makes_predictions, options_of, retrieved, retrieved_with_report
 from .shards import predict_in_shards, predicted_in_shards
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,11 @@ def posts_to_predict(task: Task, args: Arguments, training: bool, accelerator: A
     check_sizes(posts, data, str(data.predict_file))  # before a training that predicts them at its end
     if data.retrieval == "moe":
         add_expert_knowledge(posts, data, args.mixture.experts)
+    elif makes_predictions(data) and not task.markers:
+        if processor is not None and not searches_for_entities(processor):
+            raise ValueError(
+                f"{args.model.model_name_or_path} was not trained with --query entities: give --entities FILE …"
+            )
     elif data.retrieval != "none" and data.knowledge:
         for post, entries in zip(posts, retrieved(data, posts), strict=True):
             post[str(knowledge_column(data.retrieval))] = entries
@@ -93,6 +98,8 @@ def add_knowledge_of_training(posts: Posts, data: DataArguments, processor: Any)
         lacking = [post for post in posts if knowledge.given(post)[place] is None]
         if settings is None or not lacking or expert.knowledge_column is None:
             continue
+        if not data.entities and searches_for_entities(expert):
+            continue  # its pipeline will predict them, see `open_second_searches`
         if settings.kind == "image" and data.image_dir is None:
             logger.warning("%s retrieves by image, but no --image_dir is given: it reads the words alone", told)
             continue
@@ -106,6 +113,22 @@ def add_knowledge_of_training(posts: Posts, data: DataArguments, processor: Any)
         found, report = retrieved_with_report(replace(own, top_k=expert.top_k), lacking)
         settings.check_fingerprint(report.get("corpus", settings.fingerprint), own.knowledge, told)
         knowledge.add(lacking, found, place)
+
+
+def searches_for_entities(processor: Any) -> bool:
+    """Return whether an expert searches for the entities that it finds in a first reading."""
+    settings: RetrievalSettings | None = getattr(processor, "retrieval", None)
+    return settings is not None and settings.query == "entities" and not processor.markers
+
+
+def open_second_searches(pipeline: MoRePipeline, posts: Posts, data: DataArguments) -> None:
+    """Let experts search for the entities that they find in these posts themselves, where no knowledge is given."""
+    knowledge = pipeline.knowledge
+    for place, expert in enumerate(knowledge.processors):
+        if searches_for_entities(expert) and any(knowledge.given(post)[place] is None for post in posts):
+            whose = "the expert" if knowledge.names is None else f"expert {knowledge.names[place]}"
+            with pipeline.accelerator.main_process_first():
+                knowledge.retrievals[place] = expert.load_retriever(data.knowledge, data.cache_dir, whose)
 
 
 def write_predictions(
@@ -122,8 +145,10 @@ def write_predictions(
     given = len(posts[0].get(EXPERT_KNOWLEDGE) or read)
     if given != len(read):
         raise SystemExit(f"error: --experts names {given} experts, the mixture has {len(read)}")
+    with one_sentence_errors():
+        open_second_searches(pipeline, posts, data)
     lacking = sorted(c for c in columns_read(pipeline.processor) if not any(post.get(c) for post in posts))
-    if lacking and not any(EXPERT_KNOWLEDGE in post for post in posts):
+    if lacking and not any(pipeline.knowledge.retrievals) and not any(EXPERT_KNOWLEDGE in post for post in posts):
         logger.warning("no post has %s: the words alone are read there", ", ".join(lacking))
     twice = [id_ for id_, count in Counter(post.get("id") for post in posts).items() if count > 1]
     if twice and not pipeline.processor.markers:  # a post may have several pairs

@@ -21,11 +21,17 @@ logger = logging.getLogger(__name__)
 
 Splits = dict[str, Dataset]
 Query = Callable[[dict[str, Any]], str]
+GIVEN = "given_entities"  # column of the entities of pairs, in what retrieval sees
 
 
 def knowledge_column(retrieval: str) -> str | None:
     """Return the column that a kind of retrieval fills and its expert reads, or None for `none`."""
     return None if retrieval == "none" else f"knowledge_{retrieval}"
+
+
+def makes_predictions(args: DataArguments) -> bool:
+    """Return whether a run by `run_ner.py` has to predict itself the entities that it searches for."""
+    return args.query == "entities" and not args.entities
 
 
 def wanted(args: DataArguments, fingerprint: str = "") -> RetrievalSettings:
@@ -72,11 +78,8 @@ def options_of(settings: RetrievalSettings, data: DataArguments) -> DataArgument
     encoders = {name: getattr(settings, name) for name in ENCODERS if getattr(settings, name) is not None}
     given = {name: getattr(data, name) for name in encoders if getattr(data, name) != getattr(DataArguments, name)}
     searched = {name: getattr(settings, name) for name in ("retriever", "query", "title_in_key")}
-    if settings.query == "caption" and data.captions is None or settings.query == "entities" and not data.entities:
-        raise ValueError(
-            f"the expert searched by {settings.query}: give those of these posts by "
-            + ("--captions FILE" if settings.query == "caption" else "--entities FILE …")
-        )
+    if settings.query == "caption" and data.captions is None:
+        raise ValueError("the expert searched by caption: give those of these posts by --captions FILE")
     if (own := searched["retriever"]) not in SEARCHES:
         if Path(data.retriever).name != own:
             raise ValueError(f"the expert searched by code of its own: give --retriever {own}, with the file's place")
@@ -121,7 +124,7 @@ def _by_text(args: DataArguments, splits: Splits, column: str) -> tuple[Splits, 
     if args.query == "caption":
         query, found = _caption_query(str(args.captions), splits)
     elif args.query == "entities":
-        query, found = _entity_query(args.entities, splits)
+        query, found = _entity_query(args.entities, splits) if args.entities else (_given_query(splits), {})
     own_class = None if args.retriever in SEARCHES else _own_class(args.retriever)
     retriever = open_text_retriever(wanted(args), args.knowledge, args.cache_dir, own_class)
     attached, report = attach_text_knowledge(DatasetDict(splits), retriever, args.top_k, column, args.cache_dir, query)
@@ -213,11 +216,33 @@ def _entity_query(files: list[str], splits: Splits) -> tuple[Query, dict[str, in
     return query, {"predicted_entities": entities, "posts_without_predictions": without}
 
 
+def _given_query(splits: Splits) -> Query:
+    """Return a function from a post to its query, its words and the entities whose relation is asked (for titles)."""
+    from ..knowledge.attach import post_text
+    from ..knowledge.entities import entity_query
+
+    if not all(GIVEN in data.column_names for data in splits.values()):
+        raise ValueError(
+            "--query entities: nothing is trained here that could predict them: give --entities FILE …, or, to "
+            "predict with a model that searches so, leave out --retrieval and --query"
+        )
+    return lambda row: entity_query(post_text(row), row[GIVEN])
+
+
 def searchable(posts: Posts, columns: Container[str] | None = None) -> Dataset:
-    """Return what retrieval may see of rows, never labels: words, and the ids among `columns` (default: all)."""
+    """Return what retrieval may see of rows, never labels: words, and the ids among `columns` (default: all).
+
+    Of pairs it also sees the entities whose relation is asked.
+    """
+    from ..knowledge.entities import given_entities
+
     names = [name for name in ("id", "image_id") if columns is None or name in columns]
     kinds = {name: Value("string") for name in names} | {"tokens": List(Value("string"))}
-    return Dataset.from_dict({name: [post[name] for post in posts] for name in kinds}, Features(kinds))
+    seen = {name: [post[name] for post in posts] for name in kinds}
+    given = [given_entities(post) for post in posts]
+    if None not in given:
+        kinds, seen = kinds | {GIVEN: List(Value("string"))}, seen | {GIVEN: given}
+    return Dataset.from_dict(seen, Features(kinds))
 
 
 def retrieved(data: DataArguments, posts: Posts) -> list[Any]:
