@@ -62,9 +62,8 @@ def first_round(args: Arguments, splits: Splits, accelerator: Accelerator) -> It
         needed = Fold(Arguments(data, args.model, training), own, unlabelled)
         # folders may have moved, of which the digest would be another one
         options = {**needed.args.options(), "output_dir": "", "cache_dir": ""}
-        name = (
-            f"entities to search for: training {names.index(fold) + 1} of {len(names)}, on {len(own['train'])} posts"
-        )
+        number = f"{names.index(fold) + 1} of {len(names)}"
+        name = f"entities to search for: training {number}, on {len(own['train'])} posts"
         yield from unless_finished(needed, [options, own, unlabelled], name, accelerator)
     accelerator.wait_for_everyone()  # until the main process has written the last predictions
 
