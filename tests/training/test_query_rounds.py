@@ -4,13 +4,19 @@ import json
 import shutil
 
 import pytest
+from transformers import pipeline
 
+import re_runs
 import run_ner
-from modeling_more.knowledge.entities import read_predictions
+import run_re
+from modeling_more import predict
+from modeling_more.knowledge import KnowledgeCorpus
+from modeling_more.knowledge.entities import EntityRetriever, entity_query, read_predictions
 from modeling_more.training.crossfit import folds_of
 from ner_runs import KNOWLEDGE, ROOT, launch_two, options, posts, read_lines, write_conll, write_jsonl
 
 FOLDS = 2
+TEXTS = ["Ada Lovelace met in Oslo today !", "Rivera met in Germany !", "Oslo Olsen met in London today today !"]
 #: each post's words find all of these, so that the titles of its entities decide which come first
 PLACES = [
     {"id": f"place-{index}", "title": name, "text": f"One met in it today , it is number {index} !"}
@@ -64,6 +70,10 @@ def knowledge_of(out):
     return {row["id"]: row["knowledge"] for row in rows}
 
 
+def entities_of(out):
+    return json.loads((out / "arguments.json").read_text())["entities"]
+
+
 def told_of(arguments):
     with pytest.raises(SystemExit) as stopped:
         run_ner.main(arguments)
@@ -93,8 +103,9 @@ def test_folds_by_hand_find_the_same(files, itself, tmp_path):
     by_hand += [tmp_path / "words" / "predictions" / f"{name}.jsonl" for name in ("dev", "test")]
     run_ner.main(run(files, tmp_path / "hand", "--entities", *map(str, by_hand)))
 
-    made = json.loads((itself / "arguments.json").read_text())["entities"]
-    of = [{id_: one.entities for id_, one in read_predictions(names).items()} for names in (made, by_hand)]
+    of = [
+        {id_: one.entities for id_, one in read_predictions(names).items()} for names in (entities_of(itself), by_hand)
+    ]
     assert of[0] == of[1] and len(of[0]) == 24 + 8 + 9
     assert knowledge_of(itself) == knowledge_of(tmp_path / "hand") != knowledge_of(tmp_path / "words")
     assert found == {**results_of(tmp_path / "hand"), "dataset": found["dataset"]}
@@ -181,3 +192,111 @@ def test_what_can_not_be_predicted_by_folds_is_told_before_anything_is_trained(f
     ):
         assert expected in told_of(arguments)
     assert not list(tmp_path.glob("x/crossfit/*"))
+
+
+def read_twice_by_hand(model, processor, retrieval, rows):
+    """The entities and titles of posts that are searched by words, read, searched by their entities and read again."""
+    column, top_k = processor.knowledge_column, processor.top_k
+    by_words = retrieval.find(rows, top_k)
+    first = predict(model, processor, [{**row, column: one} for row, one in zip(rows, by_words, strict=True)])
+    asked = [{**row, "predicted_entities": one["entities"]} for row, one in zip(rows, first, strict=True)]
+    by_entities = retrieval.find(asked, top_k)
+    assert [titles(one) for one in by_words] != [titles(one) for one in by_entities]
+    again = predict(model, processor, [{**row, column: one} for row, one in zip(rows, by_entities, strict=True)])
+    return [one["entities"] for one in again], [titles(one) for one in by_entities]
+
+
+def titles(entries):
+    return [entry["title"] for entry in entries]
+
+
+def test_a_pipeline_reads_searches_for_what_it_found_and_reads_again(itself):
+    pipe = pipeline("more-ner", model=str(itself))
+    found = pipe(TEXTS)
+    rows = [{"tokens": text.split()} for text in TEXTS]
+    entities, of_entities = read_twice_by_hand(pipe.model, pipe.processor, pipe.reader.knowledge.retrievals[0], rows)
+    assert any(entities)
+    assert [titles(one["knowledge"]) for one in found] == of_entities
+    for ours, theirs in zip(found, entities, strict=True):
+        assert [(one["type"], one["text"]) for one in ours["entities"]] == [(o["type"], o["text"]) for o in theirs]
+        scores = [one["score"] for one in theirs]
+        assert [one["score"] for one in ours["entities"]] == pytest.approx(scores, abs=1e-4)
+    # what a post brings comes first: its knowledge, then its entities
+    one = {"text": TEXTS[0], "predicted_entities": [{"text": "Bavaria"}]}
+    assert "Bavaria" in titles(pipe(one)["knowledge"]) and "Bavaria" not in titles(found[0]["knowledge"])
+    by_words = pipe({"text": TEXTS[0], "predicted_entities": []})["knowledge"]
+    assert (
+        by_words
+        == pipe({"text": TEXTS[0], "predicted_entities": None, "knowledge_text": by_words_of(pipe)})["knowledge"]
+    )
+    assert pipe({"text": TEXTS[0], "knowledge_text": []})["knowledge"] == []
+    for given in ("Oslo", [{"type": "LOC"}], [{"text": 7}]):
+        with pytest.raises(ValueError, match='post 1.*"predicted_entities"'):
+            pipe([TEXTS[0], {"text": TEXTS[1], "predicted_entities": given}])
+
+
+def by_words_of(pipe):
+    retrieval = pipe.reader.knowledge.retrievals[0]
+    return retrieval.find([{"tokens": TEXTS[0].split()}], pipe.processor.top_k)[0]
+
+
+def test_predict_mode_searches_for_what_the_model_found_itself(files, itself, tmp_path):
+    asked = write_jsonl(tmp_path / "asked.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(TEXTS)])
+    predicts = ["--do_predict", "--predict_file", str(asked), "--cache_dir", files["cache"], "--use_cpu"]
+    run_ner.main(["--model_name_or_path", str(itself), *predicts, "--output_dir", str(tmp_path / "alone")])
+    given = ["--retrieval", "text", "--knowledge", files["knowledge"], "--query", "entities"]
+    run_ner.main(["--model_name_or_path", str(itself), *predicts, *given, "--output_dir", str(tmp_path / "named")])
+    pipe = pipeline("more-ner", model=str(itself))
+    for out in ("alone", "named"):
+        rows = read_lines({"out": tmp_path / out}, "predictions/predict.jsonl")
+        assert [row["knowledge"] for row in rows] == [one["knowledge"] for one in pipe(TEXTS)]
+    # entities that are given come first, as ever
+    nothing = write_jsonl(tmp_path / "none.jsonl", [{"id": str(i), "entities": []} for i in range(len(TEXTS))])
+    arguments = ["--model_name_or_path", str(itself), *predicts, "--entities", str(nothing)]
+    run_ner.main([*arguments, "--output_dir", str(tmp_path / "given")])
+    by_words = [pipe({"text": text, "predicted_entities": []})["knowledge"] for text in TEXTS]
+    rows = read_lines({"out": tmp_path / "given"}, "predictions/predict.jsonl")
+    assert [row["knowledge"] for row in rows] == by_words != [one["knowledge"] for one in pipe(TEXTS)]
+
+
+def test_each_expert_of_a_mixture_searches_for_what_it_found_itself(files, itself, tmp_path):
+    untaught = ["--learning_rate", "0", "--crf_learning_rate", "0", "--num_train_epochs", "1"]
+    run_ner.main(run(files, tmp_path / "other", *untaught, "--entities", *entities_of(itself)))
+    asked = write_jsonl(tmp_path / "asked.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(TEXTS)])
+    mixed = ["--train_file", files["train"], "--validation_file", files["dev"], "--test_file", files["test"]]
+    mixed += ["--retrieval", "moe", "--experts", str(itself), str(tmp_path / "other"), "--gate_data", "train"]
+    mixed += ["--gate_epochs", "1", "--do_predict", "--predict_file", str(asked)]
+    run_ner.main([*mixed, "--cache_dir", files["cache"], "--use_cpu", "--output_dir", str(tmp_path / "mixed")])
+    # dev and test posts: by the predictions of the first round, which the experts' options name
+    assert {id_: one["text"] for id_, one in knowledge_of(tmp_path / "mixed").items()} == knowledge_of(itself)
+    # others: each by its own
+    alone = [pipeline("more-ner", model=str(folder))(TEXTS) for folder in (itself, tmp_path / "other")]
+    expected = [[one["knowledge"] for one in found] for found in zip(*alone, strict=True)]
+    assert any(one != other for one, other in expected)
+    rows = read_lines({"out": tmp_path / "mixed"}, "predictions/predict.jsonl")
+    assert [list(row["knowledge"].values()) for row in rows] == expected
+    found = pipeline("more-ner", model=str(tmp_path / "mixed"))(TEXTS)
+    assert [list(one["knowledge"].values()) for one in found] == expected
+
+
+def test_relations_are_searched_by_the_two_entities_that_are_given(files, tmp_path):
+    related = {**re_runs.write_files(tmp_path), "cache": files["cache"]}
+    given = ["--knowledge", files["knowledge"], "--query", "entities", "--top_k", "2", "--num_train_epochs", "1"]
+    run_re.main(re_runs.options(related, files["encoder"], *given, retrieval="text"))
+    assert not (tmp_path / "out" / "crossfit").exists()
+    retriever = EntityRetriever.from_corpus(KnowledgeCorpus.from_files(files["knowledge"], files["cache"]))
+    rows = re_runs.pairs(15, 60)
+    mentions = [[" ".join(row["tokens"][slice(*row[name])]) for name in ("head", "tail")] for row in rows]
+    texts = [" ".join(row["tokens"]) for row in rows]
+    queries = [entity_query(*one) for one in zip(texts, mentions, strict=True)]
+    found = [titles(entries) for entries in retriever.search(queries, 2)]
+    assert found != [titles(entries) for entries in retriever.search(texts, 2)]
+    assert [titles(row["knowledge"]) for row in read_lines(related, "predictions/test.jsonl")] == found
+    pipe = pipeline("more-re", model=related["out"])
+    bare = [{name: row[name] for name in ("tokens", "head", "tail")} for row in rows]
+    assert [titles(one["knowledge"]) for one in pipe(bare)] == found
+    asked = write_jsonl(tmp_path / "asked.jsonl", bare)
+    predicts = ["--model_name_or_path", related["out"], "--do_predict", "--predict_file", str(asked), "--use_cpu"]
+    run_re.main([*predicts, "--cache_dir", files["cache"], "--output_dir", str(tmp_path / "alone")])
+    rows = read_lines({"out": tmp_path / "alone"}, "predictions/predict.jsonl")
+    assert [titles(row["knowledge"]) for row in rows] == found
