@@ -36,10 +36,12 @@ Result = dict[str, Any]
 class PostPipeline(Pipeline):
     """A pipeline of transformers over posts, which searches their knowledge as the model's was for its training.
 
-    A post is a text, or a dictionary {text or tokens, image?, id?, knowledge_text?, knowledge_image?, caption?}: an
-    image is a path, a PIL image or its bytes; knowledge that is given is read instead of being searched: a list of
-    entries {title, text} or of texts. A list of posts gives a list, any other iterable (a generator, a column of a
-    data set) an iterator that reads `batch_size` posts at once.
+    A post is a text, or a dictionary {text or tokens, image?, id?, knowledge_text?, knowledge_image?, caption?,
+    predicted_entities?}: an image is a path, a PIL image or its bytes; knowledge that is given is read instead of
+    being searched: a list of entries {title, text} or of texts. A model that was trained to search for entities reads
+    a post twice: first with what its words find, then with what the entities find that it has found, or those given
+    as predicted_entities (at training these were found by models of words alone). A list of posts gives a list, any
+    other iterable (a generator, a column of a data set) an iterator that reads `batch_size` posts at once.
 
     Args:
         knowledge: what to search instead of the corpus of the training: files, folders of saved corpora, ids of the

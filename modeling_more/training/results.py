@@ -8,6 +8,7 @@ import shlex
 import shutil
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -156,7 +157,11 @@ def finish(
         if len(all_results) > 1:
             results = over_seeds(all_results, args.seeds)
             stage, _ = begin_scoring(args, accelerator)
-            loaded = adopt_best(stage, output / f"seed-{max(all_results, key=_dev_score)['seed']}")
+            best = output / f"seed-{max(all_results, key=_dev_score)['seed']}"
+            loaded = adopt_best(stage, best)
+            # each seed may have searched for entities that it predicted itself: the model's options name its own
+            searched = args.data.entities or read_entry(best / OPTIONS).get("entities", [])
+            args = replace(args, data=replace(args.data, entities=searched))
             write_json(stage / RESULTS, results)
             remember_options(stage, args)
             write_card(task, args, stage, results, command)

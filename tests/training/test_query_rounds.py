@@ -157,6 +157,8 @@ def test_a_run_that_stops_between_folds_goes_on_there(files, itself, tmp_path, m
     assert [one["seed"] for one in results["runs"]] == [42, 7]
     assert results_of(tmp_path / "out" / "seed-42") == results_of(itself)
     assert knowledge_of(tmp_path / "out" / "seed-42") == knowledge_of(itself)
+    best = max(results["runs"], key=lambda one: one["dev_f1"])["seed"]
+    assert entities_of(tmp_path / "out") == entities_of(tmp_path / "out" / f"seed-{best}") != []
 
 
 def test_two_processes_search_for_what_both_predicted(files, tmp_path):

@@ -220,7 +220,7 @@ def test_titles_in_the_keys(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         ({"query": "caption"}, "--query caption needs --captions FILE"),
-        ({"query": "entities"}, "--query entities needs --entities FILE"),
+        ({"query": "entities"}, "nothing is trained here that could predict them: give --entities FILE"),
         ({"captions": "c.jsonl"}, "--captions is read with --query caption only"),
         ({"entities": ["p.jsonl"], "query": "words"}, "--entities is read with --query entities only"),
         ({"query": "caption", "captions": "{tmp}/nowhere.txt"}, "nowhere.txt does not exist"),
