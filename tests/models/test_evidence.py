@@ -113,7 +113,8 @@ def test_chains_by_brute_force(folders):
     def distribution(expert, emissions):
         crf = expert.crf
         scores = [
-            crf.start_transitions[path[0]] + crf.end_transitions[path[-1]] + sum(emissions[i, tag] for i, tag in enumerate(path))
+            crf.start_transitions[path[0]] + crf.end_transitions[path[-1]]
+            + sum(emissions[i, tag] for i, tag in enumerate(path))
             + sum(crf.transitions[a, b] for a, b in itertools.pairwise(path))
             for path in paths
         ]  # fmt: skip
