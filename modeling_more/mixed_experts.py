@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .configuration_mixture import check_labels, label_list
+from .crf import LinearChainCRF
 from .loading import downloaded
 from .provenance import HubName, is_own, of_others
 from .retrieval_settings import ENCODER_FILES, ENCODERS, has_weights
@@ -66,6 +67,18 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+@torch.no_grad()
+def tempered(
+    crf: LinearChainCRF, temperature: float, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> LinearChainCRF:
+    """Return a copy of a CRF with its parameters divided by a temperature, for emissions that are divided, too."""
+    chain = LinearChainCRF.neutral(crf.num_tags, device or crf.transitions.device)
+    chain = chain.to(dtype or crf.transitions.dtype)
+    for own, its in zip(chain.parameters(), crf.parameters(), strict=True):
+        own.copy_(its.to(own) / temperature)
+    return chain
 
 
 def check_referred(config: Any, experts: Sequence[Any]) -> None:

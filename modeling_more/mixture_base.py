@@ -260,6 +260,12 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
         """Return the module of each reading that is mixed: all of them with `abstain`, else the experts'."""
         return self.readings[: len(self.config.readers)]
 
+    @property
+    def temperatures(self) -> list[float]:
+        """Return by what the scores of each reading are divided."""
+        told = self.config.temperatures or [1.0] * len(self.experts)
+        return [*told, *(told[place] for place in self.config.alone)]
+
     def set_gate(self, inputs: Sequence[str], image_dim: int = 0) -> Gate:
         """Replace the gate by a new one that reads these `gate_inputs`, and return it."""
         self.config.gate_inputs, self.config.image_dim = list(inputs), image_dim
@@ -271,15 +277,10 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
 
     def _new_gate(self) -> Gate:
         config, read = self.config, self.config.gate_inputs
-        encoder = MoReConfig(**config.experts[0]).encoder_config
-        return Gate(
-            encoder.hidden_size if "text" in read else 0,  # type: ignore[union-attr]
-            config.image_dim if "image" in read else 0,
-            len(config.readers),
-            config.gate_hidden,
-            config.image_dropout,
-            sum(self.evidence_dims),
-        )
+        encoder: Any = MoReConfig(**config.experts[0]).encoder_config
+        text, image = encoder.hidden_size * ("text" in read), config.image_dim * ("image" in read)
+        more = config.gate_hidden, config.image_dropout, sum(self.evidence_dims)
+        return Gate(text, image, len(config.readers), *more)
 
     @property
     def evidence_dims(self) -> tuple[int, int]:

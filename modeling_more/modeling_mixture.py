@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .configuration_mixture import MoReMixtureConfig
 from .crf import LinearChainCRF
 from .evidence import CHAINS, CLASSES, WORDS, of_chains, of_classes, of_words
+from .mixed_experts import tempered
 from .mixture_base import MoReMixtureOutput, MoReMixturePreTrainedModel
 from .modeling_more import MoReForRelationExtraction, MoReForTokenClassification
 from .remote_code import register_models
@@ -34,11 +35,18 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
         """Return log-marginals [B, Z, N, L] from emissions [B, Z, N, L]."""
         if word_mask is None:
             raise ValueError("word_mask is needed with expert_logits of entities")
-        marginals = [
-            expert.log_marginals(emissions, word_mask)
-            for expert, emissions in zip(self.readings, expert_logits.unbind(1), strict=True)
-        ]
+        marginals = [chain.log_marginals(scores, word_mask) for chain, scores in self._chains(expert_logits)]
         return torch.stack(marginals, 1)
+
+    def _chains(self, expert_logits: Tensor) -> list[tuple[Any, Tensor]]:
+        """Return what reads the emissions [B, N, L] of each expert, and these, both at the expert's temperature."""
+        found: list[tuple[Any, Tensor]] = []
+        for expert, emissions, temperature in zip(
+            self.readings, expert_logits.unbind(1), self.temperatures, strict=False
+        ):
+            chain = expert if temperature == 1 else tempered(expert.chain(), temperature)
+            found.append((chain, emissions if temperature == 1 else emissions / temperature))
+        return found
 
     @property
     def _confidence_dim(self) -> int:
@@ -96,8 +104,7 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
                 scores.append(torch.stack(terms).exp() if terms else row.new_zeros(0))
             return scores
         by_expert = [
-            expert.span_scores(emissions, word_mask, spans)
-            for expert, emissions in zip(self.readers, output.expert_logits.unbind(1), strict=True)
+            chain.span_scores(scores, word_mask, spans) for chain, scores in self._chains(output.expert_logits)
         ]
         return [
             (torch.stack(scores, -1) * weights).sum(-1)
@@ -122,7 +129,9 @@ class MoReMixtureForRelationExtraction(MoReMixturePreTrainedModel):
 
     def expert_log_probs(self, expert_logits: Tensor, word_mask: Tensor | None = None) -> Tensor:
         """Return log-probabilities [B, Z, C] from logits [B, Z, C]."""
-        return expert_logits.to(torch.promote_types(expert_logits.dtype, torch.float32)).log_softmax(-1)
+        temperatures = expert_logits.new_tensor(self.temperatures[: expert_logits.shape[1]]).unsqueeze(-1)
+        scores = expert_logits.to(torch.promote_types(expert_logits.dtype, torch.float32))
+        return (scores / temperatures).log_softmax(-1)
 
     @property
     def _confidence_dim(self) -> int:
@@ -137,7 +146,7 @@ class MoReMixtureForRelationExtraction(MoReMixturePreTrainedModel):
 
 def _best_path(expert: Any, emissions: Tensor, word_mask: Tensor) -> Tensor:
     """Return the log-probability of each post's best sequence of labels [B]."""
-    chain = expert._chain()
+    chain = expert.chain()
     score: Tensor = chain.viterbi(emissions, word_mask)[1]
     return score - chain.log_partition(emissions, word_mask)
 

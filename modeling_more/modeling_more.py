@@ -288,7 +288,7 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         if constrained:
             labels = [self.config.id2label[index] for index in range(self.config.num_labels)]
             allowed = tuple(torch.tensor(part, device=logits.device) for part in allowed_transitions(labels))
-        paths, _ = self._chain().viterbi(logits, word_mask, allowed)
+        paths, _ = self.chain().viterbi(logits, word_mask, allowed)
         lengths = word_mask.sum(1).tolist()
         return [path[:length] for path, length in zip(paths.tolist(), lengths, strict=True)]
 
@@ -297,9 +297,9 @@ class MoReForTokenClassification(MoRePreTrainedModel):
         self, logits: Tensor, word_mask: Tensor, spans: Sequence[Sequence[tuple[int, int, Sequence[int]]]]
     ) -> list[Tensor]:
         """Return the probability of each span (start, end exclusive, label ids of its words), one tensor a post."""
-        return self._chain().span_scores(logits, word_mask, spans)
+        return self.chain().span_scores(logits, word_mask, spans)
 
-    def _chain(self) -> LinearChainCRF:
+    def chain(self) -> LinearChainCRF:
         """Return the CRF to decode with; a softmax head is one whose transitions are all 0."""
         if self.crf is not None:
             return self.crf

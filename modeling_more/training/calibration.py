@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..crf import LinearChainCRF
+from ..mixed_experts import tempered
 from ..predictions import Prediction
 from .expert_outputs import Features, Mixture, gate_batch
 
@@ -49,7 +49,7 @@ def _loss(expert: Any, place: int, batches: Sequence[dict[str, Tensor]]) -> Call
     own = getattr(expert, "crf", None)
 
     def loss(temperature: float) -> float:
-        chain = None if own is None else _tempered(own, temperature, torch.device("cpu"), torch.float64)
+        chain = None if own is None else tempered(own, temperature, torch.device("cpu"), torch.float64)
         total = 0.0
         for batch in batches:
             scores, labels = batch["expert_logits"][:, place].double() / temperature, batch["labels"]
@@ -82,14 +82,6 @@ def _least(loss: Callable[[float], float]) -> float:
     return math.exp(inner[best]) if values[best] < loss(1.0) else 1.0
 
 
-def _tempered(crf: LinearChainCRF, temperature: float, device: torch.device, dtype: torch.dtype) -> LinearChainCRF:
-    """Return a CRF with the parameters of another one, divided by a temperature."""
-    chain = LinearChainCRF.neutral(crf.num_tags, device).to(dtype)
-    for own, its in zip(chain.parameters(), crf.parameters(), strict=True):
-        own.copy_(its.detach().to(device, dtype) / temperature)
-    return chain
-
-
 @contextmanager
 def at_temperatures(model: Mixture, features: Features, temperatures: Sequence[float]) -> Iterator[Features]:
     """Within the block, let each expert speak at its temperature: of the features that the block gets.
@@ -107,7 +99,7 @@ def at_temperatures(model: Mixture, features: Features, temperatures: Sequence[f
     try:
         for expert, crf, temperature in zip(model.experts, own, temperatures, strict=True):
             if crf is not None:
-                expert.crf = _tempered(crf, temperature, crf.transitions.device, crf.transitions.dtype)
+                expert.crf = tempered(crf, temperature)
         yield replace(features, expert_logits=logits)
     finally:
         for expert, crf in zip(model.experts, own, strict=True):

@@ -281,12 +281,18 @@ def gate_batch(features: Features, rows: Sequence[int], labels: Sequence[Any] | 
     return batch
 
 
-def mixed(model: Mixture, features: Features, batch_size: int = 64) -> Iterator[tuple[MoReMixtureOutput, Tensor]]:
-    """Yield a mixture's outputs for stored features, batch by batch, with the mask of the words [B, N]."""
+def mixed(
+    model: Mixture, features: Features, batch_size: int = 64, labels: Sequence[Any] | None = None
+) -> Iterator[tuple[MoReMixtureOutput, Tensor]]:
+    """Yield a mixture's outputs for stored features, batch by batch, with the mask of the words [B, N].
+
+    Args:
+        labels: for every post, see `gate_batch`; the outputs then have a loss.
+    """
     model.eval()
     for first in range(0, len(features), batch_size):
         rows = range(first, min(first + batch_size, len(features)))
-        batch = {key: value.to(model.device) for key, value in gate_batch(features, rows).items()}
+        batch = {key: value.to(model.device) for key, value in gate_batch(features, rows, labels).items()}
         if not model.gate.image_dim:
             batch = {key: value for key, value in batch.items() if not key.startswith("image_")}
         with torch.no_grad():

@@ -22,8 +22,11 @@ SPREADS = (0.3, 1.0, 3.0, 10.0)
 CERTAIN = 1e4  # a log-weight below the others' by which a weight becomes exactly 0
 EVIDENCE = ("scores", "confidence")
 
-#: the counts of right, predicted and gold labels [posts, 3] of the mixture as it is, for some of the gate's posts
-Count = Callable[[Sequence[int]], np.ndarray]
+AVERAGE, BEST, TEMPERATURES = "average", "best expert", "average at temperatures"
+
+#: of the mixture as it is, for some of the gate's posts: the counts of right, predicted and gold labels [posts, 3],
+#: and the negative log-likelihood of their labels together, in nats
+Score = Callable[[Sequence[int]], tuple[np.ndarray, float]]
 
 
 @dataclass
@@ -52,21 +55,22 @@ class Candidate:
     chosen: bool = False
 
 
-def candidates_of(inputs: Sequence[str], images: bool, readers: int) -> list[Candidate]:
+def candidates_of(inputs: Sequence[str], images: bool, readers: int, temperatures: bool = True) -> list[Candidate]:
     """Return what is compared, the simplest first: the average, the best expert, and gates.
 
     Args:
         inputs: what `--gate_inputs` names, or `auto` for every choice.
         images: whether the gate may see images.
+        temperatures: whether the experts read the gate's posts themselves, so that temperatures can be fitted.
     """
     if readers < 2:
-        return [Candidate("average")]
+        return [Candidate(AVERAGE)]
     paper = ("text", "image") if images else ("text",)
     choices = [("scores",), ("confidence",), EVIDENCE, paper, (*paper, *EVIDENCE)]
     if "auto" not in inputs:
         choices = [tuple(one for one in inputs if images or one != "image")]
-    gates = [Candidate(", ".join(one), one) for one in choices]
-    return [Candidate("average"), Candidate("best expert"), *gates]
+    simple = [AVERAGE, BEST, *([TEMPERATURES] if temperatures else [])]
+    return [*map(Candidate, simple), *(Candidate(f"gate: {', '.join(one)}", one) for one in choices)]
 
 
 @dataclass
@@ -148,85 +152,90 @@ def known_of(model: Mixture, features: Features, labels: Sequence[Any]) -> tuple
     return known, replace(features, expert_log_probs=said, confidence=list(confidence))
 
 
-def choose(
-    model: Mixture,
-    candidates: Sequence[Candidate],
-    known: GatePosts,
-    folds: Sequence[int],
-    count: Count,
-    seed: int,
-    progress: bool = True,
-) -> Candidate:
-    """Return the simplest candidate whose F1 on held-out folds is the best one's within a standard error.
-
-    The model keeps it, fitted to all posts. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3,
-    have the one-standard-error rule. Every process does the same here.
+class Choice:
+    """The choice of what weighs the experts of a mixture, by its gate's posts.
 
     Args:
-        candidates: the simplest first, the plain average at the beginning; what is found is written into them.
+        known: what gates read of the posts, see `known_of`.
         folds: the fold of each post, which all rows of one post share.
-        count: counts what the model as it is predicts for some of the posts.
+        score: scores the mixture as it is on some of the posts.
+        temperatures: fits a temperature for each expert to some of the posts.
+        seed: of the vector that stands for a missing image.
     """
-    parts = [[row for row, one in enumerate(folds) if one == fold] for fold in sorted(set(folds))]
-    if len(parts) < 2:
-        raise ValueError(f"{len(folds)} posts are too few to choose a gate by: hold more out, or name --gate_inputs")
-    counts = [
-        _cross_validate(model, candidate, known, parts, count, seed)
-        for candidate in tqdm(candidates, desc="gates", disable=not progress)
-    ]
-    best = max(range(len(candidates)), key=lambda place: candidates[place].f1)
-    chosen = best
-    for place in reversed(range(len(candidates))):
-        one = candidates[place]
-        one.minus_average = one.f1 - candidates[0].f1
-        one.behind, low, high = paired_bootstrap(counts[best], counts[place])
-        one.standard_error = (high - low) / (2 * 1.96)
-        if place < best and one.behind <= one.standard_error:
-            chosen = place
-    candidates[chosen].chosen = True
-    set_gate(model, candidates[chosen], known, range(len(folds)), count, seed)
-    return candidates[chosen]
+
+    def __init__(
+        self, model: Mixture, known: GatePosts, folds: Sequence[int], score: Score,
+        temperatures: Callable[[Sequence[int]], list[float]], seed: int,
+    ) -> None:  # fmt: skip
+        self.model, self.known, self.score, self.temperatures, self.seed = model, known, score, temperatures, seed
+        self.number = len(folds)
+        self.parts = [[row for row, one in enumerate(folds) if one == fold] for fold in sorted(set(folds))]
+        if len(self.parts) < 2:
+            raise ValueError(
+                f"{self.number} posts are too few to choose a gate by: hold more out (--holdout_fraction), or give "
+                "--gate_inputs text image"
+            )
+
+    def run(self, candidates: Sequence[Candidate], progress: bool = True) -> Candidate:
+        """Return the simplest candidate whose F1 on held-out folds is the best one's within a standard error.
+
+        The model keeps it, fitted to all posts. Breiman et al., Classification and Regression Trees, 1984, section
+        3.4.3, have the one-standard-error rule. Every process does the same here.
+
+        Args:
+            candidates: the simplest first, the plain average at the beginning; what is found is written into them.
+        """
+        counts = [self._cross_validate(one) for one in tqdm(candidates, desc="gates", disable=not progress)]
+        best = max(range(len(candidates)), key=lambda place: candidates[place].f1)
+        chosen = best
+        for place in reversed(range(len(candidates))):
+            one = candidates[place]
+            one.minus_average = one.f1 - candidates[0].f1
+            one.behind, low, high = paired_bootstrap(counts[best], counts[place])
+            one.standard_error = (high - low) / (2 * 1.96)
+            if place < best and one.behind <= one.standard_error:
+                chosen = place
+        candidates[chosen].chosen = True
+        self.set(candidates[chosen], range(self.number))
+        return candidates[chosen]
+
+    def _cross_validate(self, candidate: Candidate) -> np.ndarray:
+        """Fill in how a candidate does on each part when it is fitted to the others, and return the counts."""
+        found: list[tuple[float, float | None, np.ndarray]] = []
+        for spread in SPREADS if candidate.inputs else (None,):
+            candidate.spread = spread
+            nll, counts = 0.0, np.zeros((self.number, 3), dtype=np.int64)
+            for part in self.parts:
+                self.set(candidate, [row for other in self.parts if other is not part for row in other])
+                counts[part], its = self.score(part)
+                nll += its / self.number
+            found.append((nll, spread, counts))
+        candidate.nll, candidate.spread, rows = min(found, key=lambda one: one[0])
+        candidate.f1 = _f1(rows)
+        return rows
+
+    def set(self, candidate: Candidate, rows: Iterable[int]) -> None:
+        """Give the model what a candidate weighs by, fitted to some of the posts."""
+        rows, model, images = list(rows), self.model, self.known.images
+        torch.manual_seed(self.seed)
+        model.config.temperatures = None
+        seen = images[0].shape[1] if images is not None and "image" in candidate.inputs else 0
+        gate = model.set_gate(candidate.inputs, seen)
+        if candidate.inputs:
+            fit_gate(gate, self.known.select(rows), candidate.inputs, model.evidence_dims, candidate.spread or 1.0)
+        elif candidate.name == TEMPERATURES:
+            model.config.temperatures = self.temperatures(rows)
+        elif candidate.name == BEST:
+            scores = []
+            for place in range(len(gate.bias)):
+                _only(gate, place)
+                scores.append(_f1(self.score(rows)[0]))
+            _only(gate, int(np.argmax(scores)))
 
 
-def _cross_validate(
-    model: Mixture, candidate: Candidate, known: GatePosts, parts: list[list[int]], count: Count, seed: int
-) -> np.ndarray:
-    """Fill in how a candidate does on each part when it is fitted to the others, and return the counts."""
-    number = sum(map(len, parts))
-    found: list[tuple[float, float | None, np.ndarray]] = []
-    for spread in SPREADS if candidate.inputs else (None,):
-        candidate.spread = spread
-        nll, counts = 0.0, np.zeros((number, 3), dtype=np.int64)
-        for part in parts:
-            others = [row for other in parts if other is not part for row in other]
-            set_gate(model, candidate, known, others, count, seed)
-            with torch.no_grad():
-                nll += known.select(part).loss(model.gate, candidate.inputs).item() * len(part) / number
-            counts[part] = count(part)
-        found.append((nll, spread, counts))
-    candidate.nll, candidate.spread, rows = min(found, key=lambda one: one[0])
-    right, predicted, gold = rows.sum(0)
-    candidate.f1 = float(200 * right / max(1, predicted + gold))
-    return rows
-
-
-def set_gate(
-    model: Mixture, candidate: Candidate, known: GatePosts, rows: Iterable[int], count: Count, seed: int
-) -> None:
-    """Give the model a candidate's gate, fitted to some of the posts."""
-    rows = list(rows)
-    torch.manual_seed(seed)  # of the vector that stands for a missing image
-    images = known.images[0].shape[1] if known.images is not None and "image" in candidate.inputs else 0
-    gate = model.set_gate(candidate.inputs, images)
-    if candidate.inputs:
-        _fit(gate, known.select(rows), candidate.inputs, model.evidence_dims, candidate.spread or 1.0)
-    elif candidate.name != "average":
-        scores = []
-        for place in range(len(gate.bias)):
-            _only(gate, place)
-            right, found, gold = count(rows).sum(0)
-            scores.append(right / max(1, found + gold))
-        _only(gate, int(np.argmax(scores)))
+def _f1(counts: np.ndarray) -> float:
+    right, predicted, gold = counts.sum(0)
+    return float(200 * right / max(1, predicted + gold))
 
 
 @torch.no_grad()
@@ -236,7 +245,7 @@ def _only(gate: Gate, place: int) -> None:
     gate.bias[place] = 0.0
 
 
-def _fit(gate: Gate, posts: GatePosts, read: Sequence[str], dims: Sequence[int], spread: float) -> None:
+def fit_gate(gate: Gate, posts: GatePosts, read: Sequence[str], dims: Sequence[int], spread: float) -> None:
     """Minimise the mixture's loss under a normal prior of the weights.
 
     A group of F inputs has the prior deviation spread / √F, so that what it adds to a log-weight varies alike whatever

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from ..data.sources import is_labelled
 from ..data.tasks import Task
@@ -24,13 +25,14 @@ from ..posts import Posts
 from ..predictions import Prediction
 from ..processing_mixture import MoReMixtureProcessor
 from .arguments import Arguments
+from .calibration import fit_temperatures
 from .checkpoints import TrainingState, check_checkpoint, description
 from .command_line import one_sentence_errors
 from .crossfit import Fold, folds_of, folds_to_train, said_by_folds
 from .evaluation import NAMES, prediction_rows
 from .expert_outputs import Features, Mixture, expert_features, mixed
 from .experts import Expert, load_experts
-from .gate_choice import FOLDS, candidates_of, choose, known_of
+from .gate_choice import FOLDS, Choice, candidates_of, known_of
 from .gate_training import DevResult, train_gate
 from .loop import train
 from .mixture_posts import cache_of, image_model_of
@@ -203,17 +205,25 @@ def choose_gate(
     task, args, posts, model = run.task, run.args, run.gate_posts, run.model
     pipeline = task.pipeline_class(model, run.processor, run.accelerator)
     images, tower = features.images is not None, model.config.image_model
-    candidates = candidates_of(args.mixture.gate_inputs, images, len(model.config.readers))
-    known, features = known_of(model, features, labels)
+    own = features.expert_log_probs is None  # the experts' own outputs, not those of other folds'
+    candidates = candidates_of(args.mixture.gate_inputs, images, len(model.config.readers), own)
+    known, ready = known_of(model, features, labels)
 
-    def count(rows: Sequence[int]) -> np.ndarray:
+    def score(rows: Sequence[int]) -> tuple[np.ndarray, float]:
+        stored = features if model.config.temperatures else ready  # which holds what is said at temperature 1
         found: list[Any] = []
-        for output, mask in mixed(model, features.select(rows)):
+        nll = 0.0
+        for output, mask in mixed(model, stored.select(rows), labels=[labels[row] for row in rows]):
             found += pipeline.decode(check_scores(run.accelerator, output.logits), mask)
-        return task.counts(found, [posts[row][task.label] for row in rows], args.data.none_relation)
+            nll += float(cast(Tensor, output.loss)) * len(mask)
+        gold = [posts[row][task.label] for row in rows]
+        return task.counts(found, gold, args.data.none_relation), nll
 
-    folds = folds_of(posts, FOLDS)
-    chosen = choose(model, candidates, known, folds, count, args.training.seed, run.accelerator.is_main_process)
+    def temperatures(rows: Sequence[int]) -> list[float]:
+        return fit_temperatures(model, features.select(rows), [labels[row] for row in rows])
+
+    choice = Choice(model, known, folds_of(posts, FOLDS), score, temperatures, args.training.seed)
+    chosen = choice.run(candidates, run.accelerator.is_main_process)
     model.config.image_model = tower if model.config.image_dim else None
     run.candidates = [asdict(one) for one in candidates]
     result = evaluate().f1
