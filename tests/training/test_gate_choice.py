@@ -178,7 +178,7 @@ def test_what_is_compared():
 
 
 def test_the_prior_does_not_depend_on_the_number_of_inputs():
-    """As many copies of a feature as one likes move the weights as one copy does, and a wider prior moves them more."""
+    """As many copies of a feature as one likes move the weights as one does; a wider prior moves them more."""
     rng = torch.Generator().manual_seed(4)
     values = torch.randn(POSTS, 1, generator=rng)
     right = (values[:, 0] + torch.randn(POSTS, generator=rng) > 0).long()
