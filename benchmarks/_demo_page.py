@@ -167,11 +167,11 @@ def _turns(run: dict[str, Any], task: str, shown: int = 3) -> list[str]:
         told = ", ".join(f"{name} {weight:.2f}" for name, weight in rows[0]["expert_weights"].items())
         return [f"<p>The gate weighs every post alike ({html.escape(told)}): it turns to no expert.</p>"]
     parts = [f"<h2>{task.capitalize()}: where the gate turns to one expert, seed {run['seed']}</h2>"]
-    chosen = _chosen(rows, shown)
+    medians = _median_scores(rows)
+    chosen = _chosen(rows, medians, shown)
     if not chosen:
         parts.append("<p>Wherever the experts disagree, the gate weighs them nearly alike.</p>")
     pictures = {post.id: post for post in run["demo"].posts["test"]}
-    medians = _median_scores(rows)
     for row in chosen:
         picture = _picture(pictures[row["id"]].picture())
         parts.append(f'<div class="post turn"><img alt="the post\'s picture" src="{picture}"><div>')
@@ -184,10 +184,20 @@ def _turns(run: dict[str, Any], task: str, shown: int = 3) -> list[str]:
     return parts
 
 
-def _chosen(rows: Sequence[dict[str, Any]], shown: int) -> list[dict[str, Any]]:
-    """The posts in which experts disagree and the weights are furthest from equal, for each expert in turn."""
+def _chosen(rows: Sequence[dict[str, Any]], medians: Mapping[str, float], shown: int) -> list[dict[str, Any]]:
+    """The posts in which experts disagree and the weights are furthest from equal, for each expert in turn.
+
+    Of weights that look the same, those come first whose experts' search scores differ most.
+    """
+
+    def order(row: dict[str, Any]) -> tuple[float, float]:
+        weights = row["expert_weights"]
+        own, *others = sorted(weights, key=weights.__getitem__, reverse=True)
+        found = {name: _best_score(row, name) / medians[name] if medians.get(name) else 0.0 for name in weights}
+        return -round(weights[own], 2), max((found[name] for name in others), default=0.0) - found[own]
+
     by_expert: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: -max(row["expert_weights"].values())):
+    for row in sorted(rows, key=order):
         weights = row["expert_weights"]
         said = [one if isinstance(one, str) else [(e["start"], e["end"], e["type"]) for e in one]
                 for one in row["experts"].values()]  # fmt: skip
@@ -203,8 +213,12 @@ def _median_scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     for row in rows:
         for name, entries in row.get("knowledge", {}).items():
             if entries:
-                found.setdefault(name, []).append(max(entry["score"] or 0.0 for entry in entries))
+                found.setdefault(name, []).append(_best_score(row, name))
     return {name: statistics.median(scores) for name, scores in found.items()}
+
+
+def _best_score(row: dict[str, Any], name: str) -> float:
+    return max((entry["score"] or 0.0 for entry in row.get("knowledge", {}).get(name) or ()), default=0.0)
 
 
 def _why(row: dict[str, Any], medians: Mapping[str, float]) -> str:
@@ -219,7 +233,7 @@ def _why(row: dict[str, Any], medians: Mapping[str, float]) -> str:
             continue
         best = max(entries, key=lambda entry: entry["score"] or 0.0)
         told.append(
-            f"the best entry of {name}, “{best['title']}”, has a search score of {best['score'] or 0.0:.2f} (median "
+            f"the best entry of {name}, “{best['title']}”, has a search score of {_best_score(row, name):.2f} (median "
             f"over the test posts: {medians[name]:.2f})"
         )
     shares = f"{weights[ordered[0]]:.2f} against {', '.join(f'{weights[name]:.2f}' for name in ordered[1:])}"

@@ -168,6 +168,11 @@ def test_posts_in_which_the_gate_turns_to_an_expert_and_why():
     assert shown.count('class="post turn"') == 3 and shown.count('class="system"') == 9
     assert shown.count('<mark class="right">x</mark>') == 5 and shown.count('<mark class="wrong">y</mark>') == 4
 
+    # of weights that look the same, where the searches differ more
+    first, second = (_turns(of_mixture([rows[2], a_turn(6, 0.951, ("x", "y"), (7.0, score))]), "relations")
+                     for score in (0.1, 1.9))  # fmt: skip
+    assert "score of 0.10" in first[2] and "score of 0.90" in second[2]
+
     # an expert that searches nothing; and only posts that are weighed nearly alike
     alone = [{**row, "knowledge": {**row["knowledge"], "image": []}} for row in rows]
     assert "; image reads the post alone.</p>" in "".join(_turns(of_mixture(alone), "relations"))
