@@ -92,16 +92,18 @@ def at_temperatures(model: Mixture, features: Features, temperatures: Sequence[f
     These are the features with their logits divided, and the experts' CRFs are divided to match. At 1 all numbers are
     those of before bit for bit. Afterwards the model is as it was; it is not meant to be trained or saved meanwhile.
     """
-    own = [getattr(expert, "crf", None) for expert in model.experts]
+    own, acting = [getattr(expert, "crf", None) for expert in model.experts], model.config.temperatures
     # an expert's reading of the words alone comes behind those of all experts
     divisors = torch.tensor([*temperatures, *(temperatures[place] for place in model.config.alone)])
     logits = [one / divisors.view(-1, *[1] * (one.dim() - 1)) for one in features.expert_logits]
     try:
+        model.config.temperatures = None  # not twice
         for expert, crf, temperature in zip(model.experts, own, temperatures, strict=True):
             if crf is not None:
                 expert.crf = tempered(crf, temperature)
         yield replace(features, expert_logits=logits)
     finally:
+        model.config.temperatures = acting
         for expert, crf in zip(model.experts, own, strict=True):
             if crf is not None:
                 expert.crf = crf

@@ -25,7 +25,7 @@ from ..posts import Posts
 from ..predictions import Prediction
 from ..processing_mixture import MoReMixtureProcessor
 from .arguments import Arguments
-from .calibration import fit_temperatures
+from .calibration import at_temperatures, fit_temperatures, label_likelihoods, oracle
 from .checkpoints import TrainingState, check_checkpoint, description
 from .command_line import one_sentence_errors
 from .crossfit import Fold, folds_of, folds_to_train, said_by_folds
@@ -40,6 +40,7 @@ from .mixture_report import report_gate
 from .models import load_expert, load_processor
 from .optimization import check_scores, skipped_steps
 from .output_folders import begin_scoring, begin_training
+from .reliability import calibration_rows, draw_reliability
 from .results import begin_results, save_run
 from .retrieval import retrieval_of_run
 from .setup import make_accelerator
@@ -132,11 +133,13 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
 
     output, suffix = begin_scoring(args, accelerator)
     pipeline = run.pipeline()
+    readers, temperatures = run.model.config.readers, _temperatures(run)
     scored: dict[str, tuple[Posts, dict[str, list[Prediction]]]] = {}
     for split, name in NAMES.items():
         if split in run.splits:
             posts = run.splits[split]
-            found = predict_systems(pipeline, run.features(posts, name))
+            features = run.features(posts, name)
+            found = predict_systems(pipeline, features)
             if accelerator.is_main_process:
                 encoded = encode_for_experts(posts, run.processor)
                 rows = prediction_rows(task, pipeline, posts, found[""], encoded)
@@ -144,11 +147,23 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
                     row["average"] = task.prediction(averaged.labels)
                 write_jsonl(output / "predictions" / f"{name}{suffix}.jsonl", rows)
             if is_labelled(posts, task):
+                labels = [task.label_ids(post[task.label], run.model.config.label2id) for post in posts]
+                likelihoods = label_likelihoods(run.model, features, labels)
+                found["oracle"] = oracle(likelihoods, [found[f"expert_{one}"] for one in readers])
+                tempered = None
+                if temperatures:
+                    with at_temperatures(run.model, features, temperatures) as divided:
+                        tempered = predict_systems(pipeline, divided)
+                shown = [*temperatures, *(temperatures[place] for place in run.model.config.alone if temperatures)]
+                rows = calibration_rows(task, posts, name, found, readers, tempered, shown[: len(readers)])
+                results |= {"calibration": rows, f"{name}_calibration_error": rows[-1]["error"]}
                 results |= score_systems(task, found, posts, name, args.data.none_relation)
                 scored[name] = posts, found
             if accelerator.is_main_process and name == "test":
                 results["gate"] = report_gate(posts, found[""], output / f"gate_weights{suffix}.png")
-    results |= _compare(task, run.model.config.readers, scored, results, args.data.none_relation)
+    if accelerator.is_main_process and "calibration" in results:
+        draw_reliability(results["calibration"], output / f"reliability{suffix}.png")
+    results |= _compare(task, readers, scored, results, args.data.none_relation)
     save_run(task, args, pipeline, results, to_predict, command)
     return results
 
@@ -230,6 +245,16 @@ def choose_gate(
     return TrainingState([{"epoch": 0, "loss": chosen.nll, "dev_f1": result}], result)
 
 
+def _temperatures(run: MixtureRun) -> list[float]:
+    """Return a temperature for each expert, none if nothing is trained: of the gate's posts if they were held out."""
+    if not run.args.training.do_train:
+        return []
+    held_out = run.args.mixture.gate_data == "holdout"
+    posts, name = (run.gate_posts, "gate data") if held_out else (run.splits["validation"], "dev")
+    labels = [run.task.label_ids(post[run.task.label], run.model.config.label2id) for post in posts]
+    return fit_temperatures(run.model, run.features(posts, name), labels)
+
+
 def predict_systems(pipeline: MoRePipeline, features: Features) -> dict[str, list[Prediction]]:
     """Return the predictions of the mixture (""), of each expert, of their average, and of the other decoding."""
     config = pipeline.core.config
@@ -245,6 +270,10 @@ def predict_systems(pipeline: MoRePipeline, features: Features) -> dict[str, lis
         if other:
             decoded = pipeline.decode(output.logits, mask, other)
             found[f"{other}_decoding"] += [Prediction(labels, []) for labels in decoded]
+    if temperatures := config.temperatures:  # the plain average knows none
+        config.temperatures = None
+        found["average"] = predict_systems(pipeline, features)["average"]
+        config.temperatures = temperatures
     for name in config.readers:
         found[f"expert_{name}"] = [(one.experts or {})[name] for one in found[""]]
     return found

@@ -89,6 +89,11 @@ def test_train_score_reload(experts, tmp_path):
     card = (out / "README.md").read_text()
     for told in ("What the gate adds", "How the gate weighs", "test, average", "expert text"):
         assert told in card, told
+    calibrated = {row["system"]: row for row in results["calibration"]}
+    assert list(calibrated) == ["text", "none", "mixture"] and "## Calibration" in card
+    assert calibrated["mixture"]["error"] == results["test_calibration_error"]
+    assert calibrated["text"]["temperature"] > 0 and (out / "reliability.png").exists()
+    assert "expert of each post, chosen with the labels, has a test F1 of" in card
     # what weighs all posts alike has no plot
     drawn = table[0]["standard deviation"] > 1e-6
     assert (out / "gate_weights.png").exists() == ("(gate_weights.png)" in card) == drawn

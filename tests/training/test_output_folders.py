@@ -121,7 +121,8 @@ def test_mixtures_are_scored_beside_their_record(here, tmp_path, tiny_encoder):
         run_ner.main([*mixed, "--no_do_train", "--model_name_or_path", "mixture", "--test_file", here["other"], *out])
     after = contents("mixture")
     assert {name: after[name] for name in before} == before
-    drawn = {"gate_weights-c.png"} if "gate_weights.png" in before else set()  # where it weighs posts apart
+    plots = ("gate_weights", "reliability")  # of a gate that weighs posts apart, and where anything is predicted
+    drawn = {f"{one}-c.png" for one in plots if f"{one}.png" in before}
     assert after.keys() - before.keys() == {"scores-c.json", "predictions/test-c.jsonl"} | drawn
     assert "What the gate adds" in Path("mixture-scored-c/README.md").read_text()
 
