@@ -201,8 +201,9 @@ class MixtureArguments:
     gate_data: str = option(
         "holdout",
         "posts the gate learns from: those the experts held out (--holdout_fraction), all training posts with "
-        "experts trained anew on the other folds, or all although the experts know them",
-        ["holdout", "crossfit", "train"],
+        "experts trained anew on the other folds, all although the experts know them, or the dev posts, which then "
+        "tell no more how good the gate is",
+        ["holdout", "crossfit", "train", "dev"],
     )
     crossfit_folds: int = option(5, "folds of --gate_data crossfit")
     gate: str = option("post", "one weight per expert and post, or per word", ["post", "word"])
@@ -212,6 +213,9 @@ class MixtureArguments:
         "the confidence of what it says; auto: what does best in cross-validation on the gate's posts, the plain "
         "average among it; with evidence the gate is fitted in one go, not by --gate_epochs",
         ["auto", "text", "image", "scores", "confidence"],
+    )
+    shuffle_evidence: bool = option(
+        False, "control: the gate is chosen and fitted with the evidence of another post each (--gate post)"
     )
     abstain: bool = option(
         False, "mix what each expert with knowledge says without it, too, so that the gate may ignore its search"

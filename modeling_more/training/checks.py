@@ -11,7 +11,7 @@ from typing import Any
 from ..data.columns import check_columns
 from ..naming import check_source, nearest
 from ..retrieval_settings import MILVUS, SEARCHES
-from .arguments import Arguments, DataArguments
+from .arguments import Arguments, DataArguments, MixtureArguments
 from .output_folders import check_output_dir
 
 #: options, the condition on their values, and its wording; NaN is always refused
@@ -117,6 +117,7 @@ def check_arguments(args: Arguments) -> None:
         raise ValueError(f"--holdout_fraction is {data.holdout_fraction}, it must lie between 0 and 1")
     if mixture.train_experts and mixture.gate_data == "crossfit":
         raise ValueError("--train_experts trains the experts along: choose --gate_data holdout or train")
+    check_gate(mixture)
     if mixture.train_experts and training.auto_find_batch_size:
         raise ValueError(
             "--auto_find_batch_size is not for --train_experts: give --per_device_train_batch_size 1 or more"
@@ -135,3 +136,20 @@ def check_arguments(args: Arguments) -> None:
     if resumed and resumed != "latest" and training.seeds:
         raise ValueError("with --seeds only --resume_from_checkpoint latest is clear")
     check_output_dir(args)
+
+
+def check_gate(mixture: MixtureArguments) -> None:
+    """Raise ValueError for options of the gate that do not go together."""
+    evidence = sorted({"scores", "confidence"} & set(mixture.gate_inputs))
+    if "auto" in mixture.gate_inputs and len(mixture.gate_inputs) > 1:
+        raise ValueError("--gate_inputs auto compares all choices: give it alone, or name what the gate reads")
+    if mixture.train_experts and (evidence or mixture.abstain):
+        told = f"--gate_inputs {evidence[0]}" if evidence else "--abstain"
+        raise ValueError(f"{told} is fitted to experts as they are, --train_experts changes them: choose one of them")
+    if mixture.gate_data == "dev" and not evidence and "auto" not in mixture.gate_inputs:
+        raise ValueError(
+            "the gate of text and image is chosen on the dev posts, so that it can't learn from them: give "
+            "--gate_inputs auto, or other --gate_data"
+        )
+    if mixture.shuffle_evidence and mixture.gate == "word":
+        raise ValueError("--shuffle_evidence gives a post another one's evidence, which has other words: --gate post")

@@ -23,7 +23,7 @@ from ..naming import loaded_from
 from ..posts import Posts
 from ..processing_more import MoReProcessor
 from ..provenance import is_own, of_others
-from ..retrieval_settings import SEARCHES
+from ..retrieval_settings import ENCODERS, SEARCHES
 from .arguments import Arguments, DataArguments, ModelArguments, TrainingArguments
 from .checks import check_ranges
 from .command_line import TYPES
@@ -87,6 +87,10 @@ class Expert:
         if not found:
             column = self.processor.knowledge_column
             found = {"retrieval": "none" if column is None else column.removeprefix("knowledge_")}
+        for name in ENCODERS:  # its own copy, where the folder of its run is gone
+            kept = getattr(self.processor.retrieval, name, None)
+            if self.own and name in found and not Path(found[name]).exists() and kept and Path(kept).is_dir():
+                found[name] = kept
         # files may have moved, or belong to other posts; an expert that read none still reads none
         read = {"knowledge": bool(found.get("knowledge")), "image_dir": True}
         read |= {"captions": found.get("query") == "caption", "entities": found.get("query") == "entities"}

@@ -152,6 +152,16 @@ def known_of(model: Mixture, features: Features, labels: Sequence[Any]) -> tuple
     return known, replace(features, expert_log_probs=said, confidence=list(confidence))
 
 
+def shuffled(known: GatePosts, features: Features, seed: int) -> tuple[GatePosts, Features]:
+    """Return both with another post's evidence for each post: a control, in which evidence tells nothing."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).tolist()
+    inputs = {name: one[order] if name in EVIDENCE else one for name, one in known.inputs.items()}
+    lists = (features.search, features.confidence)
+    search, confidence = (None if one is None else [one[row] for row in order] for one in lists)
+    changed = replace(features, search=search, confidence=confidence)
+    return replace(known, inputs=inputs), changed
+
+
 class Choice:
     """The choice of what weighs the experts of a mixture, by its gate's posts.
 

@@ -32,7 +32,7 @@ from .crossfit import Fold, folds_of, folds_to_train, said_by_folds
 from .evaluation import NAMES, prediction_rows
 from .expert_outputs import Features, Mixture, expert_features, mixed
 from .experts import Expert, load_experts
-from .gate_choice import FOLDS, Choice, candidates_of, known_of
+from .gate_choice import FOLDS, Choice, candidates_of, known_of, shuffled
 from .gate_training import DevResult, train_gate
 from .loop import train
 from .mixture_posts import cache_of, image_model_of
@@ -56,7 +56,7 @@ class MixtureRun:
 
     Attributes:
         args: the options of one seed.
-        gate_posts: the training posts that the gate learns from.
+        gate_posts: the posts that the gate learns from.
         candidates: what was compared to weigh the experts, see `gate_choice.Candidate`.
     """
 
@@ -103,7 +103,7 @@ def prepare_mixture(task: Task, args: Arguments, splits: dict[str, Posts], types
         gate_posts: Posts = []
         if args.training.do_train:
             _check_gate_data(task, args, model, types)
-            gate_posts = _gate_posts(args, experts, splits["train"])
+            gate_posts = _gate_posts(args, experts, splits["train"], splits["validation"])
     if args.training.do_train:
         begin_training(args, accelerator)
     model.to(accelerator.device)
@@ -223,6 +223,8 @@ def choose_gate(
     own = features.expert_log_probs is None  # the experts' own outputs, not those of other folds'
     candidates = candidates_of(args.mixture.gate_inputs, images, len(model.config.readers), own)
     known, ready = known_of(model, features, labels)
+    if args.mixture.shuffle_evidence:
+        known, ready = shuffled(known, ready, args.training.seed)
 
     def score(rows: Sequence[int]) -> tuple[np.ndarray, float]:
         stored = features if model.config.temperatures else ready  # which holds what is said at temperature 1
@@ -358,10 +360,12 @@ def _check_gate_data(task: Task, args: Arguments, model: Mixture, types: list[st
         raise ValueError(f"crossfit trains experts anew, but these posts lack the labels {', '.join(lacking)}")
 
 
-def _gate_posts(args: Arguments, experts: Sequence[Expert], posts: Posts) -> Posts:
-    """Return the training posts that the gate learns from."""
+def _gate_posts(args: Arguments, experts: Sequence[Expert], posts: Posts, dev: Posts) -> Posts:
+    """Return the posts that the gate learns from."""
     if args.mixture.gate_data == "train":
         logger.warning("the gate learns from posts that the experts trained on: there they look right too often")
+    if args.mixture.gate_data == "dev":
+        return dev
     if args.mixture.gate_data != "holdout":
         return posts
     common = set.intersection(*(expert.holdout_ids or set() for expert in experts))
