@@ -132,3 +132,22 @@ def run_in_two(code: str, folder: Path, *arguments: object) -> None:
     (folder / "two.py").write_text(code + END_OF_GROUP)
     done = launch_two(folder / "two.py", *arguments)
     assert done.returncode == 0, done.stderr[-5000:]
+
+
+def train_experts(folder, tiny_encoder):
+    """Two experts of the entity task that held a third of the training posts out: text and none, two encoders."""
+    import run_ner
+
+    files = {
+        "train": str(write_jsonl(folder / "train.jsonl", posts(48))),
+        "dev": str(write_conll(folder / "dev.conll", posts(8, 50))),
+        "test": str(write_conll(folder / "test.conll", posts(9, 70))),
+        "knowledge": str(write_jsonl(folder / "wiki.jsonl", KNOWLEDGE)),
+        "cache": str(folder / "cache"),
+    }
+    for name, kind in (("none", "bert"), ("text", "xlm-roberta")):
+        files["out"] = files[name] = str(folder / name)
+        extra = ["--knowledge", files["knowledge"], "--top_k", "1"] if name == "text" else []
+        extra += ["--holdout_fraction", "0.33", "--num_train_epochs", "6", "--max_length", "64"]
+        run_ner.main(options(files, tiny_encoder(kind), *extra, retrieval=name))
+    return files

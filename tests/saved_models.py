@@ -41,7 +41,18 @@ def train_models(root: Path, encoder: str, tower: str) -> dict[str, str]:
         given += ["--holdout_fraction", "0.4", "--num_train_epochs", "6"]
         run_ner.main(ner_runs.options(run, files["encoder"], *given, retrieval=name))
     mixed = ["--train_file", files["train"], "--validation_file", files["dev"], "--test_file", files["test"]]
-    mixed += ["--retrieval", "moe", "--experts", files["text"], files["image"], "--image_dir", files["images"]]
+    mixed += [
+        "--retrieval",
+        "moe",
+        "--gate_inputs",
+        "text",
+        "image",
+        "--experts",
+        files["text"],
+        files["image"],
+        "--image_dir",
+        files["images"],
+    ]
     mixed += ["--gate_epochs", "1", "--cache_dir", files["cache"], "--use_cpu", "--output_dir", files["mixture"]]
     run_ner.main(mixed)
     related = {**re_runs.write_files(root), "out": files["relations"], "cache": files["cache"]}

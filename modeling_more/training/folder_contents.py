@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..files import HOLDER, LOCK, MANIFEST, TEMPORARY, is_folder, is_incidental, paths_below
+from ..retrieval_settings import ENCODERS
 from .run_record import (
     BEGUN,
     CONFIG,
@@ -134,7 +135,7 @@ def strange_path(folder: Path) -> Path | None:
         elif path.name == "logs":
             inside = list(paths_below(path))
             found = next((one for one in inside if not (is_folder(one) or _is_file(one, LOGS))), None)
-        elif path.name in ("experts", "predictions", ".eval_results"):
+        elif path.name in ("experts", "predictions", ".eval_results", *ENCODERS.values()):
             inside = [one for one in paths_below(path) if not fnmatch(one.name, TEMPORARY)]
             if all(is_folder(one) for one in inside):  # there is nothing to lose
                 inside = []

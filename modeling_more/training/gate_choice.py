@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ from ..data_collator import pad_rows
 from ..gate import Gate
 from ..metrics import paired_bootstrap
 from .expert_outputs import Features, Mixture, mixed
+
+logger = logging.getLogger(__name__)
 
 FOLDS = 5
 #: prior deviations of what a group of inputs adds to a log-weight, be they few or many
@@ -180,11 +183,6 @@ class Choice:
         self.model, self.known, self.score, self.temperatures, self.seed = model, known, score, temperatures, seed
         self.number = len(folds)
         self.parts = [[row for row, one in enumerate(folds) if one == fold] for fold in sorted(set(folds))]
-        if len(self.parts) < 2:
-            raise ValueError(
-                f"{self.number} posts are too few to choose a gate by: hold more out (--holdout_fraction), or give "
-                "--gate_inputs text image"
-            )
 
     def run(self, candidates: Sequence[Candidate], progress: bool = True) -> Candidate:
         """Return the simplest candidate whose F1 on held-out folds is the best one's within a standard error.
@@ -195,6 +193,11 @@ class Choice:
         Args:
             candidates: the simplest first, the plain average at the beginning; what is found is written into them.
         """
+        if len(self.parts) < 2:
+            logger.warning("%d posts are too few to choose what weighs the experts: it is their average", self.number)
+            candidates[0].chosen = True
+            self.set(candidates[0], range(self.number))
+            return candidates[0]
         counts = [self._cross_validate(one) for one in tqdm(candidates, desc="gates", disable=not progress)]
         best = max(range(len(candidates)), key=lambda place: candidates[place].f1)
         chosen = best

@@ -20,6 +20,13 @@ from .reliability import calibration_sections
 
 PLOT = "gate_weights.png"
 COLOURS = ("#2f6db3", "#c8553d", "#6a994e", "#9aa5b1", "#8e6c8a")
+#: what a gate reads, in words
+READS = {
+    "text": "the post's text",
+    "image": "its image",
+    "scores": "the scores of what each expert's search found",
+    "confidence": "how sure each expert is of what it says",
+}
 DEVIATION = "standard deviation"  # of the weights of an expert; a name that no expert can have
 
 
@@ -164,6 +171,8 @@ def card_parts(results: dict[str, Any], pipeline_tag: str, name: str) -> dict[st
         if (row := results.get(f"{split}_f1_minus_{key}"))
     ]
     sections = []
+    if results.get("gate_candidates"):
+        sections.append(("What weighs the experts", _choice_section(results)))
     if gains:
         body = f"{markdown_table(gains)}\n\nPaired bootstrap over the {split} posts, 2000 samples."
         sections.append(("What the gate adds", f"{body}{_oracle_words(results, split)}"))
@@ -183,6 +192,36 @@ print(found["expert_weights"])
     return {"description": description, "sections": sections, "usage": usage}
 
 
+def _choice_section(results: Mapping[str, Any]) -> str:
+    """Return in words what weighs the experts and why, with what it was compared to."""
+    candidates = results["gate_candidates"]
+    (chosen,) = [one for one in candidates if one["chosen"]]
+    best = max(candidates, key=lambda one: one["f1"])
+    read = [READS[name] for name in chosen["inputs"]]
+    acts = {
+        "average": "the plain average of their probabilities",
+        "best expert": "the best expert alone",
+        "average at temperatures": "the average of their probabilities, the scores of each divided by a temperature",
+    }.get(chosen["name"], f"a gate that reads {_joined(read)}")
+    why = "It has the best F1 there"
+    if chosen is not best:
+        why = (
+            f"{code_span(best['name'])} has the best F1 there, but what acts is simpler and lies within a standard "
+            f"error of it ({chosen['behind']:.2f} behind, standard error {chosen['standard_error']:.2f})"
+        )
+    table = [
+        {
+            "weighed by": one["name"], "F1": one["f1"], "minus the average": one["minus_average"],
+            "behind the best": one["behind"], "standard error": one["standard_error"], "acts": "yes" * one["chosen"],
+        }
+        for one in candidates
+    ]  # fmt: skip
+    return (
+        f"What acts is {acts}. It was chosen by cross-validation in five folds of the {results['gate_posts']} posts "
+        f"of the gate ({code_span(results['gate_data'])}). {why}.\n\n{markdown_table(table)}"
+    )
+
+
 def _oracle_words(results: Mapping[str, Any], split: str) -> str:
     """Return in words what is left to gain: what the oracle over the experts scores."""
     best = results.get(f"{split}_oracle_f1")
@@ -198,6 +237,10 @@ def _oracle_words(results: Mapping[str, Any], split: str) -> str:
         way = 100 * (own - average) / (best - average)
         told += f" The mixture goes {way:.0f} % of the way there from the average."
     return told
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _gate_section(table: Sequence[Mapping[str, Any]]) -> str:

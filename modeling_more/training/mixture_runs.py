@@ -242,7 +242,7 @@ def choose_gate(
     choice = Choice(model, known, folds_of(posts, FOLDS), score, temperatures, args.training.seed)
     chosen = choice.run(candidates, run.accelerator.is_main_process)
     model.config.image_model = tower if model.config.image_dim else None
-    run.candidates = [asdict(one) for one in candidates]
+    run.candidates = [asdict(one) | {"inputs": list(one.inputs)} for one in candidates]
     result = evaluate().f1
     return TrainingState([{"epoch": 0, "loss": chosen.nll, "dev_f1": result}], result)
 

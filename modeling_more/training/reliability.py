@@ -111,12 +111,15 @@ def calibration_sections(results: Row) -> list[tuple[str, str]]:
     if any(row["temperature"] is not None for row in rows):
         for line, row in zip(shown, rows, strict=True):
             line |= {"temperature": row["temperature"], "error at it": row["tempered_error"]}
+        tempers = any(one["chosen"] and "temperatures" in one["name"] for one in results.get("gate_candidates") or ())
+        acts = "What this model prints are its scores without temperatures."
+        if tempers:
+            acts = "This model divides by them itself: of the mixture both errors are the same."
         parts += [
             markdown_table(shown),
             "A temperature divides the scores of an expert before they become probabilities. It is the one at which "
             "the labels of posts that the experts did not train on are likeliest, which often, but not always, lowers "
-            "the error: above 1, an expert was too sure of itself. What this model prints are its scores without "
-            "temperatures.",
+            f"the error: above 1, an expert was too sure of itself. {acts}",
         ]
     else:
         parts.append(markdown_table(shown))

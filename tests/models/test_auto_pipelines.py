@@ -21,6 +21,7 @@ import run_ner
 import run_re
 from modeling_more.provenance import HubName, places_of
 from modeling_more.retrieval_settings import RetrievalSettings
+from modeling_more.training.folder_contents import strange_path
 from saved_models import train_models
 
 
@@ -195,6 +196,7 @@ def test_what_is_saved_names_no_folder_of_the_machine(saved, tmp_path):
             content = Path(saved[name], file).read_bytes()
             for folder in (home, Path(saved["encoder"]).parent, Path(saved["tower"])):
                 assert str(folder).encode() not in content, file
+        assert strange_path(Path(saved[name])) is None  # so that a second run may overwrite it
     # saved again elsewhere the tower goes along
     processor = AutoProcessor.from_pretrained(saved["image"])
     processor.save_pretrained(tmp_path / "copy")

@@ -195,11 +195,12 @@ def test_the_prior_does_not_depend_on_the_number_of_inputs():
     assert (found[1, 1.0] - 0.5).abs().mean() > 1.2 * (found[1, 0.1] - 0.5).abs().mean()
 
 
-def test_too_few_posts_are_refused(folders):
+def test_of_too_few_posts_the_average_is_kept_and_told(folders, caplog):
     mixture, features, labels, _ = constructed("relations", folders)
     known, _ = known_of(mixture, features, labels)
-    with pytest.raises(ValueError, match="1 posts are too few to choose a gate by: hold more out"):
-        Choice(mixture, known, [0], lambda rows: (np.zeros((1, 3)), 0.0), lambda rows: [1.0, 1.0], seed=0)
+    choice = Choice(mixture, known, [0], lambda rows: (np.zeros((1, 3)), 0.0), lambda rows: [1.0, 1.0], seed=0)
+    assert choice.run(candidates_of(["auto"], False, 2), progress=False).name == AVERAGE
+    assert mixture.config.gate_inputs == [] and "1 posts are too few to choose what weighs the experts" in caplog.text
 
 
 def test_a_gate_of_text_and_image_with_evidence_is_fitted_too(folders):

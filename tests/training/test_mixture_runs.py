@@ -28,28 +28,14 @@ from modeling_more.training.arguments import DataArguments
 from modeling_more.training.checks import check_retrieval
 from modeling_more.training.experts import load_experts
 from modeling_more.training.posts import post_digest
-from ner_runs import ROOT, options, read, read_lines
+from ner_runs import ROOT, read, read_lines
 from re_runs import options as re_options
 from re_runs import write_files
 
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory, tiny_encoder):
-    """Two experts of the entity task that held a third of the training posts out: text and none, two encoders."""
-    folder = tmp_path_factory.mktemp("experts")
-    files = {
-        "train": str(ner_runs.write_jsonl(folder / "train.jsonl", ner_runs.posts(48))),
-        "dev": str(ner_runs.write_conll(folder / "dev.conll", ner_runs.posts(8, 50))),
-        "test": str(ner_runs.write_conll(folder / "test.conll", ner_runs.posts(9, 70))),
-        "knowledge": str(ner_runs.write_jsonl(folder / "wiki.jsonl", ner_runs.KNOWLEDGE)),
-        "cache": str(folder / "cache"),
-    }
-    for name, kind in (("none", "bert"), ("text", "xlm-roberta")):
-        files["out"] = files[name] = str(folder / name)
-        extra = ["--knowledge", files["knowledge"], "--top_k", "1"] if name == "text" else []
-        extra += ["--holdout_fraction", "0.33", "--num_train_epochs", "6", "--max_length", "64"]
-        run_ner.main(options(files, tiny_encoder(kind), *extra, retrieval=name))
-    return files
+    return ner_runs.train_experts(tmp_path_factory.mktemp("experts"), tiny_encoder)
 
 
 def mix(files: dict, out: Path, *more: str) -> list[str]:
