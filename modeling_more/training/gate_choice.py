@@ -264,6 +264,8 @@ def fit_gate(gate: Gate, posts: GatePosts, read: Sequence[str], dims: Sequence[i
     A group of F inputs has the prior deviation spread / √F, so that what it adds to a log-weight varies alike whatever
     their number is.
     """
+    device = gate.device
+    gate.cpu()  # where the posts are; it takes seconds
     posts.standardise(gate, read)
     weights = [one for name, one in gate.named_parameters() if "_norm." not in name]
     groups = _groups(gate, dims)
@@ -280,6 +282,7 @@ def fit_gate(gate: Gate, posts: GatePosts, read: Sequence[str], dims: Sequence[i
     optimizer.step(closure)
     if not all(bool(one.isfinite().all()) for one in weights):
         raise FloatingPointError("the gate's weights became NaN or infinite: are the experts' outputs finite?")
+    gate.to(device)
 
 
 def _groups(gate: Gate, dims: Sequence[int]) -> list[tuple[int, Callable[[], Tensor]]]:
