@@ -65,6 +65,7 @@ from modeling_more.training.query_rounds import first_round, second_round, words
 from modeling_more.training.results import begin_results, count_cut, finish, save_run
 from modeling_more.training.retrieval import knowledge_column, retrieval_of_run
 from modeling_more.training.score_mode import score_alone
+from modeling_more.training.score_threshold import count_alone
 from modeling_more.training.setup import make_accelerator, running, start_trackers, stop_trackers
 
 
@@ -134,6 +135,7 @@ def train(
                     tokenizer_options={"revision": args.model.model_revision},
                     knowledge_column=knowledge_column(data.retrieval),
                     top_k=data.top_k,
+                    min_score=data.least_score,
                     knowledge_words=data.knowledge_words,
                     max_length=data.max_length,
                     overflow=data.overflow,
@@ -170,6 +172,7 @@ def train(
         checkpoints.check_checkpoint(training, made_of)
     begin_training(args, accelerator)
     results = begin_results(args, report, learned, held_out) | count_cut(encoded)
+    results |= count_alone(processor, learned, "train")
     collate = MoReDataCollator(processor)
     sampler = optimization.make_sampler(encoded, training, accelerator.num_processes)
     loader: Any = DataLoader(encoded, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]

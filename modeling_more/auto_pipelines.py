@@ -25,7 +25,8 @@ from .remote_code import REMOTE
 
 BATCH_SIZE = 16
 AT_ONCE = 512  # posts of a list that are searched and read at once
-_CALL = {"retrieve", "knowledge", "top_k", "threshold", "batch_size"}  # options of the pipeline and of each call
+#: options of the pipeline and of each call
+_CALL = {"retrieve", "knowledge", "top_k", "min_score", "threshold", "batch_size"}
 _OPTIONS = _CALL | {"cache_dir", "image_encoder", "max_words", "max_pairs"}
 _PAIR = {"head", "h", "tail", "t", "entities"}  # of these a post for relations has some
 
@@ -48,6 +49,8 @@ class PostPipeline(Pipeline):
             Hub; of a mixture one for all experts, or a dictionary by their names.
         retrieve: whether to search knowledge; if not, posts are read alone or with what they bring.
         top_k: entries searched and read; default: as many as in training.
+        min_score: entries of a lower score are not read; default: as the model was saved. Not of a mixture, whose
+            experts bring their own.
         threshold: leaves out entities or relations of a lower probability.
         batch_size: posts of a batch.
         cache_dir: the folder of corpora and indices.
@@ -81,7 +84,7 @@ class PostPipeline(Pipeline):
 
         Args:
             inputs: a post, or several, see the class.
-            options: `retrieve`, `knowledge`, `top_k`, `threshold` and `batch_size` of this call.
+            options: `retrieve`, `knowledge`, `top_k`, `min_score`, `threshold` and `batch_size` of this call.
 
         Returns:
             what `predict` returns for a post; a list or an iterator of it for several.
@@ -113,14 +116,16 @@ class PostPipeline(Pipeline):
         reader.batch_size = chosen["batch_size"]
         reader.knowledge.retrievals = self._opened(chosen)
         processors = reader.knowledge.processors
-        before = [processor.top_k for processor in processors]
+        before = [(processor.top_k, processor.min_score) for processor in processors]
         try:
             for processor in processors:
                 processor.top_k = chosen["top_k"] or processor.top_k
+                if chosen["min_score"] is not None:
+                    processor.min_score = chosen["min_score"]
             yield reader
         finally:
             for processor, own in zip(processors, before, strict=True):
-                processor.top_k = own
+                processor.top_k, processor.min_score = own
 
     def postprocess(self, model_outputs: Any, **options: Any) -> Any:
         """Return the results without the entities or relations below the threshold."""
@@ -140,12 +145,17 @@ class PostPipeline(Pipeline):
         """Return the options of a call, those of the pipeline where the call gives none."""
         if unknown := sorted(options.keys() - _CALL):
             raise ValueError(f"{unknown[0]!r} is no option of this pipeline: there are {', '.join(sorted(_OPTIONS))}")
-        found: dict[str, Any] = {"retrieve": True, "knowledge": (), "top_k": None, "threshold": 0.0}
+        found: dict[str, Any] = {"retrieve": True, "knowledge": (), "top_k": None, "min_score": None, "threshold": 0.0}
         found |= self._options | options
         found["batch_size"] = found.get("batch_size") or BATCH_SIZE
         for name, optional in (("batch_size", False), ("top_k", True)):
             if not (optional and found[name] is None) and (type(found[name]) is not int or found[name] < 1):
                 raise ValueError(f"{name} is {found[name]!r:.80}, it must be a whole number from 1 on")
+        if (least := found["min_score"]) is not None:
+            if type(least) not in (int, float) or least != least:
+                raise ValueError(f"min_score is {least!r:.80}, it must be a number")
+            if hasattr(self.processor, "processors"):
+                raise ValueError("min_score is for one expert: those of a mixture bring their own")
         if not isinstance(found["threshold"], int | float) or not 0 <= found["threshold"] <= 1:
             raise ValueError(f"threshold is {found['threshold']!r:.80}, it must lie between 0 and 1")
         return found

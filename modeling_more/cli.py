@@ -42,6 +42,7 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     one.add_argument("--output", type=Path, help="JSONL to write for --file; started again, it goes on where it was")
     one.add_argument("--image_dir", type=Path, help="folder of the images of the posts in --file, named by image id")
     one.add_argument("--no_retrieve", action="store_true", help="read posts alone, or with the knowledge they bring")
+    one.add_argument("--min_score", type=float, help="read no entries of a lower score (default: as trained)")
     one.add_argument("--threshold", type=float, default=0.0, help="leave out what is less probable (default: 0)")
     one.add_argument("--entity_model", help="for a model of relations: that which finds the entities")
     one.add_argument("--batch_size", type=int, default=16, help="posts of a batch (default: 16)")
@@ -136,7 +137,7 @@ def load(args: argparse.Namespace) -> Any:
     check_saved(args.model)
     task = "more-re" if str((config.architectures or [""])[0]).endswith("RelationExtraction") else "more-ner"
     more: dict[str, Any] = {"knowledge": args.knowledge, "retrieve": not args.no_retrieve, "top_k": args.top_k}
-    more |= {"threshold": args.threshold, "batch_size": args.batch_size, "cache_dir": args.cache_dir}
+    more |= {name: getattr(args, name) for name in ("min_score", "threshold", "batch_size", "cache_dir")}
     if args.entity_model is not None:
         if task == "more-ner":
             raise ValueError(f"--entity_model is for models of relations, {args.model} finds entities")

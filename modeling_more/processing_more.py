@@ -19,7 +19,7 @@ from .positions import check_ids, position_limit, sketched
 from .provenance import hub_options, is_own, remember
 from .pushing import ManifestKept
 from .remote_code import bearer, register_processor
-from .retrieval_settings import ENCODER_FILES, ENCODERS, RetrievalSettings
+from .retrieval_settings import ENCODER_FILES, ENCODERS, READ_NOTHING, RetrievalSettings
 from .sub_tokens import ReadText, SubTokens
 from .windows import cut_in_windows, window_around
 from .words import SPLITTERS, split_words, words_around
@@ -46,6 +46,7 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         tokenizer: a fast tokenizer with class and separator tokens.
         knowledge_column: the column that is read, `"knowledge_text"`, `"knowledge_image"` or None (no retrieval).
         top_k: number of entries that are read, in their order.
+        min_score: entries of a lower score are not read, but those are whose score is not known (0); default: all are.
         knowledge_words: number of words read of each entry, around its matched sentence; default: all.
         max_length: sub-tokens of a row, special tokens included; lowered where tokenizer or encoder allow fewer.
         overflow: `"cut"` cuts knowledge at its end, `"skip"` leaves out entries that do not fit whole.
@@ -69,6 +70,7 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         splitter: str = "twitter17",
         markers: bool = False,
         retrieval: RetrievalSettings | Mapping[str, Any] | None = None,
+        min_score: float | None = None,
     ):
         super().__init__(tokenizer)
         if overflow not in ("cut", "skip"):
@@ -80,11 +82,14 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         ):  # fmt: skip
             if not (optional and value is None) and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} is {value!r:.80}, it must be a whole number from 1 on")
+        if min_score is not None and (type(min_score) not in (int, float) or not abs(min_score) <= READ_NOTHING):
+            raise ValueError(f"min_score is {min_score!r:.80}, it must be a number, or None")
         if knowledge_column is not None and not isinstance(knowledge_column, str):
             raise ValueError(f"knowledge_column is {knowledge_column!r:.80}, it must be the name of a column, or None")
         self._sub_tokens = SubTokens(tokenizer)
         self.knowledge_column = knowledge_column
         self.top_k = top_k
+        self.min_score = min_score
         self.knowledge_words = knowledge_words
         self.max_length = max_length
         # a tokenizer without a limit says 10^30
@@ -287,6 +292,11 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
             batch["word_rows"] = _pad(word_rows, 0)
         return batch
 
+    def reads(self, entry: Entry) -> bool:
+        """Return whether an entry is read by its score, which must reach `min_score` where it is known."""
+        score = entry.get("score")
+        return self.min_score is None or not score or not score < self.min_score
+
     def entry_text(self, entry: Entry) -> str:
         """Return an entry as it is read: `[ title ] text`, cut to `knowledge_words` around its matched sentence."""
         text = entry["text"]
@@ -300,8 +310,9 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         return self._sub_tokens.of_words(words, self.max_length)
 
     def _tokenize_knowledge(self, knowledge: Sequence[Sequence[Entry] | None]) -> list[list[ReadText]]:
-        """Return the sub-tokens of every entry of every post: those of running text, an entry beginning one."""
-        texts = [[self.entry_text(entry) for entry in (post or ())[: self.top_k]] for post in knowledge]
+        """Return the sub-tokens of every entry of every post, those of running text; none of an unread one."""
+        found = [(post or ())[: self.top_k] for post in knowledge]
+        texts = [[self.entry_text(entry) if self.reads(entry) else "" for entry in post] for post in found]
         read = iter(self._sub_tokens.of_texts([text for post in texts for text in post], self.max_length))
         return [[next(read) for _ in post] for post in texts]
 

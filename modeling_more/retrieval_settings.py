@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 KINDS = ("text", "image")
 SEARCHES = ("bm25", "dense", "both")  # of texts; a class of the user's own is named FILE.py:CLASS
 QUERIES = ("words", "caption", "entities")
+READ_NOTHING = 1e39  # as the least score that is read: scores are numbers of 32 bits and do not reach it
 MILVUS = "milvus:"  # how the address of a Milvus database begins where a corpus is named
 #: the settings that name an encoder, and the folder beside the model that holds it where it is on no Hub
 ENCODERS = {"image_model": "image_tower", "text_model": "text_encoder"}

@@ -11,6 +11,7 @@ from ..posts import MAX_PAIRS, MAX_WORDS
 from ..retrieval_settings import QUERIES
 
 RETRIEVALS = ("none", "text", "image", "moe")
+CHOSEN_ON_DEV = "dev"  # a --min_score that is no number
 #: the trackers that accelerate knows, and "all" for those that are installed
 TRACKERS = [*("all", "aim", "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")]
 
@@ -55,6 +56,11 @@ class DataArguments:
         "instead of what those that retrieve were trained with",
     )
     top_k: int = option(10, "entries of knowledge retrieved and read")
+    min_score: str | None = option(
+        None,
+        "entries of a lower score are not read, and a post of which none is left is read alone: a number, or dev, to "
+        "choose it on the validation posts after the training; default: all are read",
+    )
     knowledge_words: int | None = option(None, "words read of each entry, around its matched sentence; default: all")
     title_in_key: bool = option(False, "search title and sentence instead of the sentence alone")
     retriever: str = option(
@@ -109,6 +115,11 @@ class DataArguments:
     max_eval_samples: int | None = option(None, "score on the first so many posts of a split")
     holdout_fraction: float = option(0.0, "share of the training posts kept unseen, for a gate to learn from later")
     cache_dir: str | None = option(None, "for data, corpora and downloads")
+
+    @property
+    def least_score(self) -> float | None:
+        """Return the number that `--min_score` gives, or None where it gives none."""
+        return None if self.min_score in (None, CHOSEN_ON_DEV) else float(str(self.min_score))
 
 
 @dataclass

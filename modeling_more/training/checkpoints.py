@@ -218,6 +218,7 @@ def description(
     data = args.data
     reading = ("retrieval", "top_k", "knowledge_words", "max_length", "overflow", "splitter")
     options = asdict(args.model) | {name: getattr(data, name) for name in reading}
+    options["min_score"] = data.least_score  # one that is chosen on dev changes nothing before
     options |= {key: value for key, value in asdict(args.training).items() if key not in MAY_CHANGE}
     if data.retrieval == "moe":
         options |= asdict(args.mixture)

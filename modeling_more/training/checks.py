@@ -10,8 +10,8 @@ from typing import Any
 
 from ..data.columns import check_columns
 from ..naming import check_source, nearest
-from ..retrieval_settings import MILVUS, SEARCHES
-from .arguments import Arguments, DataArguments, MixtureArguments
+from ..retrieval_settings import MILVUS, READ_NOTHING, SEARCHES
+from .arguments import CHOSEN_ON_DEV, Arguments, DataArguments, MixtureArguments
 from .output_folders import check_output_dir
 
 #: options, the condition on their values, and its wording; NaN is always refused
@@ -52,6 +52,15 @@ def check_ranges(given: Mapping[str, Any], told: str) -> None:
             value = given.get(name)
             if value is not None and not (math.isfinite(value) and fits(value)):
                 raise ValueError(f"{told}{name} is {value}, it must be {said}")
+    if (least := given.get("min_score")) not in (None, CHOSEN_ON_DEV) and not _is_score(least):
+        raise ValueError(f"{told}min_score is {least!r:.80}, it must be a number, or {CHOSEN_ON_DEV}")
+
+
+def _is_score(value: Any) -> bool:
+    try:
+        return abs(float(value)) <= READ_NOTHING  # not NaN
+    except (ValueError, OverflowError):
+        return False
 
 
 def check_retrieval(args: DataArguments, predicts: bool = False) -> None:
@@ -64,11 +73,13 @@ def check_retrieval(args: DataArguments, predicts: bool = False) -> None:
     if own and not Path(file := args.retriever.rpartition(":")[0]).is_file():
         raise FileNotFoundError(f"--retriever {args.retriever}: there is no file {file}")
     if args.retrieval == "none":
-        for name in ("shuffle_knowledge",) if predicts else ("knowledge", "shuffle_knowledge"):
-            if getattr(args, name):
+        for name in ("shuffle_knowledge",) if predicts else ("knowledge", "shuffle_knowledge", "min_score"):
+            if getattr(args, name) not in (None, False, []):
                 raise ValueError(f"--{name} is given, but no knowledge is retrieved: add --retrieval text or image")
         if predicts:
             return
+    if args.retrieval == "moe" and args.min_score is not None:
+        raise ValueError("--min_score is for one expert: those that --experts names bring their own")
     searching = ("query", "retriever", "title_in_key")
     given = [f"--{name}" for name in searching if getattr(args, name) != getattr(DataArguments, name)]
     if own and args.retrieval == "moe":  # it lets an expert search by a class of its own
@@ -104,6 +115,8 @@ def check_arguments(args: Arguments) -> None:
         if not (data.train_file or data.validation_file or data.test_file or data.predict_file):
             raise ValueError("--columns is for files of your own: give --train_file, --predict_file or the like")
     check_retrieval(data, args.posts is None)
+    if data.min_score == CHOSEN_ON_DEV and args.posts is None:
+        raise ValueError("--min_score dev is chosen on labelled posts: give a number to predict with")
     if data.retrieval == "moe" and not mixture.experts:
         raise ValueError("--retrieval moe needs --experts FOLDER_OR_ID …")
     check_source("--model_name_or_path", args.model.model_name_or_path)

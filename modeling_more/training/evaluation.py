@@ -14,9 +14,10 @@ from ..files import write_jsonl
 from ..pipelines import APART, MoRePipeline, name_of
 from ..posts import Posts, Row
 from ..predictions import Prediction
-from .arguments import Arguments
+from .arguments import CHOSEN_ON_DEV, Arguments
 from .output_folders import begin_scoring
 from .reliability import calibration_rows
+from .score_threshold import choose_min_score, count_alone
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,18 @@ def score_splits(task: Task, args: Arguments, pipeline: MoRePipeline, splits: Ma
 
     Returns:
         scores like `dev_f1`; if the expert reads knowledge, also its scores without, like `test_no_knowledge_f1`; and
-        `calibration`, the rows of `calibration_rows` on the last split with labels.
+        `calibration`, the rows of `calibration_rows` on the last split with labels; and the `min_score` of its
+        processor, which `--min_score dev` chooses here, before anything is scored.
     """
     output, suffix = begin_scoring(args, pipeline.accelerator)
     results: dict[str, Any] = {}
+    if args.data.min_score == CHOSEN_ON_DEV:
+        dev = splits["validation"]
+        results |= choose_min_score(
+            task, pipeline, dev, args.data.none_relation, lambda rows: _forward(pipeline, rows, dev, "dev")
+        )
+    elif pipeline.processor.min_score is not None:
+        results["min_score"] = pipeline.processor.min_score
     for split, name in NAMES.items():
         if split in splits:
             path = output / "predictions" / f"{name}{suffix}.jsonl"
@@ -58,6 +67,7 @@ def score_posts(
         results["calibration"] = calibration_rows(task, posts, name, {"": found})
         results[f"{name}_calibration_error"] = results["calibration"][0]["error"]
     results[f"{name}_cut_knowledge"] = sum(post["cut_knowledge"] for post in encoded)
+    results |= count_alone(pipeline.processor, posts, name)
     if apart := pipeline.count_apart(encoded):
         results[f"{name}_pairs_apart"] = apart
         logger.warning("%d of %d pairs in %s %s", apart, len(posts), name, APART)

@@ -257,7 +257,7 @@ def _fits(kind: str, value: Any) -> bool:
 def _names(option: str) -> bool:
     """Return whether the value of an option can name a file, an address or a place at the Hub."""
     free = "str" in TYPES[option] and "choices" not in FIELDS[option].metadata
-    return free and option not in ("none_relation", "splitter")
+    return free and option not in ("none_relation", "splitter", "min_score")
 
 
 def add_expert_knowledge(posts: Posts, data: DataArguments, sources: Sequence[str]) -> None:

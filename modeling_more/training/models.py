@@ -48,6 +48,8 @@ def load_saved(
     if unknown := sorted(set(labels) - set(expert.config.label2id)):
         known = nearest(unknown[0], expert.config.label2id)
         raise ValueError(f"{name} does not know the labels {', '.join(unknown)} of the data{known}")
+    if args.data.min_score is not None:
+        processor.min_score = args.data.least_score
     given = knowledge_column(args.data.retrieval)
     if processor.knowledge_column != given:
         logger.warning(

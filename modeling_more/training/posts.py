@@ -15,6 +15,7 @@ from ..pipelines import name_of
 from ..posts import Posts
 from .arguments import DataArguments
 from .retrieval import add_knowledge, check_column, knowledge_column, searchable
+from .score_threshold import check_min_score
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def load_posts(
     if training:
         check_trainable(source, task)
     rows, report = with_knowledge(args, source, chosen(args, source))
+    check_min_score(args, rows, task)
     return rows, source.types, report
 
 

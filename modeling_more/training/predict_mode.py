@@ -25,6 +25,7 @@ from .models import SAVED, load_expert, load_processor, model_kind
 from .output_folders import begin_predicting
 from .posts import check_sizes
 from .retrieval import knowledge_column, makes_predictions, options_of, retrieved, retrieved_with_report
+from .score_threshold import count_alone
 from .shards import predict_in_shards, predicted_in_shards
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ def predict_alone(task: Task, args: Arguments, accelerator: Accelerator) -> dict
     with one_sentence_errors():
         posts = posts_to_predict(task, args, False, accelerator)
         processor = load_processor(task, args.model, accelerator)
+        if args.data.min_score is not None:
+            if hasattr(processor, "processors"):
+                raise ValueError("--min_score is for one expert: those of a mixture bring their own")
+            processor.min_score = args.data.least_score
         expert = load_expert(task, args.model, accelerator)
     pipeline = task.pipeline_class(expert, processor, accelerator, args.training.per_device_eval_batch_size)
     write_predictions(Path(args.training.output_dir), pipeline, posts, args.data, begin_predicting(args, accelerator))
@@ -153,6 +158,8 @@ def write_predictions(
     twice = [id_ for id_, count in Counter(post.get("id") for post in posts).items() if count > 1]
     if twice and not pipeline.processor.markers:  # a post may have several pairs
         logger.warning("%d ids stand for several posts, like %s: their order tells them apart", len(twice), twice[0])
+    if not pipeline.mixed:
+        count_alone(pipeline.processor, posts, "predicted")
     pipeline.max_words, pipeline.max_pairs = data.max_words, data.max_pairs
     path = output / "predictions" / f"predict{suffix}.jsonl"
     try:

@@ -32,6 +32,7 @@ from .predict_mode import write_predictions
 from .reliability import PLOT as RELIABILITY
 from .reliability import calibration_sections
 from .run_record import HOLDOUT, OPTIONS, RESULTS, below, identity, publish, read_entry, recorded, stage_of
+from .score_threshold import card_section
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def write_card(task: Task, args: Arguments, folder: Path, results: dict[str, Any
         more |= card_parts(best, task.pipeline_tag, more["name"])
     else:
         more["sections"] = calibration_sections(best)
+    if "min_score" in best:
+        more["sections"] = [*more.get("sections", []), ("Which knowledge is read", card_section(best))]
     if not args.training.do_train:
         told = scored_parts(
             args.hub.hub_model_id or args.model.model_name_or_path, task.pipeline_tag, args.data.retrieval

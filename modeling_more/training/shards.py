@@ -98,7 +98,8 @@ def _names(path: Path, pipeline: MoRePipeline, posts: Posts) -> list[Path]:
 
 def _digest_of(pipeline: MoRePipeline) -> str:
     processors: list[Any] = getattr(pipeline.processor, "processors", [pipeline.processor])
-    read = ("knowledge_column", "top_k", "knowledge_words", "max_length", "overflow", "splitter", "markers")
+    read = ["knowledge_column", "top_k", "min_score", "knowledge_words", "max_length", "overflow", "splitter"]
+    read += ["markers"]
     about = [
         VERSION, type(pipeline).__name__, pipeline.accelerator.mixed_precision, weights_digest(pipeline.core),
         pipeline.core.config.to_json_string(),
