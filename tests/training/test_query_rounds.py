@@ -12,7 +12,9 @@ import run_re
 from modeling_more import predict
 from modeling_more.knowledge import KnowledgeCorpus
 from modeling_more.knowledge.entities import EntityRetriever, entity_query, read_predictions
+from modeling_more.training.arguments import DataArguments
 from modeling_more.training.crossfit import folds_of
+from modeling_more.training.query_rounds import words_first
 from ner_runs import KNOWLEDGE, ROOT, launch_two, options, posts, read_lines, write_conll, write_jsonl
 
 FOLDS = 2
@@ -159,6 +161,14 @@ def test_a_run_that_stops_between_folds_goes_on_there(files, itself, tmp_path, m
     assert knowledge_of(tmp_path / "out" / "seed-42") == knowledge_of(itself)
     best = max(results["runs"], key=lambda one: one["dev_f1"])["seed"]
     assert entities_of(tmp_path / "out") == entities_of(tmp_path / "out" / f"seed-{best}") != []
+
+
+def test_a_control_has_the_queries_of_the_run_that_it_controls():
+    given = {"retrieval": "text", "knowledge": ["wiki.jsonl"], "top_k": 3}
+    control = DataArguments(**given, query="entities", shuffle_knowledge=True)
+    assert words_first(control) == DataArguments(**given) == words_first(DataArguments(**given, query="entities"))
+    by_files = DataArguments(**given, query="entities", entities=["p.jsonl"], shuffle_knowledge=True)
+    assert words_first(by_files) == by_files
 
 
 def test_two_processes_search_for_what_both_predicted(files, tmp_path):
