@@ -24,6 +24,7 @@ WORDS = ("entropy", "maximum", "entity_mass", "to_mean", "to_alone")
 CLASSES = ("entropy", "maximum", "to_mean", "to_alone")
 
 NAN = float("nan")
+LEAST_FOUND = 2  # entries that are searched at least, so that a lead is known where an expert reads one alone
 _WORD = re.compile(r"\w+")
 
 
@@ -33,7 +34,7 @@ def of_search(
     """Return `SEARCH` of an expert and post, and of each word whether it stands in the title of an entry read.
 
     Args:
-        entries: the ranked entries that the expert was given; None where it was given no list at all.
+        entries: the ranked entries that were found for the expert; None where it was given no list at all.
         read: the places of those of which something is read.
     """
     if entries is None:
@@ -45,13 +46,15 @@ def of_search(
     spoken = sum(map(bool, parts))
     in_titles = sum(named) / spoken if spoken else 0.0
     # an entry that came without a score is stored with 0, which no search gives
-    scores = sorted((score for entry in found if (score := entry.get("score") or 0.0) != 0), reverse=True)
-    best = scores[0] if scores else NAN
+    scores = [score for entry in found if (score := entry.get("score") or 0.0) != 0]
+    best = max(scores, default=NAN)
+    # what the best one leads before may have been found, but not be read
+    others = sorted((entry.get("score") or 0.0 for entry in entries), reverse=True)
     scale = max((entry.get("scale") or 0.0 for entry in found), default=0.0)
     told = {
         "entries": float(len(found)),
         "best_score": best,
-        "lead": best - scores[1] if len(scores) > 1 else NAN,
+        "lead": best - others[1] if len(others) > 1 and others[1] != 0 else NAN,
         "share_of_scale": best / scale if scale > 0 else NAN,
         "words_in_titles": in_titles,
         "nothing_found": float(not found),

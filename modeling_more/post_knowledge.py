@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .encoding import EXPERT_KNOWLEDGE, EncodedPost
+from .evidence import LEAST_FOUND
 from .predictions import evidence
 
 Post = Mapping[str, Any]
@@ -44,8 +45,13 @@ class PostKnowledge:
             asked = lacking
             if read is not None and lacking and retrieval.settings.query == "entities":
                 asked = self._with_entities(posts, place, read)
-            self.add(lacking, retrieval.find(asked, processor.top_k), place)
+            self.add(lacking, retrieval.find(asked, self.searched(place)), place)
         return posts
+
+    def searched(self, place: int) -> int:
+        """Return how many entries are searched for an expert: those that it reads, of a mixture's LEAST_FOUND."""
+        top_k: int = self.processors[place].top_k
+        return top_k if self.names is None else max(top_k, LEAST_FOUND)
 
     def _with_entities(self, posts: list[dict[str, Any]], place: int, read: FirstReading) -> list[dict[str, Any]]:
         """Return the posts that bring no knowledge for an expert, with the entities that it finds in a first reading.

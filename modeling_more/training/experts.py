@@ -17,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from ..configuration_mixture import check_labels
 from ..data.tasks import Task
 from ..encoding import EXPERT_KNOWLEDGE
+from ..evidence import LEAST_FOUND
 from ..foreign import read_json, read_object
 from ..loading import config_of
 from ..naming import loaded_from
@@ -101,6 +102,7 @@ class Expert:
             for key in ("knowledge", "entities"):
                 if key in given and set(named := self.options.get(key) or []) <= set(given[key]):
                     given[key] = named or given[key]
+        found["top_k"] = max(found.get("top_k", data.top_k), LEAST_FOUND)
         return replace(data, splitter=self.processor.splitter, **found | given)
 
     def encoder(self, args: ModelArguments) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def add_knowledge_of_training(posts: Posts, data: DataArguments, processor: Any)
             )  # fmt: skip
             continue
         logger.info("%s searches %s", told, shown_names(own.knowledge))
-        found, report = retrieved_with_report(replace(own, top_k=expert.top_k), lacking)
+        found, report = retrieved_with_report(replace(own, top_k=knowledge.searched(place)), lacking)
         settings.check_fingerprint(report.get("corpus", settings.fingerprint), own.knowledge, told)
         knowledge.add(lacking, found, place)
 

@@ -62,6 +62,8 @@ def test_what_a_search_found_by_hand():
         ([entry("Ada")], [0], {"entries": 1, "words_in_titles": 1, "nothing_found": 0, "without_scores": 1}),
         ([entry("Ada", 2.0)], [0], {"entries": 1, "best_score": 2, "words_in_titles": 1, "nothing_found": 0,
                                     "without_scores": 0}),
+        ([entry("Ada", 2.0), entry("Bob", 0.5)], [0], {"entries": 1, "best_score": 2, "lead": 1.5, "nothing_found": 0,
+                                                       "words_in_titles": 1, "without_scores": 0}),
         ([entry("Ada", 2.0)], [], {"entries": 0, "words_in_titles": 0, "nothing_found": 1, "without_scores": 0}),
     ],
 )  # fmt: skip
