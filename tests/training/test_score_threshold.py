@@ -24,22 +24,24 @@ from modeling_more.training.score_threshold import thresholds
 WORDS = dict(zip(re_runs.RELATIONS, re_runs.TEXTS, strict=True))
 
 
-def pairs(number: int, offset: int = 0, wrong: bool = True) -> list[dict[str, Any]]:
-    """Pairs whose relation stands in their knowledge, whose score is high, or in their words.
-
-    The second kind finds other relations' knowledge, of low scores; in training (not `wrong`) it finds none.
-    """
+def pairs(number: int, offset: int = 0) -> list[dict[str, Any]]:
+    """Pairs whose relation stands in an entry of high score; every second has none, and an entry of low score lies."""
     rows = re_runs.pairs(number, offset)
     for place, row in enumerate(rows):
-        right = WORDS[row["relation"]]
         if place % 2:
-            row["tokens"] = [*row["tokens"], *right.split()]
-            others = [text for text in re_runs.TEXTS if text != right]
-            entry = {"title": "", "text": " ".join(others[place // 2 % 2 :][:1]), "score": 1 + place % 9 / 5}
-            row["knowledge_text"] = [entry] if wrong else []
+            row["relation"] = "None"
+            row["knowledge_text"] = [
+                {"title": "", "text": re_runs.TEXTS[1 + place // 2 % 2], "score": 1 + place % 9 / 5}
+            ]
         else:
-            row["knowledge_text"] = [{"title": "", "text": right, "score": 4 + place % 7}]
+            row["knowledge_text"] = [{"title": "", "text": WORDS[row["relation"]], "score": 4 + place % 7}]
     return rows
+
+
+def told_by_words(number: int, offset: int = 0) -> list[dict[str, Any]]:
+    """Pairs whose relation stands among their own words, without knowledge."""
+    rows = re_runs.pairs(number, offset)
+    return [{**row, "tokens": [*row["tokens"], *WORDS[row["relation"]].split()], "knowledge_text": []} for row in rows]
 
 
 def write(folder: Path, **splits: list[dict[str, Any]]) -> dict[str, str]:
@@ -51,7 +53,9 @@ def write(folder: Path, **splits: list[dict[str, Any]]) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Any) -> dict[str, Any]:
     """A run that learned to read what is right, and chose on dev to read nothing else; its files and results."""
-    splits = {"train": pairs(72, wrong=False), "dev": pairs(60, 100), "test": pairs(48, 200)}
+    train = [{**row, "knowledge_text": row["knowledge_text"] * (row["knowledge_text"][0]["score"] > 3)}
+             for row in pairs(60)]  # fmt: skip
+    splits = {"train": train + told_by_words(36, 60), "dev": pairs(60, 100), "test": pairs(48, 200)}
     files = write(tmp_path_factory.mktemp("chosen"), **splits)
     more = ["--num_train_epochs", "25", "--learning_rate", "3e-3", "--min_score", "dev"]
     results = run_re.main(re_runs.options(files, tiny_encoder("bert"), *more, retrieval="text"))
@@ -115,8 +119,9 @@ def test_the_card_tells_it(chosen: dict[str, Any]) -> None:
 
 def test_scoring_alone_chooses_too(chosen: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """On other posts, whose low scores are right as well: there all is read."""
-    right = [{**row, "knowledge_text": [{**row["knowledge_text"][0], "text": WORDS[row["relation"]]}]}
-             for row in pairs(60, 300)]  # fmt: skip
+    right = pairs(60, 300)
+    for row in right:
+        row["knowledge_text"][0]["text"] = WORDS[row["relation"]]
     files = write(tmp_path, dev=right, test=chosen["test"])
     given = ["--validation_file", files["dev"], "--retrieval", "text", "--no_do_train", "--use_cpu"]
     given += ["--model_name_or_path", chosen["files"]["out"], "--output_dir", files["out"]]
@@ -126,10 +131,10 @@ def test_scoring_alone_chooses_too(chosen: dict[str, Any], tmp_path: Path, caplo
     assert results["min_score_gain"] <= results["min_score_gain_error"] and "dev_read_alone" not in results
     assert "All entries are read. On the dev posts, the best threshold gains" in caplog.text
     # where every entry is wrong, none is read
-    wrong = [{**row, "tokens": [*row["tokens"], *WORDS[row["relation"]].split()]} for row in pairs(60, 300)]
-    for row in wrong[::2]:
-        row["knowledge_text"] = [{"title": "", "text": re_runs.TEXTS[2 - re_runs.TEXTS.index(
-            row["knowledge_text"][0]["text"])], "score": row["knowledge_text"][0]["score"]}]  # fmt: skip
+    wrong = told_by_words(60, 300)
+    for place, row in enumerate(wrong):
+        text = re_runs.TEXTS[(re_runs.RELATIONS.index(row["relation"]) + 1 + place % 2) % 3]
+        row["knowledge_text"] = [{"title": "", "text": text, "score": 1.0 + place % 10}]
     files = write(tmp_path, dev=wrong)
     results = run_re.main([*given, "--min_score", "dev"])
     assert results["min_score"] == READ_NOTHING and results["dev_read_alone"] == 60
