@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         for run in run_seed(seed, output / f"seed-{seed}", encoder, extra, args.resume, bool(args.seeds))
     ]
     write_examples(runs)
-    page = write_page(output / "index.html", runs, {task.name: task.options for task in TASKS})
+    shown = [run for run in runs if run["system"] != SHUFFLED_EVIDENCE.name]
+    page = write_page(output / "index.html", shown, {task.name: task.options for task in TASKS})
     report(runs, output, page, time.perf_counter() - began)
     if args.seeds:
         record(runs, args.seeds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -186,9 +186,10 @@ def train_mixture(run: MixtureRun) -> TrainingState:
         if args.mixture.gate_data == "crossfit":
             folds = args, run.experts, posts, task.mixture_class, run.features, run.model
             features.expert_log_probs, features.confidence = said_by_folds(*folds)
-        dev_features = run.features(dev, "dev")
         if not set(run.model.config.gate_inputs) <= {"text", "image"}:
-            return choose_gate(run, features, labels, lambda: dev_result(run.model, dev_features))
+            choose_gate(run, features, labels)
+            return TrainingState()  # there are no epochs
+        dev_features = run.features(dev, "dev")
         return train_gate(
             run.model, features, labels, lambda: dev_result(run.model, dev_features), args.mixture, args.training.seed,
             run.accelerator.is_main_process,
@@ -213,9 +214,7 @@ def train_mixture(run: MixtureRun) -> TrainingState:
     return trained
 
 
-def choose_gate(
-    run: MixtureRun, features: Features, labels: Sequence[Any], evaluate: Callable[[], DevResult]
-) -> TrainingState:
+def choose_gate(run: MixtureRun, features: Features, labels: Sequence[Any]) -> None:
     """Choose by cross-validation what weighs the experts, and fit it to the gate's posts; see `gate_choice`."""
     task, args, posts, model = run.task, run.args, run.gate_posts, run.model
     pipeline = task.pipeline_class(model, run.processor, run.accelerator)
@@ -240,11 +239,9 @@ def choose_gate(
         return fit_temperatures(model, features.select(rows), [labels[row] for row in rows])
 
     choice = Choice(model, known, folds_of(posts, FOLDS), score, temperatures, args.training.seed)
-    chosen = choice.run(candidates, run.accelerator.is_main_process)
+    choice.run(candidates, run.accelerator.is_main_process)
     model.config.image_model = tower if model.config.image_dim else None
     run.candidates = [asdict(one) | {"inputs": list(one.inputs)} for one in candidates]
-    result = evaluate().f1
-    return TrainingState([{"epoch": 0, "loss": chosen.nll, "dev_f1": result}], result)
 
 
 def _temperatures(run: MixtureRun) -> list[float]:
