@@ -24,7 +24,7 @@ from ..pipelines import MoRePipeline
 from ..posts import Posts
 from ..predictions import Prediction
 from ..processing_mixture import MoReMixtureProcessor
-from .arguments import Arguments
+from .arguments import Arguments, MixtureArguments
 from .calibration import at_temperatures, fit_temperatures, label_likelihoods, oracle
 from .checkpoints import TrainingState, check_checkpoint, description
 from .command_line import one_sentence_errors
@@ -47,6 +47,8 @@ from .setup import make_accelerator
 
 logger = logging.getLogger(__name__)
 
+#: options of the training of a gate that reads text and image alone
+OF_EPOCHS = ("gate_epochs", "gate_batch_size", "gate_learning_rate", "image_dropout", "load_balancing", "gate_entropy")
 MAIN_SCORES = ("f1", "precision", "recall", "accuracy")
 
 
@@ -218,6 +220,8 @@ def choose_gate(run: MixtureRun, features: Features, labels: Sequence[Any]) -> N
     """Choose by cross-validation what weighs the experts, and fit it to the gate's posts; see `gate_choice`."""
     task, args, posts, model = run.task, run.args, run.gate_posts, run.model
     pipeline = task.pipeline_class(model, run.processor, run.accelerator)
+    if unused := [one for one in OF_EPOCHS if getattr(args.mixture, one) != getattr(MixtureArguments, one)]:
+        logger.warning("--%s: not used, a gate that may read evidence is fitted in one go", ", --".join(unused))
     images, tower = features.images is not None, model.config.image_model
     own = features.expert_log_probs is None  # the experts' own outputs, not those of other folds'
     candidates = candidates_of(args.mixture.gate_inputs, images, len(model.config.readers), own)
