@@ -28,7 +28,7 @@ from modeling_more import (
 from modeling_more.gate import Gate, mix
 from modeling_more.tagging import allowed_transitions, bioes_labels
 from modeling_more.training.arguments import MixtureArguments
-from modeling_more.training.expert_outputs import Features
+from modeling_more.training.expert_outputs import Features, gate_batch
 from modeling_more.training.gate_training import DevResult, train_gate
 
 
@@ -444,3 +444,29 @@ def test_standardised_features_have_no_common_part():
     assert {"center", "scale"} <= gate.state_dict().keys()
     gate.standardise(text[:1])  # one post, no image: nothing to divide by
     assert all(value.isfinite().all() for value in gate.state_dict().values())
+
+
+def test_the_papers_gate_learns_the_numbers_that_it_learned_before_there_was_evidence(folders):
+    """The literals were printed by the code of before (3948591) for the same experts' outputs and the same seed."""
+    mixture = MoReMixtureForTokenClassification.from_experts(
+        folders["entities"], image_dim=IMAGE_DIM, image_dropout=0.3
+    )
+    for expert in mixture.experts:
+        for parameter in expert.crf.parameters():
+            parameter.data.zero_()
+    mixture.gate.missing_image.data.zero_()
+    width = mixture.gate.text_norm.normalized_shape[0]
+    rng = torch.Generator().manual_seed(1)
+    logits = [2 * torch.randn(2, 3, len(LABELS), generator=rng) for _ in range(24)]
+    text = [torch.randn(width, generator=rng) + 1 for _ in range(24)]
+    images = torch.randn(24, IMAGE_DIM, generator=rng), torch.arange(24) % 4 > 0
+    labels = torch.randint(0, len(LABELS), (24, 3), generator=rng).tolist()
+    found = iter([DevResult(float(score), np.array([[score, 100, 100]])) for score in (1, 50, 60, 70)])
+    args = MixtureArguments(gate_epochs=3, gate_batch_size=8, gate_learning_rate=0.02)
+    trained = train_gate(mixture, Features(logits, text, images), labels, found.__next__, args, seed=5, progress=False)
+    batch = gate_batch(Features(logits, text, images), range(4))
+    mixture.eval()
+    with torch.no_grad():
+        weights = mixture(**batch).expert_weights[:, 0]
+    assert [row["loss"] for row in trained.history[1:]] == pytest.approx([9.556830, 9.357721, 9.274057], rel=1e-5)
+    assert weights.tolist() == pytest.approx([0.322089, 0.623551, 0.855647, 0.832632], rel=1e-4)
