@@ -194,7 +194,7 @@ def run_task(
             more += ["--image_model", str(tower(seed, cache / "made" / "more_demo"))]
         began = time.perf_counter()
         done = target / "all_results.json"
-        if resume and done.is_file() and not system.experts:  # a mixture takes seconds: it is made anew
+        if resume and done.is_file():
             results = json.loads(done.read_text())
         else:
             results = task.run(
@@ -343,7 +343,8 @@ def record(runs: list[Row], seeds: Sequence[int]) -> None:
             own = of_system(runs, task, name) or mixtures
             scores = {run["seed"]: run["results"][key] for run in own}
             row = {"task": task.name, "system": name, **{f"seed {seed}": round(scores[seed], 2) for seed in seeds}}
-            rows.append(row | {"mean": round(statistics.mean(scores.values()), 2)})
+            none = dict.fromkeys(rows[0], None)  # a table has the same columns in all rows
+            rows.append(none | row | {"mean": round(statistics.mean(scores.values()), 2)})
     note = (
         "Test F1 on the generated demo sets (entities: exact spans, chance 25; relations: micro without None, chance "
         f"about 23), seeds of data and model alike, encoder: the first {LAYERS} layers of all-MiniLM-L6-v2. The sets "
