@@ -47,10 +47,12 @@ def mix(files: dict, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def untempered(results):
-    """The same without the temperatures, which are fitted to the posts that a gate is trained on."""
+def comparable(results):
+    """The same without temperatures, which are fitted to a training's posts, and without what a cache held."""
     none = dict.fromkeys(("temperature", "tempered_error", "tempered_bins"))
-    return results | {"calibration": [row | none for row in results["calibration"]]}
+    report = {name: one | {"cached": None} for name, one in results["retrieval_report"].items()}
+    rows = [row | none for row in results["calibration"]]
+    return results | {"calibration": rows, "retrieval_report": report}
 
 
 def test_train_score_reload(experts, tmp_path):
@@ -289,7 +291,7 @@ def test_a_saved_mixture_is_scored_as_it_is(experts, tmp_path):
     again = run_ner.main(mix(experts, tmp_path / "again", *saved))
     # what the gate's training alone tells
     assert trained.keys() - again.keys() == {"gate_data", "gate_posts", "gate_inputs", "best_epoch", "history"}
-    assert {key: untempered(trained)[key] for key in again} == again
+    assert {key: comparable(trained)[key] for key in again} == comparable(again)
     assert "What the gate adds" in (tmp_path / "again" / "README.md").read_text()
 
     arguments = mix(experts, tmp_path / "test", *saved)[4:]
@@ -426,7 +428,9 @@ def test_relations_and_images(tiny_encoder, tmp_path, monkeypatch, caplog):
     del saved[saved.index("--image_model") : saved.index("--image_model") + 2]  # the saved gate names its tower
     saved += ["--no_do_train", "--model_name_or_path", files["out"], "--output_dir", str(tmp_path / "scored")]
     scored = run_re.main(saved)
-    assert {key: untempered(results)[key] for key in scored} == scored and scored["gate"] == results["gate"]
+    assert {key: comparable(results)[key] for key in scored} == comparable(scored) and scored["gate"] == results[
+        "gate"
+    ]
     row = read_lines(files, "predictions/test.jsonl")[0]
     assert set(row["experts"]) == {"none", "text"} and sum(row["expert_weights"].values()) == pytest.approx(1)
     assert read(files, "all_results.json")["experts"]["text"] == str(tmp_path / "text")
