@@ -44,9 +44,8 @@ ALL = "--experts {none} {archive} {text} {caption}"
 GATES = {
     "paper": f"{MOE} {ALL} --gate_inputs text image",
     "evidence": f"{MOE} {ALL}",
-    # without the archive, whose knowledge was written by a model that had read the post
-    "own_paper": f"{MOE} --experts {{none}} {{text}} {{caption}} --gate_inputs text image",
-    "own_evidence": f"{MOE} --experts {{none}} {{text}} {{caption}}",
+    "three_paper": f"{MOE} --experts {{none}} {{archive}} {{text}} --gate_inputs text image",
+    "three_evidence": f"{MOE} --experts {{none}} {{archive}} {{text}}",
     "mnre_paper": f"{MNRE} --gate_inputs text image",
     "mnre_evidence": MNRE,
 }
@@ -61,7 +60,7 @@ READERS = {
 SYSTEMS = EXPERTS | GATES | READERS
 TABLES = {
     "Twitter-2017": ("evidence", "paper"),
-    "Twitter-2017 without the archive": ("own_evidence", "own_paper"),
+    "Twitter-2017, three experts": ("three_evidence", "three_paper"),
     "MNRE, 4,000 rows": ("mnre_evidence", "mnre_paper"),
 }
 
