@@ -86,7 +86,8 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
                 rows += table(f"{title}, seed {seed}", found, runs[paper])
         if found := runs["abstain"]:
             rows += readers(f"one reader of our BM25, seed {seed}", runs["reader"], runs["min_score"], found)
-    return rows
+    columns: dict[str, Any] = {name: None for row in rows for name in row}
+    return [columns | row for row in rows]  # a table has the same columns in all rows
 
 
 def results(args: argparse.Namespace, system: str, seed: int) -> dict[str, Any]:
