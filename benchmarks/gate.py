@@ -119,7 +119,7 @@ def readers(title: str, plain: dict[str, Any], least: dict[str, Any], run: dict[
         ("reads the words alone", plain["test_no_knowledge_f1"], plain["dev_no_knowledge_f1"]),
     ]
     if least:
-        rows.append((f"--min_score dev: {least['min_score']}", least["test_f1"], least["dev_f1"]))
+        rows.append((f"--min_score dev: {least['min_score']:.2f}", least["test_f1"], least["dev_f1"]))
     rows += [
         ("average of both readings", run["test_average_f1"], run["dev_average_f1"]),
         (f"--abstain: {acts(run)}", run["test_f1"], run["dev_f1"]),
