@@ -58,6 +58,12 @@ READERS = {
     "abstain": f"{MOE} --experts {{reader}} --abstain --gate_data dev",
 }
 SYSTEMS = EXPERTS | GATES | READERS
+#: what the experts read, by the folders of their runs
+WHO = {
+    "none-float32": "no knowledge", "archive-float32": "text of the archive", "text-float32": "text by our BM25",
+    "caption-float32": "captions searched by our BM25", "mnre_none-float32": "no knowledge",
+    "mnre_text-float32": "text by our BM25",
+}  # fmt: skip
 TABLES = {
     "Twitter-2017": ("evidence", "paper"),
     "Twitter-2017, three experts": ("three_evidence", "three_paper"),
@@ -98,9 +104,9 @@ def results(args: argparse.Namespace, system: str, seed: int) -> dict[str, Any]:
 
 def table(title: str, run: dict[str, Any], paper: dict[str, Any]) -> list[dict[str, Any]]:
     """What each expert, the average, the best expert on dev, both gates and the oracle score."""
-    best = run["best_expert"]
-    systems = [(f"expert {name}", f"expert_{name}_", run) for name in run["experts"]]
-    systems += [("average", "average_", run), (f"best expert on dev ({best})", f"expert_{best}_", run)]
+    best, names = run["best_expert"], {name: WHO[Path(source).parent.name] for name, source in run["experts"].items()}
+    systems = [(f"expert: {told}", f"expert_{name}_", run) for name, told in names.items()]
+    systems += [("average", "average_", run), (f"best expert on dev: {names[best]}", f"expert_{best}_", run)]
     systems += [("the paper's gate", "", paper)] if paper else []
     systems += [(f"by evidence: {acts(run)}", "", run), ("oracle", "oracle_", run)]
     rows = []
