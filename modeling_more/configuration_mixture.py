@@ -126,7 +126,7 @@ class MoReMixtureConfig(ConfigWithCode):
         if self.abstain:
             check_names(self.readers, number + len(alone))
         told = self.temperatures or [1.0] * number
-        if len(told) != number or not all(isinstance(one, float | int) and one > 0 for one in told):
+        if len(told) != number or not all(isinstance(one, float | int) and 0 < one < float("inf") for one in told):
             raise ValueError(f"temperatures are {told!r:.80}, they must be {number} numbers above 0")
 
     def to_diff_dict(self) -> dict[str, Any]:

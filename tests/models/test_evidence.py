@@ -260,6 +260,7 @@ def test_a_gate_that_reads_nothing_is_the_average_or_one_expert(folders):
         ({"abstain": True, "alone": []}, "abstain needs alone"),
         ({"temperatures": [1.0]}, "temperatures are [1.0], they must be 2 numbers above 0"),
         ({"temperatures": [1.0, 0.0]}, "they must be 2 numbers above 0"),
+        ({"temperatures": [1.0, float("inf")]}, "they must be 2 numbers above 0"),
     ],
 )
 def test_options_out_of_their_range(options, told, folders):

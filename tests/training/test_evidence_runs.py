@@ -69,6 +69,20 @@ def test_what_acts_is_chosen_and_told(experts, tmp_path):
     assert "chosen with the labels" in card and "Calibration" in card
     config = json.loads((out / "config.json").read_text())
     assert config["gate_inputs"] == chosen["inputs"] and config["image_dim"] == 0
+    assert config["alone"] == ([0] if "confidence" in chosen["inputs"] else [])
+
+
+def test_what_the_gate_does_not_read_is_not_computed_later(experts, tmp_path, monkeypatch):
+    """A gate of scores alone needs no readings without knowledge, which would take as long again."""
+    the_gate(monkeypatch, "scores")
+    run_ner.main(mix(experts, tmp_path / "out"))
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert model.config.gate_inputs == ["scores"] and model.config.alone == [] and not processor.alone
+    row = rows_of(tmp_path / "out")[0]
+    (entries,) = knowledge_of(experts, [row])
+    (again,) = predict(model, processor, [{"tokens": row["tokens"], "knowledge_text": entries}])
+    assert again["expert_weights"] == pytest.approx(row["expert_weights"], abs=1e-5)
 
 
 @pytest.mark.parametrize("more", [(), ("--abstain",), ("--gate", "word")], ids=["post", "abstain", "word"])
