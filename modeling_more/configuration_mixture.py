@@ -39,7 +39,8 @@ class MoReMixtureConfig(ConfigWithCode):
             Where experts are trained along and an optimizer step has several batches, each of these is evened out.
         entropy: weight of the mean entropy of g, in nats: above 0 the gate decides sooner, below 0 later. The means
             are over posts, with a gate per word over those of their words.
-        alone: numbers of the experts that also read the words without knowledge, for `"confidence"` and `abstain`.
+        alone: numbers of the experts that also read the words without knowledge, for `"confidence"` and `abstain`:
+            all that read knowledge, or none.
         abstain: whether these readings are mixed, too, so that the gate can do without an expert's knowledge.
         temperatures: by which the scores of each expert are divided; default: 1 for all.
         train_experts: whether to train the experts with the gate; if not, they are frozen and in eval mode.
@@ -83,6 +84,9 @@ class MoReMixtureConfig(ConfigWithCode):
             raise ValueError(f"gate is {self.gate!r}, it must be one of {', '.join(GATES)}")
         if self.decoding not in DECODINGS:
             raise ValueError(f"decoding is {self.decoding!r}, it must be one of {', '.join(DECODINGS)}")
+        for name in ("gate_inputs", "alone", "temperatures"):
+            if not isinstance(getattr(self, name), list | tuple | None):
+                raise ValueError(f"{name} is {getattr(self, name)!r:.80}, it must be a list")
         self.gate_inputs = ["text", "image"] if self.gate_inputs is None else list(self.gate_inputs)
         if unknown := [one for one in self.gate_inputs if one not in GATE_INPUTS]:
             raise ValueError(f"gate_inputs hold {unknown[0]!r:.80}, they must be some of {', '.join(GATE_INPUTS)}")

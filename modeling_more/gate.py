@@ -119,7 +119,7 @@ class Gate(nn.Module):
     def standardise(
         self, text: Tensor | None = None, image: Tensor | None = None, evidence: Tensor | None = None
     ) -> None:
-        """From now on, subtract the mean of these features and divide by their deviation; both are saved.
+        """Subtract, from now on, the mean of these features and divide by their deviation; both are saved.
 
         Args:
             text: features [P, H] of posts or of their words.

@@ -272,7 +272,7 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
         device = self.gate.device
         self.gate = self._new_gate()
         self.gate.apply(self._init_weights)
-        self.gate.to(device)
+        self.gate.to(device).train(self.training)
         return self.gate
 
     def _new_gate(self) -> Gate:
@@ -403,7 +403,7 @@ class MoReMixturePreTrainedModel(ManifestKept, PreTrainedModel):
         if len(alone or ()) != len(places):
             raise ValueError(
                 f"the words alone are given for {len(alone or ())} experts, {len(places)} of the mixture read them: "
-                f"its processor, with alone={bool(places)}, makes them"
+                f"its processor makes them, with alone={bool(places)}"
             )
         names = self.config.expert_names + [self.config.expert_names[place] for place in places]
         experts = [*experts, *(alone or ())]

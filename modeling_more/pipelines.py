@@ -155,7 +155,7 @@ class MoRePipeline(ABC):
             return encode_posts(rows, self.processor, use_knowledge=use_knowledge)
         given = [{**row, EXPERT_KNOWLEDGE: self.knowledge.given(row)} for row in rows]
         encoded = encode_for_experts(given, self.processor)
-        if self.core.config.image_dim:
+        if self.core.gate.image_dim:
             self.image_encoder = self.image_encoder or gate_tower(self.core.config, rows)  # loaded once
             vectors, usable = embed_images(rows, self.core.config, self.image_encoder)
             for row, vector, one in zip(encoded, vectors, usable, strict=True):

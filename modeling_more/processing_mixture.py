@@ -31,6 +31,7 @@ class MixtureFeature(BatchFeature):
     """The inputs of a mixture, whose `.to(device)` reaches nested ones too."""
 
     def to(self, *args: Any, **kwargs: Any) -> MixtureFeature:
+        """Move the tensors, those of each expert too, and return these inputs."""
         super().to(*args, **kwargs)
         for inputs in (*self["experts"], *self["alone"], self["text_only"]):
             inputs.to(*args, **kwargs)

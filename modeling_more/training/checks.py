@@ -164,5 +164,9 @@ def check_gate(mixture: MixtureArguments) -> None:
             "the gate of text and image is chosen on the dev posts, so that it can't learn from them: give "
             "--gate_inputs auto, or other --gate_data"
         )
+    if mixture.shuffle_evidence and (mixture.train_experts or not evidence and "auto" not in mixture.gate_inputs):
+        raise ValueError("--shuffle_evidence is for a gate of evidence: --gate_inputs auto, scores or confidence")
+    if mixture.gate_inputs == ["image"] and not mixture.gate_images:
+        raise ValueError("--gate_inputs image needs the images that --no_gate_images leaves out")
     if mixture.shuffle_evidence and mixture.gate == "word":
         raise ValueError("--shuffle_evidence gives a post another one's evidence, which has other words: --gate post")

@@ -78,7 +78,7 @@ def candidates_of(inputs: Sequence[str], images: bool, readers: int, temperature
 
 @dataclass
 class GatePosts:
-    """What a gate reads of posts, and the log-likelihood of their labels, padded to the words of the longest.
+    """The posts that a gate is fitted to: what it reads of them, and how likely their labels are, padded.
 
     Attributes:
         inputs: by name, `text`, `scores` and `confidence`, [P, …] or, for a gate per word, [P, N, …].

@@ -147,7 +147,8 @@ def image_model_of(args: Arguments, experts: Sequence[Expert]) -> str | None:
         if saved.image_dim and not (given or saved.image_model):
             raise ValueError(f"{model.model_name_or_path} does not tell its gate's image tower: give --image_model")
         return given or saved.image_model if saved.image_dim else None
-    return (given or _by_image(data, experts).image_model) if args.mixture.gate_images else None
+    sees = args.mixture.gate_images and {"auto", "image"} & set(args.mixture.gate_inputs)
+    return (given or _by_image(data, experts).image_model) if sees else None
 
 
 def _saved_config(args: ModelArguments) -> MoReMixtureConfig:

@@ -203,6 +203,8 @@ def _choice_section(results: Mapping[str, Any]) -> str:
         "best expert": "the best expert alone",
         "average at temperatures": "the average of their probabilities, the scores of each divided by a temperature",
     }.get(chosen["name"], f"a gate that reads {_joined(read)}")
+    if not any(one["nll"] for one in candidates):  # nothing was compared
+        return f"What acts is {acts}: {results['gate_posts']} posts of the gate are too few to choose by."
     why = "It has the best F1 there"
     if chosen is not best:
         why = (
@@ -217,8 +219,9 @@ def _choice_section(results: Mapping[str, Any]) -> str:
         for one in candidates
     ]  # fmt: skip
     return (
-        f"What acts is {acts}. It was chosen by cross-validation in five folds of the {results['gate_posts']} posts "
-        f"of the gate ({code_span(results['gate_data'])}). {why}.\n\n{markdown_table(table)}"
+        f"What acts is {acts}. It was chosen by cross-validation, in at most five folds, of the "
+        f"{results['gate_posts']} posts of the gate ({code_span(results['gate_data'])}). {why}."
+        f"\n\n{markdown_table(table)}"
     )
 
 

@@ -222,6 +222,7 @@ def choose_gate(run: MixtureRun, features: Features, labels: Sequence[Any]) -> N
     pipeline = task.pipeline_class(model, run.processor, run.accelerator)
     if unused := [one for one in OF_EPOCHS if getattr(args.mixture, one) != getattr(MixtureArguments, one)]:
         logger.warning("--%s: not used, a gate that may read evidence is fitted in one go", ", --".join(unused))
+    model.config.load_balancing = model.config.entropy = 0.0  # of a training by epochs
     images, tower = features.images is not None, model.config.image_model
     own = features.expert_log_probs is None  # the experts' own outputs, not those of other folds'
     candidates = candidates_of(args.mixture.gate_inputs, images, len(model.config.readers), own)
@@ -275,12 +276,14 @@ def predict_systems(pipeline: MoRePipeline, features: Features) -> dict[str, lis
         if other:
             decoded = pipeline.decode(output.logits, mask, other)
             found[f"{other}_decoding"] += [Prediction(labels, []) for labels in decoded]
-    if temperatures := config.temperatures:  # the plain average knows none
+    plain = found
+    if temperatures := config.temperatures:  # the plain average knows none, nor do the experts by themselves
         config.temperatures = None
-        found["average"] = predict_systems(pipeline, features)["average"]
+        plain = predict_systems(pipeline, features)
+        found["average"] = plain["average"]
         config.temperatures = temperatures
     for name in config.readers:
-        found[f"expert_{name}"] = [(one.experts or {})[name] for one in found[""]]
+        found[f"expert_{name}"] = [(one.experts or {})[name] for one in plain[""]]
     return found
 
 
@@ -343,6 +346,8 @@ def _build(
     inputs = [one for one in ("text", "image", "scores", "confidence") if one in mixture.gate_inputs]
     if "auto" in mixture.gate_inputs:
         inputs = ["text", "image"] if mixture.train_experts else ["text", "image", "scores", "confidence"]
+    if inputs == ["image"] and "image" not in first:
+        raise ValueError("--gate_inputs image: the posts come without images")
     processor.alone = mixture.abstain or "confidence" in inputs
     with accelerator.main_process_first():
         model = task.mixture_class.from_experts(

@@ -256,6 +256,8 @@ def test_a_gate_that_reads_nothing_is_the_average_or_one_expert(folders):
     ("options", "told"),
     [
         ({"gate_inputs": ["text", "scroes"]}, "gate_inputs hold 'scroes', they must be some of text, image, scores"),
+        ({"alone": 5}, "alone is 5, it must be a list"),
+        ({"gate_inputs": {"text": 1}}, "it must be a list"),
         ({"alone": [2]}, "alone is [2], it must hold numbers of the 2 experts"),
         ({"abstain": True, "alone": []}, "abstain needs alone"),
         ({"temperatures": [1.0]}, "temperatures are [1.0], they must be 2 numbers above 0"),

@@ -65,7 +65,7 @@ def test_what_acts_is_chosen_and_told(experts, tmp_path):
     assert best - chosen["f1"] == pytest.approx(chosen["behind"]) and chosen["behind"] <= chosen["standard_error"]
     assert max(results["test_expert_text_f1"], results["test_expert_none_f1"]) <= results["test_oracle_f1"] + 1e-9
     card = (out / "README.md").read_text()
-    assert "What weighs the experts" in card and "cross-validation in five folds" in card
+    assert "What weighs the experts" in card and "cross-validation, in at most five folds" in card
     assert "chosen with the labels" in card and "Calibration" in card
     config = json.loads((out / "config.json").read_text())
     assert config["gate_inputs"] == chosen["inputs"] and config["image_dim"] == 0
@@ -160,6 +160,8 @@ def test_shuffled_evidence_is_another_posts(experts, tmp_path, monkeypatch):
         ({"gate_inputs": ["scores"], "train_experts": True}, "--gate_inputs scores is fitted to experts as they are"),
         ({"abstain": True, "train_experts": True}, "--abstain is fitted to experts as they are"),
         ({"gate_inputs": ["text"], "gate_data": "dev"}, "the gate of text and image is chosen on the dev posts"),
+        ({"shuffle_evidence": True, "gate_inputs": ["text"]}, "--shuffle_evidence is for a gate of evidence"),
+        ({"gate_inputs": ["image"], "gate_images": False}, "--gate_inputs image needs the images"),
         ({"shuffle_evidence": True, "gate": "word"}, "--shuffle_evidence gives a post another one's evidence"),
     ],
 )

@@ -433,6 +433,10 @@ def test_relations_and_images(tiny_encoder, tmp_path, monkeypatch, caplog):
     assert {key: comparable(results)[key] for key in scored} == comparable(scored) and scored["gate"] == results[
         "gate"
     ]
+    # a gate that reads the text alone asks for no images
+    place = arguments.index("image", arguments.index("--gate_inputs"))
+    blind = [*arguments[:place], *arguments[place + 1 :], "--output_dir", str(tmp_path / "blind")]
+    assert "with image" not in {row["test posts"] for row in run_re.main(blind)["gate"]}
     row = read_lines(files, "predictions/test.jsonl")[0]
     assert set(row["experts"]) == {"none", "text"} and sum(row["expert_weights"].values()) == pytest.approx(1)
     assert read(files, "all_results.json")["experts"]["text"] == str(tmp_path / "text")
