@@ -56,7 +56,7 @@ def test_the_demo_trains_every_system_and_shows_it(small, tiny_encoder, tmp_path
 
     for task, systems in SYSTEMS.items():
         own = [run for run in runs if run["task"] == task]
-        assert [run["system"] for run in own] == systems
+        assert [run["system"] for run in own] == [*systems, "shuffled evidence"]  # the record has its control
         gold = [[row["gold"] for row in run["predictions"].values()] for run in own]
         assert all(rows == gold[0] for rows in gold)  # all systems are scored on the same posts
         folder = output / "seed-1" / task / "shuffled"

@@ -30,7 +30,7 @@ class Experts:
     device = torch.device("cpu")
 
     def __init__(self, *crfs):
-        self.config = SimpleNamespace(readers=["a", "b", "c"][: len(crfs)], alone=[])
+        self.config = SimpleNamespace(readers=["a", "b", "c"][: len(crfs)], alone=[], temperatures=None)
         self.experts = [torch.nn.Module() for _ in crfs]
         for expert, crf in zip(self.experts, crfs, strict=True):
             expert.crf = crf
@@ -75,7 +75,7 @@ def posts():
 def features(*by_expert):
     """Features of experts, each given by its emissions (or logits) of all posts."""
     logits = [torch.stack(one) for one in zip(*by_expert, strict=True)]
-    return Features(logits, [torch.zeros(2)] * len(logits), searches(logits))
+    return Features(logits, [torch.zeros(2)] * len(logits), search=searches(logits))
 
 
 def searches(logits):
@@ -162,7 +162,7 @@ def of_mixture(build, task, **config):
         text = mixture.text_features(batch["text_only"])
     lengths = batch["word_mask"].sum(1).tolist()
     rows = [one[:, :length] if task == "entities" else one for one, length in zip(logits, lengths, strict=True)]
-    return mixture, Features(rows, list(text), [(one[:2], two[:2]) for one, two in searches(rows)]), lengths
+    return mixture, Features(rows, list(text), search=[(one[:2], two[:2]) for one, two in searches(rows)]), lengths
 
 
 @pytest.mark.parametrize("task", ["entities", "relations"])

@@ -72,6 +72,7 @@ def test_a_gate_keeps_the_tower_of_a_stranger_as_theirs(more, published, tiny_en
         sys.executable, str(ROOT / "run_ner.py"), "--train_file", "../train.jsonl",
         "--validation_file", "../dev.jsonl", "--image_dir", str(images),
         "--retrieval", "moe", "--experts", *experts, "--gate_data", "train", "--gate_epochs", "1", "--use_cpu",
+        "--gate_inputs", "text", "image",
         "--cache_dir", str(tmp_path / "cache"), "--output_dir", "mixture", *more,
     ]  # fmt: skip
     seen = watched(command, env, hosts=hosts, cwd=here)

@@ -408,18 +408,8 @@ def test_relations_and_images(tiny_encoder, tmp_path, monkeypatch, caplog):
         arguments = re_options(files, tiny_encoder("bert"), "--holdout_fraction", "0.5", retrieval=retrieval)
         run_re.main([*arguments, "--output_dir", str(tmp_path / retrieval)])
     arguments = re_options(files, "unused", "--image_dir", str(images), "--image_model", str(tmp_path / "tower"))
-    arguments += [
-        "--retrieval",
-        "moe",
-        "--experts",
-        str(tmp_path / "none"),
-        str(tmp_path / "text"),
-        "--gate_epochs",
-        "3",
-        "--gate_inputs",
-        "text",
-        "image",
-    ]
+    arguments += ["--retrieval", "moe", "--experts", str(tmp_path / "none"), str(tmp_path / "text")]
+    arguments += ["--gate_epochs", "3", "--gate_inputs", "text", "image"]
     results = run_re.main(arguments)
     assert {"test_average_f1", "test_expert_text_accuracy", "test_best_expert_f1"} <= results.keys()
     groups = {row["test posts"]: row["number"] for row in results["gate"]}
