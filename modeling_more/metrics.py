@@ -228,3 +228,8 @@ def paired_bootstrap(
     whole = f1(counts.sum(0, keepdims=True)) - f1(other.sum(0, keepdims=True))
     low, high = np.percentile(differences, (2.5, 97.5))
     return float(whole[0]), float(low), float(high)
+
+
+def standard_error(low: float, high: float) -> float:
+    """Return the standard error that a 95 % interval of `paired_bootstrap` tells of, as of a normal distribution."""
+    return (high - low) / (2 * 1.96)

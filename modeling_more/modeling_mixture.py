@@ -35,10 +35,10 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
         """Return log-marginals [B, Z, N, L] from emissions [B, Z, N, L]."""
         if word_mask is None:
             raise ValueError("word_mask is needed with expert_logits of entities")
-        marginals = [chain.log_marginals(scores, word_mask) for chain, scores in self._chains(expert_logits)]
+        marginals = [chain.log_marginals(scores, word_mask) for chain, scores in self.chains(expert_logits)]
         return torch.stack(marginals, 1)
 
-    def _chains(self, expert_logits: Tensor) -> list[tuple[Any, Tensor]]:
+    def chains(self, expert_logits: Tensor) -> list[tuple[Any, Tensor]]:
         """Return what reads the emissions [B, N, L] of each expert, and these, both at the expert's temperature."""
         found: list[tuple[Any, Tensor]] = []
         for expert, emissions, temperature in zip(
@@ -57,9 +57,8 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
         outside = self.config.label2id["O"]
         if self.config.gate == "word":
             return of_words(log_probs, alone, outside)
-        pairs = zip(self.readers, expert_logits.unbind(1), strict=True)
         with torch.no_grad():
-            best = torch.stack([_best_path(expert, emissions, word_mask) for expert, emissions in pairs], 1)
+            best = torch.stack([_best_path(*one, word_mask) for one in self.chains(expert_logits)], 1)
         begins = [number for label, number in self.config.label2id.items() if label[:2] in ("B-", "S-")]
         return of_chains(log_probs, alone, best, word_mask, outside, begins)
 
@@ -104,7 +103,7 @@ class MoReMixtureForTokenClassification(MoReMixturePreTrainedModel):
                 scores.append(torch.stack(terms).exp() if terms else row.new_zeros(0))
             return scores
         by_expert = [
-            chain.span_scores(scores, word_mask, spans) for chain, scores in self._chains(output.expert_logits)
+            chain.span_scores(scores, word_mask, spans) for chain, scores in self.chains(output.expert_logits)
         ]
         return [
             (torch.stack(scores, -1) * weights).sum(-1)
@@ -144,9 +143,9 @@ class MoReMixtureForRelationExtraction(MoReMixturePreTrainedModel):
         return logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
-def _best_path(expert: Any, emissions: Tensor, word_mask: Tensor) -> Tensor:
-    """Return the log-probability of each post's best sequence of labels [B]."""
-    chain = expert.chain()
+def _best_path(chain: Any, emissions: Tensor, word_mask: Tensor) -> Tensor:
+    """Return the log-probability of each post's best sequence of labels [B], by an expert or a CRF."""
+    chain = chain.chain() if hasattr(chain, "chain") else chain
     score: Tensor = chain.viterbi(emissions, word_mask)[1]
     return score - chain.log_partition(emissions, word_mask)
 

@@ -262,11 +262,13 @@ class EntityPipeline(MoRePipeline):
         if not self.mixed:
             return predictions
 
-        def opinion(expert: Any, emissions: Tensor) -> list[Prediction]:
+        def opinion(expert: Any, emissions: Tensor, chain: Any, scores: Tensor) -> list[Prediction]:
             paths = expert.decode(emissions, word_mask)
-            return self._scored(paths, lambda spans: expert.span_scores(emissions, word_mask, spans))
+            return self._scored(paths, lambda spans: chain.span_scores(scores, word_mask, spans))
 
-        opinions = [opinion(*one) for one in zip(model.readers, output.expert_logits.unbind(1), strict=True)]
+        said = output.expert_logits
+        readers = zip(model.readers, said.unbind(1), model.chains(said), strict=True)
+        opinions = [opinion(expert, emissions, *at) for expert, emissions, at in readers]
         return self._add_experts(predictions, output, word_mask, opinions)
 
     def decode(self, logits: Tensor, word_mask: Tensor, decoding: str | None = None) -> list[list[str]]:

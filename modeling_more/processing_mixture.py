@@ -18,7 +18,7 @@ from .files import manifest_kept
 from .loading import config_of, downloaded
 from .open_retrieval import by_expert
 from .positions import sketched
-from .processing_more import SAVED_FILES, Entry, MoReProcessor, Span
+from .processing_more import SAVED_FILES, Entry, MoReProcessor, Span, padded
 from .pushing import keep_manifest
 from .remote_code import bearer, register_processor, without_code
 from .words import split_words
@@ -172,15 +172,14 @@ class MoReMixtureProcessor(ProcessorMixin):
             for index, place in enumerate(self.alone_places)
         ]
         text_only = BatchFeature(self.processors[0].pad([post["text_only"] for post in posts]))
-        width = max(len(one) for post in posts for one in post["title_words"])
-        flags = [[[*one, *[False] * (width - len(one))] for one in post["title_words"]] for post in posts]
+        flags = [padded([post["title_words"][place] for post in posts], 0) for place in range(len(experts))]
         return {
             "experts": experts,
             "alone": alone,
             "text_only": text_only,
             "word_mask": experts[0]["word_mask"],
             "search_evidence": torch.tensor([post["search_evidence"] for post in posts]),
-            "title_words": torch.tensor(flags),
+            "title_words": torch.stack(flags, 1).bool(),
         }
 
     def load_retrievers(

@@ -278,10 +278,10 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         """Return encoded posts as tensors (see `__call__`), as wide as the longest row."""
         rows = [row for post in posts for row in post["input_ids"]]
         batch = {
-            "input_ids": _pad(rows, self.tokenizer.pad_token_id),
-            "attention_mask": _pad([[1] * len(row) for row in rows], 0),
-            "word_positions": _pad([post["word_positions"] for post in posts], 0),
-            "word_mask": _pad([[1] * len(post["word_positions"]) for post in posts], 0).bool(),
+            "input_ids": padded(rows, self.tokenizer.pad_token_id),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0),
+            "word_positions": padded([post["word_positions"] for post in posts], 0),
+            "word_mask": padded([[1] * len(post["word_positions"]) for post in posts], 0).bool(),
         }
         if len(rows) > len(posts):
             first = 0
@@ -289,7 +289,7 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
             for post in posts:
                 word_rows.append([first + row for row in post["word_rows"]])
                 first += len(post["input_ids"])
-            batch["word_rows"] = _pad(word_rows, 0)
+            batch["word_rows"] = padded(word_rows, 0)
         return batch
 
     def reads(self, entry: Entry) -> bool:
@@ -418,7 +418,8 @@ class MoReProcessor(ManifestKept, ProcessorMixin):
         }
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Return rows of numbers as one tensor, with a value behind the shorter ones."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,30 +82,18 @@ def _least(loss: Callable[[float], float]) -> float:
 
 
 @contextmanager
-def at_temperatures(model: Mixture, features: Features, temperatures: Sequence[float]) -> Iterator[Features]:
-    """Within the block, let each expert speak at its temperature: of the features that the block gets.
+def at_temperatures(model: Mixture, temperatures: Sequence[float] | None) -> Iterator[None]:
+    """Within the block, let each expert of a mixture speak at its temperature, or (None) as it is without one.
 
-        with at_temperatures(model, features, fit_temperatures(model, held_out, labels)) as tempered:
-            calibrated = [pipeline.read(*one) for one in mixed(model, tempered)]
-
-    These are the features with their logits divided, and the experts' CRFs are divided to match. At 1 all numbers are
-    those of before bit for bit. Afterwards the model is as it was; it is not meant to be trained or saved meanwhile.
+    with at_temperatures(model, fit_temperatures(model, held_out, labels)):
+        calibrated = [pipeline.read(*one) for one in mixed(model, features)]
     """
-    own, acting = [getattr(expert, "crf", None) for expert in model.experts], model.config.temperatures
-    # an expert's reading of the words alone comes behind those of all experts
-    divisors = torch.tensor([*temperatures, *(temperatures[place] for place in model.config.alone)])
-    logits = [one / divisors.view(-1, *[1] * (one.dim() - 1)) for one in features.expert_logits]
+    acting = model.config.temperatures
+    model.config.temperatures = None if temperatures is None else list(temperatures)
     try:
-        model.config.temperatures = None  # not twice
-        for expert, crf, temperature in zip(model.experts, own, temperatures, strict=True):
-            if crf is not None:
-                expert.crf = tempered(crf, temperature)
-        yield replace(features, expert_logits=logits)
+        yield
     finally:
         model.config.temperatures = acting
-        for expert, crf in zip(model.experts, own, strict=True):
-            if crf is not None:
-                expert.crf = crf
 
 
 def label_likelihoods(model: Mixture, features: Features, labels: Sequence[Any], batch_size: int = 64) -> Tensor:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data_collator import pad_rows
 from ..gate import Gate
-from ..metrics import paired_bootstrap
+from ..metrics import paired_bootstrap, standard_error
 from .expert_outputs import Features, Mixture, mixed
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Choice:
             one = candidates[place]
             one.minus_average = one.f1 - candidates[0].f1
             one.behind, low, high = paired_bootstrap(counts[best], counts[place])
-            one.standard_error = (high - low) / (2 * 1.96)
+            one.standard_error = standard_error(low, high)
             if place < best and one.behind <= one.standard_error:
                 chosen = place
         candidates[chosen].chosen = True

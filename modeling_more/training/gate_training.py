@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..metrics import paired_bootstrap
+from ..metrics import paired_bootstrap, standard_error
 from .arguments import MixtureArguments
 from .checkpoints import TrainingState
 from .expert_outputs import Features, Mixture, gate_batch
@@ -77,7 +77,7 @@ def train_gate(
             best, best_result, result.best_epoch = deepcopy(model.gate.state_dict()), found, epoch + 1
     if result.best_epoch:
         gain, low, high = paired_bootstrap(best_result.counts, average.counts)
-        if gain <= (high - low) / (2 * 1.96):
+        if gain <= standard_error(low, high):
             logger.info("the gate's gain on dev, %.2f, may be chance: the plain average stays", gain)
             best, best_result, result.best_epoch = untrained, average, 0
     result.best_score = best_result.f1

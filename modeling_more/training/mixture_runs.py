@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from ..configuration_mixture import GATE_INPUTS
 from ..data.sources import is_labelled
 from ..data.tasks import Task
 from ..data_collator import MixtureCollator
@@ -60,6 +61,7 @@ class MixtureRun:
         args: the options of one seed.
         gate_posts: the posts that the gate learns from.
         candidates: what was compared to weigh the experts, see `gate_choice.Candidate`.
+        temperatures: one an expert, fitted to the gate's posts where something was compared.
     """
 
     task: Task
@@ -71,6 +73,7 @@ class MixtureRun:
     splits: dict[str, Posts]
     gate_posts: Posts
     candidates: list[dict[str, Any]] = field(default_factory=list)
+    temperatures: list[float] = field(default_factory=list)
 
     def folds(self) -> Iterator[Fold]:
         """Return an iterator over the trainings that `--gate_data crossfit` needs first, see `folds_to_train`."""
@@ -142,6 +145,10 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
             posts = run.splits[split]
             features = run.features(posts, name)
             found = predict_systems(pipeline, features)
+            if run.model.config.temperatures:  # the plain average knows none, nor do the experts by themselves
+                with at_temperatures(run.model, None):
+                    plain = predict_systems(pipeline, features)
+                found |= {name: plain[name] for name in plain if name == "average" or name.startswith("expert_")}
             if accelerator.is_main_process:
                 encoded = encode_for_experts(posts, run.processor)
                 rows = prediction_rows(task, pipeline, posts, found[""], encoded)
@@ -154,8 +161,8 @@ def run_mixture(run: MixtureRun, report: dict[str, Any], to_predict: Posts, comm
                 found["oracle"] = oracle(likelihoods, [found[f"expert_{one}"] for one in readers])
                 tempered = None
                 if temperatures:
-                    with at_temperatures(run.model, features, temperatures) as divided:
-                        tempered = predict_systems(pipeline, divided)
+                    with at_temperatures(run.model, temperatures):
+                        tempered = predict_systems(pipeline, features)
                 shown = [*temperatures, *(temperatures[place] for place in run.model.config.alone if temperatures)]
                 rows = calibration_rows(task, posts, name, found, readers, tempered, shown[: len(readers)])
                 results |= {"calibration": rows, f"{name}_calibration_error": rows[-1]["error"]}
@@ -248,13 +255,15 @@ def choose_gate(run: MixtureRun, features: Features, labels: Sequence[Any]) -> N
     model.config.image_model = tower if model.config.image_dim else None
     if not model.config.abstain and "confidence" not in model.config.gate_inputs:
         model.config.alone, run.processor.alone = [], False  # nothing asks for it: half the time of reading is spared
+    if own and args.mixture.gate_data != "train":  # whose posts the experts know
+        run.temperatures = temperatures(range(len(features)))
     run.candidates = [asdict(one) | {"inputs": list(one.inputs)} for one in candidates]
 
 
 def _temperatures(run: MixtureRun) -> list[float]:
     """Return a temperature for each expert, none if nothing is trained: of the gate's posts if they were held out."""
-    if not run.args.training.do_train:
-        return []
+    if run.temperatures or not run.args.training.do_train:
+        return run.temperatures
     held_out = run.args.mixture.gate_data == "holdout"
     posts, name = (run.gate_posts, "gate data") if held_out else (run.splits["validation"], "dev")
     labels = [run.task.label_ids(post[run.task.label], run.model.config.label2id) for post in posts]
@@ -276,14 +285,8 @@ def predict_systems(pipeline: MoRePipeline, features: Features) -> dict[str, lis
         if other:
             decoded = pipeline.decode(output.logits, mask, other)
             found[f"{other}_decoding"] += [Prediction(labels, []) for labels in decoded]
-    plain = found
-    if temperatures := config.temperatures:  # the plain average knows none, nor do the experts by themselves
-        config.temperatures = None
-        plain = predict_systems(pipeline, features)
-        found["average"] = plain["average"]
-        config.temperatures = temperatures
     for name in config.readers:
-        found[f"expert_{name}"] = [(one.experts or {})[name] for one in plain[""]]
+        found[f"expert_{name}"] = [(one.experts or {})[name] for one in found[""]]
     return found
 
 
@@ -343,9 +346,9 @@ def _build(
             check_tower(model.config, "--image_model", len(first["image"]))
         return model, processor
     processor = MoReMixtureProcessor([expert.processor for expert in experts], [one.name for one in experts])
-    inputs = [one for one in ("text", "image", "scores", "confidence") if one in mixture.gate_inputs]
+    inputs = [one for one in GATE_INPUTS if one in mixture.gate_inputs]
     if "auto" in mixture.gate_inputs:
-        inputs = ["text", "image"] if mixture.train_experts else ["text", "image", "scores", "confidence"]
+        inputs = ["text", "image"] if mixture.train_experts else list(GATE_INPUTS)
     if inputs == ["image"] and "image" not in first:
         raise ValueError("--gate_inputs image: the posts come without images")
     processor.alone = mixture.abstain or "confidence" in inputs

@@ -11,7 +11,7 @@ from ..data.sources import is_labelled
 from ..data.tasks import Task
 from ..encoding import EncodedPost
 from ..markdown import markdown_table
-from ..metrics import paired_bootstrap
+from ..metrics import paired_bootstrap, standard_error
 from ..pipelines import MoRePipeline
 from ..posts import Posts
 from ..predictions import Prediction
@@ -118,7 +118,7 @@ def choose_min_score(
     if between:
         best = max(between, key=lambda row: row["dev_f1"])
         gain, low, high = paired_bootstrap(counts[best["min_score"]], counts[plain["min_score"]])
-        error = (high - low) / (2 * 1.96)
+        error = standard_error(low, high)
         results |= {"min_score_gain": gain, "min_score_gain_error": error}
         if gain > error:
             chosen = best

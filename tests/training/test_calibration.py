@@ -170,16 +170,17 @@ def test_at_one_nothing_changes_and_afterwards_the_model_is_as_before(task, buil
     mixture, given, _ = of_mixture(build, task)
     before = {name: value.clone() for name, value in mixture.state_dict().items()}
     ((plain, _),) = mixed(mixture, given)
-    with at_temperatures(mixture, given, [1.0, 1.0]) as tempered:
-        ((same, mask),) = mixed(mixture, tempered)
+    with at_temperatures(mixture, [1.0, 1.0]):
+        ((same, mask),) = mixed(mixture, given)
         spans = [[(0, 1, [1])]] * len(given)
         if task == "entities":
             found = [mixture.span_scores(output, mask, spans) for output in (same, plain)]
             assert all(map(torch.equal, *found))
     assert torch.equal(same.logits, plain.logits) and torch.equal(same.expert_log_probs, plain.expert_log_probs)
-    with pytest.raises(RuntimeError, match="half-way"), at_temperatures(mixture, given, [2.0, 3.0]):
+    with pytest.raises(RuntimeError, match="half-way"), at_temperatures(mixture, [2.0, 3.0]):
         raise RuntimeError("half-way")
     after = mixture.state_dict()
+    assert mixture.config.temperatures is None
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -188,13 +189,10 @@ def test_marginals_and_spans_at_a_temperature_by_brute_force(alone, build):
     """Of each reader's posts of up to three words: every path's score over T, that of the expert if it reads alone."""
     mixture, given, lengths = of_mixture(build, "entities", **({"alone": [0], "abstain": True} if alone else {}))
     temperatures = [2.5, 0.7]
-    with at_temperatures(mixture, given, temperatures) as tempered:
-        ((output, mask),) = mixed(mixture, tempered)
+    with at_temperatures(mixture, temperatures):
+        ((output, mask),) = mixed(mixture, given)
         spans = [[(0, 1, [4])] for _ in lengths]
-        by_expert = [
-            expert.span_scores(scores, mask, spans)
-            for expert, scores in zip(mixture.readers, output.expert_logits.unbind(1), strict=True)
-        ]
+        by_expert = [chain.span_scores(scores, mask, spans) for chain, scores in mixture.chains(output.expert_logits)]
     short = [post for post, length in enumerate(lengths) if length <= 3]
     assert short
     of_readers = [*temperatures, temperatures[0]] if alone else temperatures
@@ -211,8 +209,8 @@ def test_marginals_and_spans_at_a_temperature_by_brute_force(alone, build):
 
 def test_a_relation_at_a_temperature_is_the_softmax_over_it(build):
     mixture, given, _ = of_mixture(build, "relations")
-    with at_temperatures(mixture, given, [2.0, 0.5]) as tempered:
-        ((output, _),) = mixed(mixture, tempered)
+    with at_temperatures(mixture, [2.0, 0.5]):
+        ((output, _),) = mixed(mixture, given)
     expected = torch.stack(given.expert_logits) / torch.tensor([2.0, 0.5])[:, None]
     assert torch.allclose(output.expert_log_probs, expected.log_softmax(-1), atol=1e-6)
 

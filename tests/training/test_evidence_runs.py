@@ -10,6 +10,7 @@ from transformers import AutoModelForTokenClassification, AutoProcessor
 import ner_runs
 import run_ner
 from modeling_more import predict
+from modeling_more.configuration_mixture import GATE_INPUTS
 from modeling_more.training import gate_choice, mixture_runs
 from modeling_more.training.arguments import MixtureArguments
 from modeling_more.training.checks import check_gate
@@ -70,6 +71,10 @@ def test_what_acts_is_chosen_and_told(experts, tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert config["gate_inputs"] == chosen["inputs"] and config["image_dim"] == 0
     assert config["alone"] == ([0] if "confidence" in chosen["inputs"] else [])
+
+
+def test_the_options_are_those_of_the_configuration():
+    assert set(MixtureArguments.__dataclass_fields__["gate_inputs"].metadata["choices"]) == {"auto", *GATE_INPUTS}
 
 
 def test_what_the_gate_does_not_read_is_not_computed_later(experts, tmp_path, monkeypatch):
